@@ -1,0 +1,204 @@
+"""The flags of the main command: a dataclass, its command line and its checks."""
+
+import argparse
+import dataclasses
+import difflib
+import textwrap
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn, get_args
+
+import jax.numpy as jnp
+
+import interflow_jax as ij
+from interflow_jax import datasets
+from interflow_jax.backbones import Downsample
+from interflow_jax.model import FullyConnected
+from interflow_jax.training import BATCH_SIZE
+
+DTYPES = ("float32", "bfloat16")
+PLACES = ("data_dir", "out", "checkpoint_minutes", "seeds")
+"""Flags that say where and how often, and so are no part of what a run computes."""
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
+def _flag(default: Any, parse: Any, meaning: str, choices: tuple[str, ...] = ()) -> Any:
+    return field(
+        default=default, metadata={"parse": parse, "help": meaning, "choices": choices or None}
+    )
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """All that the main command can be told; every field is a flag."""
+
+    method: str = _flag("S7", str, "what to train: a method of Table II (below)", tuple(ij.METHODS))
+    dataset: str = _flag(
+        "fashion_mini",
+        str,
+        f"{', '.join(datasets.RECIPES)}, or the tfds name of any dataset with image and label",
+    )
+    seed: int = _flag(0, int, "of the initial parameters, the order of examples, the augmentation")
+    seeds: tuple[int, ...] | None = _flag(
+        None, _integers, "several, as 0,1,2: one run after the other, in place of --seed"
+    )
+    epochs: int | None = _flag(
+        None,
+        int,
+        "passes over the training split; default: the paper's (CIFAR 100, others 40; "
+        f"fashion_mini {datasets.RECIPES['fashion_mini'].epochs})",
+    )
+    batch_size: int = _flag(BATCH_SIZE, int, "examples a step, over all devices")
+    depth: int = _flag(13, int, "convolutions, 4 to 200 (Table I: 4 to 13, Table VI: 40 to 100)")
+    width: float = _flag(1.0, float, "multiplies the channels 64 to 512")
+    downsample: str = _flag(
+        "first", str, "which convolution of a block has stride 2", get_args(Downsample)
+    )
+    taps: tuple[int, ...] | None = _flag(
+        None, _integers, "convolutions that branches follow, as 7,9,11,13; default: the method's"
+    )
+    fc: str = _flag(
+        "shared",
+        str,
+        "fully connected layers: one for all branches of equal channels, or one a branch",
+        get_args(FullyConnected),
+    )
+    dtype: str = _flag("float32", str, "of the backbone's computation", DTYPES)
+    train_size: int | None = _flag(
+        None, int, "train on the first n examples of the split's fixed permutation; default: all"
+    )
+    image_size: int | None = _flag(
+        None, int, "resize images to n x n; default: the dataset's own size"
+    )
+    data_dir: str | None = _flag(
+        None,
+        str,
+        "folder of prepared tfds datasets; default: $TFDS_DATA_DIR, then ~/tensorflow_datasets",
+    )
+    out: str = _flag("runs", str, "results go to OUT/DATASET/METHOD/seedN")
+    checkpoint_minutes: float = _flag(3.0, float, "between checkpoints within an epoch")
+
+    def all_seeds(self) -> tuple[int, ...]:
+        """The seeds to run, in order."""
+        return (self.seed,) if self.seeds is None else self.seeds
+
+    def identity(self, seed: int) -> dict[str, Any]:
+        """What a run of this seed computes, JSON-able: equal exactly when the results are."""
+        values = {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in dataclasses.asdict(self).items()
+            if key not in PLACES
+        }
+        return {
+            **values,
+            "seed": seed,
+            "epochs": self.epochs or datasets.recipe(self.dataset).epochs,
+            "taps": list(self.taps or ij.default_taps(self.method, self.depth)),
+        }
+
+    def build(self, num_classes: int) -> ij.Interflow:
+        """The model; raises ValueError for values that do not fit together."""
+        return ij.build(
+            self.method,
+            num_classes,
+            depth=self.depth,
+            width=self.width,
+            downsample=self.downsample,
+            taps=self.taps,
+            fully_connected=self.fc,
+            dtype=jnp.dtype(self.dtype),
+        )
+
+    def check(self) -> None:
+        """Checks what can be known without the data.
+
+        Raises:
+          ValueError: naming the flag, the value given, what is allowed and what to do.
+        """
+        for name in ("epochs", "batch_size", "train_size", "image_size", "checkpoint_minutes"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"--{name}={value}: choose a number above 0")
+        for seed in self.all_seeds():
+            if not 0 <= seed < 2**32:
+                raise ValueError(f"seed {seed}: choose 0 to {2**32 - 1}")
+        if self.seeds is not None and self.seed != 0:
+            raise ValueError(f"--seed={self.seed} and --seeds={self.seeds} together: give one")
+        self.build(num_classes=2)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Answers a wrong command line with one line, which names close flags."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog.split('.')[-1]}: error: {message}; --help lists all flags\n")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        flags, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            given = unknown[0].partition("=")[0]
+            known = [name for action in self._actions for name in action.option_strings]
+            close = difflib.get_close_matches(given, known, n=1)
+            self.error(f"unknown flag {given}" + (f"; did you mean {close[0]}?" if close else ""))
+        return flags
+
+
+def parser(command: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
+    """An argument parser in the manner of the project's commands."""
+    return _Parser(
+        prog=f"python -m experiments.{command}",
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def parse(arguments: list[str] | None = None) -> Configuration:
+    """Reads the main command's flags; a wrong one ends the process with status 2."""
+    methods = "\n".join(f"  {name:<8}{method.summary}" for name, method in ij.METHODS.items())
+    flags = parser(
+        "run",
+        "Trains a network with one of the paper's methods, evaluates it after every epoch, and\n"
+        "leaves metrics, pictures, checkpoints and result.json in a folder. The same command\n"
+        "again goes on where it stopped, and returns at once when it is finished.",
+        f"methods (paper, Table II):\n{methods}\n\n"
+        + textwrap.dedent("""\
+            examples:
+              python -m experiments.run --method=S7
+              python -m experiments.run --method=S7 --dataset=svhn
+              python -m experiments.run --method=S3 --dataset=cifar10 --seeds=0,1,2
+              python -m experiments.run --method=S1 --dataset=cifar10 --depth=60 --width=0.25
+            """),
+    )
+    for item in dataclasses.fields(Configuration):
+        default = "" if item.default is None else f" (default: {item.default})"
+        flags.add_argument(
+            f"--{item.name}",
+            default=item.default,
+            type=item.metadata["parse"],
+            choices=item.metadata["choices"],
+            metavar=item.name.upper().split("_")[-1],
+            help=item.metadata["help"] + default,
+        )
+    return Configuration(**vars(flags.parse_args(arguments)))
+
+
+def writable(folder: Path) -> None:
+    """Creates a folder and proves that files can be written there.
+
+    Raises:
+      ValueError: if not, with the reason.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(
+            f"cannot write to {folder} ({error.strerror}); give another folder by --out"
+        ) from error

@@ -1,0 +1,115 @@
+"""What a person sees while a run works: progress with an ETA, a line an epoch, a summary."""
+
+import sys
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+SECONDS_BETWEEN_LINES = 30.0  # of progress, where there is no terminal to redraw
+
+
+class Progress:
+    """Progress of a run in images: a bar on a terminal, else a plain line now and then.
+
+    Args:
+      total: images of the whole run, in training.
+      done: images of earlier sittings.
+    """
+
+    def __init__(self, total: int, done: int):
+        self._bar = tqdm(
+            total=total,
+            initial=done,
+            unit="img",
+            unit_scale=True,
+            dynamic_ncols=True,
+            leave=False,
+            disable=not sys.stderr.isatty(),
+        )
+        self._done, self._total, self._first = done, total, done
+        self._start = self._last_line = time.monotonic()
+
+    def add(self, images: int, epoch: str) -> None:
+        """Counts images of an epoch, named as "2/40"."""
+        self._done += images
+        self._bar.set_description(f"epoch {epoch}", refresh=False)
+        self._bar.update(images)
+        now = time.monotonic()
+        if self._bar.disable and now - self._last_line >= SECONDS_BETWEEN_LINES:
+            self._last_line = now
+            rate = (self._done - self._first) / (now - self._start)
+            eta = duration((self._total - self._done) / rate)
+            share = self._done / self._total
+            print(f"  epoch {epoch}  {share:6.1%}  {rate:,.0f} images/s  ETA {eta}", flush=True)
+
+    def say(self, line: str) -> None:
+        """Prints a line above the bar."""
+        tqdm.write(line)
+        sys.stdout.flush()
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+def reading(name: str):
+    """Wraps the list of a split's chunks with a progress bar, on a terminal."""
+
+    def wrap(chunks: list) -> Iterable:
+        return tqdm(chunks, desc=f"reading {name}", leave=False, disable=not sys.stderr.isatty())
+
+    return wrap
+
+
+def duration(seconds: float) -> str:
+    """As "1:02:03" or "2:03"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def epoch_line(record: dict[str, Any], epochs: int) -> str:
+    """An epoch's figures in a line (percent; of `class` weights the mean over the classes)."""
+    branches = " ".join(f"{tap}:{value:.2f}" for tap, value in record["branch_accuracy"].items())
+    weights = " ".join(f"{np.mean(value):+.3f}" for value in record["weights"].values())
+    return (
+        f"epoch {record['epoch']}/{epochs}  loss {record['train_loss']:.4f}  "
+        f"test {record['test_accuracy']:.2f}%  branches {branches}  weights {weights}  "
+        f"{record['images_per_second']:,.0f} images/s"
+    )
+
+
+def summary(result: dict[str, Any], folder: Any) -> str:
+    """A finished run, for a person."""
+    lines = [
+        f"{result['method']} on {result['dataset']}, seed {result['seed']}: "
+        f"{result['test_accuracy']:.2f}% of {result['test_examples']:,} test images "
+        f"after {result['epochs']} epoch(s) of {result['train_size']:,} images",
+        "",
+        "  branch after    accuracy alone    weight",
+    ]
+    for tap, accuracy, weight in zip(
+        result["branches"], result["branch_accuracy"], result["weights"], strict=True
+    ):
+        spread = ""
+        if isinstance(weight, list):
+            spread = f" (mean of {len(weight)} classes: {min(weight):+.3f} to {max(weight):+.3f})"
+        lines.append(f"  convolution {tap:<4}{accuracy:>12.2f}%{np.mean(weight):>+13.3f}{spread}")
+    lines += [
+        "",
+        f"  {result['parameters']:,} parameters, {result['images_per_second']:,.0f} images/s, "
+        f"{duration(result['train_seconds'])} of training on {result['device']}",
+        f"  figures, pictures and checkpoints in {folder}",
+    ]
+    return "\n".join(lines)
+
+
+def several(results: list[dict[str, Any]]) -> str:
+    """Accuracy over seeds."""
+    accuracies = [result["test_accuracy"] for result in results]
+    return (
+        f"{len(results)} seeds: {np.mean(accuracies):.2f} ± {np.std(accuracies, ddof=1):.2f}% "
+        f"(mean ± standard deviation), best {max(accuracies):.2f}%"
+    )

@@ -1,0 +1,55 @@
+"""A dataset by name for the commands: opened, or downloaded and prepared first."""
+
+from pathlib import Path
+
+from interflow_jax import datasets, tfds_folders
+from interflow_jax.datasets import Dataset
+
+
+def load(name: str, data_dir: str | None, image_size: int | None) -> Dataset:
+    """Opens a dataset; one that no folder holds is prepared by tfds first.
+
+    Raises:
+      ValueError: in a line, for an unknown or unfit dataset, or one that cannot be had.
+    """
+    try:
+        try:
+            return datasets.load(name, data_dir, image_size)
+        except tfds_folders.NotPreparedError:
+            prepare(name, data_dir)
+            return datasets.load(name, data_dir, image_size)
+    except tfds_folders.PreparationError as error:
+        raise ValueError(f"{name} cannot be read: {error}") from error
+
+
+def prepare(name: str, data_dir: str | None) -> None:
+    """Says how much there is to download, and lets tfds download and prepare a dataset.
+
+    Raises:
+      ValueError: if it cannot be had, with everything that helps to bring it.
+    """
+    tfds_name = datasets.recipe(name).tfds_name
+    folder = tfds_folders.places(data_dir)[0]
+    originals = tfds_folders.originals(tfds_name)
+    total = sum(original.size for original in originals)
+    size = f"{total / 1e9:.2f} GB" if total >= 1e9 else f"{total / 1e6:.1f} MB"
+    if not originals:
+        size = "of a size that tfds has not registered"
+    manual = tfds_folders.download_dir(tfds_name, folder) / "manual"
+    print(f"{name} is not prepared in {folder}: downloading {size}", flush=True)
+    try:
+        tfds_folders.prepare(tfds_name, folder)
+    except tfds_folders.PreparationError as error:
+        looked_in = ", ".join(map(str, tfds_folders.places(data_dir)))
+        by_hand = ", ".join(f"{original.url}" for original in originals)
+        raise ValueError(
+            f"no {name} in {looked_in}, and tfds could not prepare it ({error}). With a network: "
+            f"python -m experiments.prepare --dataset={name} --data_dir={folder} downloads {size}. "
+            + (f"Without: put {by_hand} as they are into {manual} and run it. " if by_hand else "")
+            + "Or train on the sample that ships here: --dataset=fashion_mini"
+        ) from error
+
+
+def folder_of(data_dir: str | None) -> Path:
+    """Where a dataset is prepared if no folder holds it."""
+    return tfds_folders.places(data_dir)[0]

@@ -1,0 +1,125 @@
+"""Trains and evaluates one of the paper's methods: the main command.
+
+python -m experiments.run --method=S7 --dataset=svhn
+"""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from experiments import charts, configuration, console, data
+from experiments.configuration import Configuration
+from experiments.folder import RunFolder, device, versions
+from experiments.session import Session, open_session
+from experiments.training_run import NonFiniteLossError, StoppedError, StopSignals, TrainingRun
+from interflow_jax import datasets, splits
+from interflow_jax.checkpoints import UnreadableError, UnwritableError, fingerprint
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    flags = configuration.parse(arguments)
+    command = shlex.join(["python", "-m", "experiments.run", *arguments])
+    try:
+        folders, dataset = prepare(flags, command)
+        session = None
+        results = []
+        for seed, folder in folders.items():
+            result = folder.result()
+            if result is None:
+                session = session or open_session(flags, dataset)
+                result = run(flags, session, seed, folder, command)
+            print(console.summary(result, folder.path), flush=True)
+            results.append(result)
+        if len(results) > 1:
+            print(console.several(results))
+        return 0
+    except ValueError as error:
+        print(f"run: error: {error}", file=sys.stderr)
+        return 2
+    except (NonFiniteLossError, UnreadableError, UnwritableError, OSError) as error:
+        print(f"run: stopped: {error}", file=sys.stderr)
+        return 1
+    except StoppedError as stopped:
+        print(f"stopped and saved; to go on, run the same command again: {command}", flush=True)
+        return 128 + stopped.args[0]
+
+
+def prepare(flags: Configuration, command: str) -> tuple[dict[int, RunFolder], datasets.Dataset]:
+    """Checks everything that can be wrong before any work, and claims a folder for every seed.
+
+    Raises:
+      ValueError: in a line: what was given, what is allowed, what to do.
+    """
+    flags.check()
+    devices = jax.local_device_count()
+    if flags.batch_size % devices:
+        raise ValueError(
+            f"--batch_size={flags.batch_size} on {devices} devices: choose a multiple of {devices}"
+        )
+    folders = {
+        seed: RunFolder(Path(flags.out) / flags.dataset / flags.method / f"seed{seed}")
+        for seed in flags.all_seeds()
+    }
+    dataset = data.load(flags.dataset, flags.data_dir, flags.image_size)
+    if flags.train_size is not None:
+        dataset = dataset._replace(train=splits.take(dataset.train, flags.train_size))
+    for seed, folder in folders.items():
+        configuration.writable(folder.path)
+        folder.claim(flags.identity(seed), {"command": command, "versions": versions()})
+    return folders, dataset
+
+
+def run(
+    flags: Configuration, session: Session, seed: int, folder: RunFolder, command: str
+) -> dict[str, Any]:
+    """Trains one seed to the end, or from where it stopped to the end; returns its result.
+
+    Raises:
+      StoppedError, NonFiniteLossError, UnreadableError, UnwritableError: see `TrainingRun`.
+    """
+    with StopSignals() as stop:
+        training = TrainingRun(session, seed, folder, flags.checkpoint_minutes)
+        try:
+            training.resume(lambda line: print(line, flush=True))
+            training.train(stop)
+            training.check_saved()
+        finally:
+            training.close()
+    history = training.position.history
+    last = history[-1]
+    parameters = training.state.params
+    result = {
+        **flags.identity(seed),
+        "train_size": len(session.dataset.train),
+        "test_accuracy": last["test_accuracy"],
+        "branch_accuracy": list(last["branch_accuracy"].values()),
+        "branches": [int(tap) for tap in last["weights"]],
+        "weights": list(last["weights"].values()),
+        "train_seconds": training.position.seconds,
+        "images_per_second": last["images_per_second"],
+        "device": device(),
+        "versions": versions(),
+        "command": command,
+        "train_loss": last["train_loss"],
+        "test_loss": last["test_loss"],
+        "test_split": session.dataset.test_name,
+        "test_examples": len(session.dataset.test),
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(parameters)),
+        "fingerprint": fingerprint(parameters),
+        "class_names": list(session.dataset.class_names),
+        "image_shape": list(session.dataset.image_shape),
+        "mean": list(session.preprocessing.mean),
+        "deviation": list(session.preprocessing.deviation),
+    }
+    charts.draw(history, result, session.dataset.class_names, folder.pictures)
+    folder.write_json("result.json", result)
+    return result
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""What the runs of a configuration share: the data where the steps run, and their programs."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+import interflow_jax as ij
+from experiments.configuration import Configuration
+from experiments.console import reading
+from interflow_jax import epochs, splits
+from interflow_jax.datasets import Dataset, recipe
+from interflow_jax.preprocessing import Preprocessing
+from interflow_jax.training import EvalMetrics, TrainState
+
+
+class Session(NamedTuple):
+    """A dataset ready to train on, and the jitted programs.
+
+    Attributes:
+      dataset: with the training split cut to `train_size`.
+      held: images and labels on the devices, by split; without the splits that stream.
+      steps: optimiser steps an epoch; a last batch that is not full is left out, and another
+        epoch's order leaves out other examples.
+    """
+
+    dataset: Dataset
+    held: dict[str, tuple[jax.Array, jax.Array]]
+    mesh: Mesh
+    batch_size: int
+    epochs: int
+    steps: int
+    preprocessing: Preprocessing
+    model: ij.Interflow
+    optimizer: optax.GradientTransformation
+    programs: epochs.Programs
+
+    def initial_state(self, key: jax.Array) -> TrainState:
+        """A new state, on every device."""
+        shape = self.dataset.image_shape
+        state = ij.create_state(self.model, self.optimizer, key, shape)
+        return jax.device_put(state, epochs.replicated(self.mesh))
+
+    def batches(self, split: str, order: np.ndarray, first: int, last: int) -> Iterator[Any]:
+        """Pairs each dispatch's steps, from `first` to before `last`, with its source."""
+        chunks = epochs.chunks(first, last, epochs.steps_per_dispatch())
+        if split in self.held:
+            return epochs.resident_batches(self.held[split], order, chunks, self.mesh)
+        examples = getattr(self.dataset, split)
+        return epochs.streamed_batches(examples, order, chunks, self.mesh, self.batch_size)
+
+    def evaluate(self, state: TrainState, between: Callable[[], None]) -> EvalMetrics:
+        """Sums over the whole test split; `between` is called after every dispatch."""
+        examples = len(self.dataset.test)
+        order = epochs.evaluation_order(examples, self.batch_size)
+        parts = []
+        for steps, source in self.batches("test", order, 0, len(order) // self.batch_size):
+            parts.append(self.programs.evaluate(state, source, steps, jnp.asarray(examples)))
+            jax.block_until_ready(parts[-1])
+            between()
+        return jax.tree.map(lambda *leaves: np.sum(np.concatenate(leaves), axis=0), *parts)
+
+
+def open_session(configuration: Configuration, dataset: Dataset) -> Session:
+    """Reads the data, puts it on the devices if it fits, and makes the programs.
+
+    Raises:
+      ValueError: for a batch that the devices do not divide or the training split does not fill.
+    """
+    batch_size = configuration.batch_size
+    trained_by = recipe(configuration.dataset)
+    number_of_epochs = configuration.epochs or trained_by.epochs
+    steps = len(dataset.train) // batch_size
+    mesh = epochs.local_mesh()
+    if not steps:
+        raise ValueError(
+            f"--batch_size={batch_size} is more than the {len(dataset.train)} training examples; "
+            "choose a smaller batch or a larger --train_size"
+        )
+    examples = len(dataset.train) + len(dataset.test)
+    if epochs.fits(examples * int(np.prod(dataset.image_shape))):
+        train, test = (
+            splits.into_memory(getattr(dataset, name), reading(f"{dataset.name} {name}"))
+            for name in ("train", "test")
+        )
+        dataset = dataset._replace(train=train, test=test)
+        held = {"train": epochs.hold(train, mesh), "test": epochs.hold(test, mesh)}
+    else:
+        held = {}
+    mean, deviation = splits.channel_statistics(dataset.train, reading("channel statistics"))
+    preprocessing = Preprocessing(mean, deviation, trained_by.augment)
+    model = configuration.build(len(dataset.class_names))
+    schedule = ij.learning_rate_schedule(steps * number_of_epochs, trained_by.drop_after)
+    optimizer = ij.make_optimizer(schedule)
+    programs = epochs.make_programs(model, optimizer, preprocessing, mesh, batch_size)
+    return Session(
+        dataset,
+        held,
+        mesh,
+        batch_size,
+        number_of_epochs,
+        steps,
+        preprocessing,
+        model,
+        optimizer,
+        programs,
+    )

@@ -1,0 +1,41 @@
+"""Predicting from every depth of a network and learning how to weigh those predictions.
+
+The reference implementation of "Interflow: Aggregating Multi-layer Feature Mappings with
+Attention Mechanism" (Cai, 2021).
+"""
+
+from interflow_jax.backbones import StrideVGG
+from interflow_jax.convolution import conv3x3
+from interflow_jax.fusion import Fusion
+from interflow_jax.methods import METHODS, Method, build, default_taps
+from interflow_jax.model import Interflow, Prediction
+from interflow_jax.training import (
+    TrainState,
+    create_state,
+    eval_step,
+    learning_rate_schedule,
+    make_optimizer,
+    predict,
+    train_step,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "METHODS",
+    "Fusion",
+    "Interflow",
+    "Method",
+    "Prediction",
+    "StrideVGG",
+    "TrainState",
+    "build",
+    "conv3x3",
+    "create_state",
+    "default_taps",
+    "eval_step",
+    "learning_rate_schedule",
+    "make_optimizer",
+    "predict",
+    "train_step",
+]

@@ -1,0 +1,126 @@
+"""The paper's backbone: VGG-16's convolutions, strides in place of pooling (IV-B)."""
+
+from typing import Any, Literal, get_args
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import Array
+
+from interflow_jax.convolution import conv3x3
+
+Downsample = Literal["first", "last"]
+
+BLOCK_CHANNELS = (64, 128, 256, 512, 512)  # VGG-16, the paper's reference 27
+BLOCK_CONVOLUTIONS = (2, 2, 3, 3, 3)
+VGG_DEPTH = sum(BLOCK_CONVOLUTIONS)
+MIN_DEPTH = 4  # the shallowest model of Table I
+MAX_DEPTH = 200
+
+
+class StrideVGG(nn.Module):
+    """VGG-16 without its fully connected layers, strided convolutions doing the downsampling.
+
+    Every 3x3 convolution is without bias and is followed by BatchNorm and ReLU (paper, IV-B).
+    Depth 4 to 12 drops the deepest of VGG's 13 convolutions (III-D, Table I); depth 14 to 200
+    spreads the convolutions over the five blocks as 2:2:3:3:3 (Table VI).
+
+    Attributes:
+      taps: the convolutions, counted from 1, whose outputs are returned; ascending.
+      depth: number of convolutions, 4 to 200.
+      width: multiplies VGG's channel counts 64, 128, 256, 512 and 512 (rounded, at least 1).
+      downsample: where the stride-2 convolutions are: "first" in blocks 2 to 5, or "last" in
+        every block.
+      dtype: of the computation; parameters and BatchNorm's statistics stay float32.
+    """
+
+    taps: tuple[int, ...]
+    depth: int = VGG_DEPTH
+    width: float = 1.0
+    downsample: Downsample = "first"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool) -> list[Array]:
+        """Computes the feature maps at the taps.
+
+        Args:
+          images: [batch, height, width, channels], float, any height and width.
+          train: whether BatchNorm normalises by the batch (and updates its running statistics in
+            the collection `batch_stats`) or by the running statistics.
+
+        Returns:
+          One [batch, height_i, width_i, channels_i] of `dtype` a tap, shallow to deep.
+
+        Raises:
+          ValueError: for a depth, width, downsample or taps outside those above.
+        """
+        self.check()
+        x = images.astype(self.dtype)
+        feature_maps = []
+        for number, (channels, stride) in enumerate(
+            convolutions(self.depth, self.width, self.downsample), start=1
+        ):
+            x = _ConvNormRelu(channels, stride, self.dtype, name=f"conv{number}")(x, train)
+            if number in self.taps:
+                feature_maps.append(x)
+            if number == self.taps[-1]:
+                break  # what lies deeper than the last tap reaches no output
+        return feature_maps
+
+    def check(self) -> None:
+        """Raises the ValueError that calling would, before any array exists."""
+        if not MIN_DEPTH <= self.depth <= MAX_DEPTH:
+            raise ValueError(f"depth is {self.depth}; choose {MIN_DEPTH} to {MAX_DEPTH}")
+        if not self.width > 0:
+            raise ValueError(f"width is {self.width}; choose a number above 0 (1 is the paper's)")
+        if self.downsample not in get_args(Downsample):
+            raise ValueError(
+                f"downsample is {self.downsample!r}; choose one of {', '.join(get_args(Downsample))}"
+            )
+        if not self.taps or list(self.taps) != sorted(set(self.taps)):
+            raise ValueError(f"taps are {self.taps}; give one or more convolutions, ascending")
+        lacking = [tap for tap in self.taps if not 1 <= tap <= self.depth]
+        if lacking:
+            raise ValueError(
+                f"taps are {self.taps}, but depth {self.depth} has no convolution "
+                f"{', '.join(map(str, lacking))}; choose taps from 1 to {self.depth}, or another depth"
+            )
+
+
+class _ConvNormRelu(nn.Module):
+    channels: int
+    stride: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        kernel = self.param(
+            "kernel", nn.initializers.xavier_uniform(), (3, 3, x.shape[-1], self.channels)
+        )
+        x = conv3x3(x, kernel.astype(self.dtype), self.stride)
+        x = nn.BatchNorm(
+            use_running_average=not train,
+            momentum=0.9,  # written out because Linen's default is 0.99
+            epsilon=1e-5,
+            dtype=self.dtype,
+            name="norm",
+        )(x)
+        return nn.relu(x)
+
+
+def convolutions(depth: int, width: float, downsample: Downsample) -> list[tuple[int, int]]:
+    """The (output channels, stride) of each convolution of a StrideVGG, shallow to deep."""
+    if depth <= VGG_DEPTH:
+        counts = BLOCK_CONVOLUTIONS
+    else:
+        spread = [depth * share // VGG_DEPTH for share in BLOCK_CONVOLUTIONS[:-1]]
+        counts = (*spread, depth - sum(spread))
+    layers = []
+    for block, (count, channels) in enumerate(zip(counts, BLOCK_CHANNELS, strict=True)):
+        strides = [1] * count
+        if downsample == "last":
+            strides[-1] = 2
+        elif block > 0:
+            strides[0] = 2
+        layers += [(max(1, round(channels * width)), stride) for stride in strides]
+    return layers[:depth]

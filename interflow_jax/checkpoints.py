@@ -1,0 +1,154 @@
+"""Checkpoints of a run: written whole or not at all, proved whole before they are read."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from flax import serialization
+
+KEPT = 2
+
+State = TypeVar("State")
+
+
+class Checkpoint(NamedTuple):
+    """A restored checkpoint: the number it was saved under, the state, and the notes with it."""
+
+    number: int
+    state: Any
+    notes: dict
+
+
+class UnreadableError(RuntimeError):
+    """There are checkpoints, but none can be read."""
+
+
+class UnwritableError(RuntimeError):
+    """A checkpoint could not be written; those before it are as they were."""
+
+
+class Checkpoints:
+    """The checkpoints in one folder.
+
+    Orbax writes each to a temporary folder and renames it when complete, so that a process killed
+    at any moment leaves the one before. Of an altered file it may notice nothing; so the digest of
+    every file is kept beside the checkpoint and compared before reading.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder = folder.resolve()
+        self._manager = ocp.CheckpointManager(
+            self._folder,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=KEPT, enable_async_checkpointing=False, create=True
+            ),
+        )
+
+    def save(self, number: int, state: Any, notes: dict) -> None:
+        """Saves a pytree of arrays and JSON-able notes; the newest two are kept.
+
+        Raises:
+          UnwritableError: with the reason, as of a full disk.
+        """
+        arrays = jax.tree.map(np.asarray, serialization.to_state_dict(state))
+        try:
+            self._manager.save(
+                number,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(arrays), notes=ocp.args.JsonSave(notes)
+                ),
+                force=True,
+            )
+            draft = self._folder / "digests.tmp"
+            draft.write_text(json.dumps(self._file_digests(number)))
+            draft.replace(self._digests_file(number))
+        except Exception as error:  # orbax and tensorstore raise as they like
+            for draft in self._folder.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(draft, ignore_errors=True)
+            raise UnwritableError(_first_line(error)) from error
+        for old in self._folder.glob("*.sha256.json"):
+            if not (self._folder / old.name.partition(".")[0]).exists():
+                old.unlink()
+
+    def restore(self, like: State, report: Callable[[str], None]) -> Checkpoint | None:
+        """Restores the newest readable checkpoint and deletes the unreadable ones after it.
+
+        Args:
+          like: a pytree of the same structure, shapes and dtypes.
+          report: told, in a line, of each checkpoint that cannot be read.
+
+        Returns:
+          None if there has been no checkpoint.
+
+        Raises:
+          UnreadableError: if there are checkpoints and none can be read; none is deleted then.
+        """
+        numbers = sorted(self._manager.all_steps(), reverse=True)
+        for number in numbers:
+            try:
+                checkpoint = self._read(number, like)
+            except Exception as error:  # a broken file surfaces as any of a dozen types
+                report(f"checkpoint {number} cannot be read: {_first_line(error)}")
+                continue
+            for newer in numbers[: numbers.index(number)]:
+                self._manager.delete(newer)
+                self._digests_file(newer).unlink(missing_ok=True)
+            return checkpoint
+        if numbers:
+            raise UnreadableError(f"none of the checkpoints in {self._folder} can be read")
+        return None
+
+    def close(self) -> None:
+        """Ends orbax's threads."""
+        self._manager.close()
+
+    def _read(self, number: int, like: Any) -> Checkpoint:
+        # A process killed between orbax's renaming and ours leaves a whole one without digests.
+        if self._digests_file(number).exists():
+            saved, found = (
+                json.loads(self._digests_file(number).read_text()),
+                self._file_digests(number),
+            )
+            altered = sorted(name for name in saved if saved[name] != found.get(name))
+            if altered:
+                raise ValueError(f"{len(altered)} file(s) altered or missing, as {altered[0]}")
+        template = jax.tree.map(np.asarray, serialization.to_state_dict(like))
+        restored = self._manager.restore(
+            number,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(template), notes=ocp.args.JsonRestore()
+            ),
+        )
+        state = serialization.from_state_dict(like, restored["state"])
+        return Checkpoint(number, state, dict(restored["notes"]))
+
+    def _digests_file(self, number: int) -> Path:
+        return self._folder / f"{number}.sha256.json"
+
+    def _file_digests(self, number: int) -> dict[str, str]:
+        folder = self._folder / str(number)
+        return {
+            str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
+            for file in sorted(folder.rglob("*"))
+            if file.is_file()
+        }
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def fingerprint(arrays: Any) -> str:
+    """SHA-256 over the names, dtypes, shapes and bytes of a pytree's arrays: equal bit for bit."""
+    hasher = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(serialization.to_state_dict(arrays)):
+        array = np.ascontiguousarray(leaf)
+        hasher.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        hasher.update(array.data)
+    return hasher.hexdigest()

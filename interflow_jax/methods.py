@@ -1,0 +1,122 @@
+"""The paper's eleven methods as one table (Table II), and the models that they name."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from interflow_jax.backbones import VGG_DEPTH, Downsample, StrideVGG
+from interflow_jax.fusion import Fusion, FusionKind
+from interflow_jax.model import FullyConnected, Interflow
+
+
+class Method(NamedTuple):
+    """One row of Table II.
+
+    Attributes:
+      taps: the convolutions of the 13-layer network that branches follow, counted from 1.
+      fusion: how the branches are weighed.
+      initial_weights: of the branches, shallow to deep; None for Xavier.
+      summary: the method in a line.
+    """
+
+    taps: tuple[int, ...]
+    fusion: FusionKind
+    initial_weights: tuple[float, ...] | None
+    summary: str
+
+
+_FOUR = (7, 9, 11, 13)  # paper, III-D: the first stage ends at 7; IV-E: the third at 11
+_SEVEN = (7, 8, 9, 10, 11, 12, 13)
+_FOUR_WEIGHTS = (0.1, 0.2, 0.3, 0.4)  # paper, IV-C
+_SEVEN_WEIGHTS = (0.1, 0.1, 0.1, 0.1, 0.2, 0.2, 0.2)
+
+METHODS: dict[str, Method] = {
+    "Normal": Method((VGG_DEPTH,), "fixed", (1.0,), "the backbone alone, no Interflow"),
+    "S0": Method(_FOUR, "fixed", _FOUR_WEIGHTS, "4 branches, fixed weights 0.1 to 0.4"),
+    "S1": Method(_FOUR, "shared", None, "4 branches, a learned weight each, Xavier start"),
+    "S2": Method(_FOUR, "shared", _FOUR_WEIGHTS, "4 branches, a learned weight each, 0.1 to 0.4"),
+    "S3": Method(_FOUR, "class", None, "4 branches, a learned weight a class, Xavier start"),
+    "S4": Method(_FOUR, "class", _FOUR_WEIGHTS, "4 branches, a learned weight a class, 0.1 to 0.4"),
+    "S5": Method(_SEVEN, "fixed", _SEVEN_WEIGHTS, "7 branches, fixed weights 0.1 and 0.2"),
+    "S6": Method(_SEVEN, "shared", None, "7 branches, a learned weight each, Xavier start"),
+    "S7": Method(_SEVEN, "shared", _SEVEN_WEIGHTS, "7 branches, a learned weight each, 0.1, 0.2"),
+    "S8": Method(_SEVEN, "class", None, "7 branches, a learned weight a class, Xavier start"),
+    "S9": Method(_SEVEN, "class", _SEVEN_WEIGHTS, "7 branches, a learned weight a class, 0.1, 0.2"),
+}
+
+
+def default_taps(method: str, depth: int = VGG_DEPTH) -> tuple[int, ...]:
+    """The convolutions that the method's branches follow at a depth.
+
+    Up to depth 13 they are the method's own. Deeper networks branch after every fifth convolution
+    from the 20th, from depth 100 on from the 30th, and after the last, which gives the paper's
+    numbers of branches (Table VI). `Normal` always predicts from the last convolution alone.
+
+    Raises:
+      ValueError: for an unknown method, or depth 14 to 19, which has no 20th convolution.
+    """
+    row = _look_up(method)
+    if method == "Normal":
+        return (depth,)
+    if depth <= VGG_DEPTH:
+        return row.taps
+    if depth < 20:
+        raise ValueError(
+            f"depth {depth} has no branches by default (they start after convolution 20); "
+            f"give taps from 1 to {depth}, or a depth of 4 to 13 or from 20"
+        )
+    fifths = tuple(range(20 if depth < 100 else 30, depth + 1, 5))
+    return fifths if fifths[-1] == depth else (*fifths, depth)
+
+
+def build(
+    method: str,
+    num_classes: int,
+    depth: int = VGG_DEPTH,
+    width: float = 1.0,
+    downsample: Downsample = "first",
+    taps: tuple[int, ...] | None = None,
+    fully_connected: FullyConnected = "shared",
+    dtype: Any = jnp.float32,
+) -> Interflow:
+    """Builds the model of one of the paper's methods (Tables I, II and VI).
+
+    Args:
+      method: a name of `METHODS`.
+      num_classes: classes to tell apart.
+      depth: number of convolutions, 4 to 200; the paper's are 13 (Table III), 4 to 13 (Table I)
+        and 40 to 100 (Table VI).
+      width: multiplies the channel counts.
+      downsample: where the stride-2 convolutions are, "first" or "last" in a block.
+      taps: the convolutions that branches follow; None for `default_taps(method, depth)`.
+      fully_connected: "shared" by channel count (paper, IV-C) or "separate".
+      dtype: of the backbone's computation, float32 or bfloat16; all else is float32.
+
+    Returns:
+      A Linen module; call it with images, [batch, height, width, channels], float, and `train=`.
+
+    Raises:
+      ValueError: for a value outside those above, or taps that the depth lacks.
+    """
+    row = _look_up(method)
+    if num_classes < 2:
+        raise ValueError(f"num_classes is {num_classes}; there must be 2 or more")
+    if taps is None:
+        taps = default_taps(method, depth)
+    if row.initial_weights is not None and len(row.initial_weights) != len(taps):
+        learned = [name for name, other in METHODS.items() if other.initial_weights is None]
+        raise ValueError(
+            f"{method} gives {len(row.initial_weights)} branch weights, but there are {len(taps)} "
+            f"taps {taps}; choose as many taps, or one of {', '.join(learned)}"
+        )
+    backbone = StrideVGG(tuple(taps), depth, width, downsample, dtype)
+    backbone.check()
+    return Interflow(
+        backbone, num_classes, Fusion(row.fusion, row.initial_weights), fully_connected
+    )
+
+
+def _look_up(method: str) -> Method:
+    if method not in METHODS:
+        raise ValueError(f"method is {method!r}; choose one of {', '.join(METHODS)}")
+    return METHODS[method]

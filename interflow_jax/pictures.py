@@ -1,0 +1,30 @@
+"""Pictures of any size and mode as the uint8 arrays that a model was trained on."""
+
+import numpy as np
+from PIL import Image
+
+
+def fit(picture: Image.Image | np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """Resizes a picture (bilinear, aspect ratio not kept) and turns it to the channels asked for.
+
+    Args:
+      picture: a PIL image of any mode, or [height, width, 1, 3 or 4], uint8.
+      shape: (height, width, channels) of the result; 1 channel is grey, 3 are red, green, blue.
+
+    Returns:
+      `shape`, uint8.
+
+    Raises:
+      ValueError: for a number of channels other than 1 and 3.
+    """
+    height, width, channels = shape
+    if channels not in (1, 3):
+        raise ValueError(f"{channels} channels asked for; choose 1 (grey) or 3 (colour)")
+    if isinstance(picture, np.ndarray):
+        if picture.shape == shape:
+            return picture
+        picture = Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture)
+    picture = picture.convert("L" if channels == 1 else "RGB")
+    if picture.size != (width, height):
+        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(picture, np.uint8).reshape(shape)

@@ -1,0 +1,89 @@
+"""Order of examples, augmentation and normalisation: functions of (seed, epoch, step) alone."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+PADDING = 4  # zero pixels on every side before the random crop (paper, IV-B)
+
+
+class EpochKeys(NamedTuple):
+    """Keys of one epoch: for the order of its examples, and for what its steps draw."""
+
+    order: Array
+    steps: Array
+
+
+class Preprocessing(NamedTuple):
+    """What happens to pixels before the model sees them (paper, IV-B).
+
+    Attributes:
+      mean: of every channel, for pixels in [0, 1].
+      deviation: standard deviation of every channel, likewise.
+      augment: whether training images are cropped and flipped at random.
+    """
+
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+    augment: bool
+
+
+def initial_key(seed: int) -> Array:
+    """The key of a run's initial parameters."""
+    return jax.random.fold_in(jax.random.key(seed), 0)
+
+
+def epoch_keys(seed: int, epoch: int) -> EpochKeys:
+    """The keys of an epoch, counted from 0."""
+    data_key = jax.random.fold_in(jax.random.key(seed), 1)
+    return EpochKeys(*jax.random.split(jax.random.fold_in(data_key, epoch)))
+
+
+def for_training(
+    preprocessing: Preprocessing, images: Array, keys: EpochKeys, step: Array
+) -> Array:
+    """Augments, if asked to, and normalises a training batch.
+
+    Args:
+      preprocessing: what to do.
+      images: [batch, height, width, channels], uint8.
+      keys: the epoch's.
+      step: of the epoch, counted from 0, int32.
+
+    Returns:
+      As `images`, float32.
+    """
+    if preprocessing.augment:
+        images = crop_and_flip(jax.random.fold_in(keys.steps, step), images)
+    return normalize(preprocessing, images)
+
+
+def crop_and_flip(key: Array, images: Array) -> Array:
+    """Crops every image at random from its zero-padded form and mirrors half of them.
+
+    Args:
+      key: of the draws.
+      images: [batch, height, width, channels], any dtype.
+    """
+    batch, height, width, _ = images.shape
+    crop_key, flip_key = jax.random.split(key)
+    corners = jax.random.randint(crop_key, (batch, 2), 0, 2 * PADDING + 1)
+    flips = jax.random.bernoulli(flip_key, 0.5, (batch,))
+    padded = jnp.pad(images, ((0, 0), (PADDING, PADDING), (PADDING, PADDING), (0, 0)))
+
+    def crop(image: Array, corner: Array) -> Array:
+        start = (corner[0], corner[1], 0)
+        return jax.lax.dynamic_slice(image, start, (height, width, image.shape[-1]))
+
+    cropped = jax.vmap(crop)(padded, corners)
+    return jnp.where(flips[:, None, None, None], cropped[:, :, ::-1], cropped)
+
+
+def normalize(preprocessing: Preprocessing, images: Array) -> Array:
+    """Scales [..., channels], uint8, to [0, 1], centres and scales every channel: float32."""
+    lead = (1,) * (images.ndim - 1)
+    mean = jnp.asarray(preprocessing.mean, jnp.float32).reshape(*lead, -1)
+    deviation = jnp.asarray(preprocessing.deviation, jnp.float32).reshape(*lead, -1)
+    return (images.astype(jnp.float32) / 255 - mean) / deviation
