@@ -9,6 +9,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 
 def draw(history: list[dict[str, Any]], result: dict[str, Any], class_names, folder: Path) -> None:
@@ -34,7 +35,7 @@ def _learning_curves(history):
             values = [record[f"{split}_{figure}"] for record in history]
             axes.plot(epochs, values, marker=".", label=split)
         axes.set(xlabel="epoch", ylabel=f"{figure} ({unit})")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend()
     return chart
 
@@ -51,7 +52,7 @@ def _branch_accuracy(history, result):
     fused = [record["test_accuracy"] for record in history]
     over_epochs.plot(epochs, fused, "k--", label="fused")
     over_epochs.set(xlabel="epoch", ylabel="test accuracy (%)")
-    over_epochs.xaxis.get_major_locator().set_params(integer=True)
+    over_epochs.xaxis.set_major_locator(MaxNLocator(integer=True))
     over_epochs.legend(fontsize="small")
     at_the_end.plot(taps, result["branch_accuracy"], "o-", label="branch alone")
     at_the_end.axhline(result["test_accuracy"], color="k", linestyle="--", label="fused")
@@ -70,7 +71,7 @@ def _fusion_weights(history, result, class_names):
             values = [record["weights"][tap] for record in history]
             axes.plot(epochs, values, marker=".", label=f"after {tap}")
         axes.set(xlabel="epoch", ylabel="fusion weight")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(fontsize="small")
         return chart
     size = (min(2 + 0.6 * weights.shape[1], 24), 2 + 0.45 * len(taps))
@@ -84,8 +85,7 @@ def _fusion_weights(history, result, class_names):
     if weights.shape[1] <= 20:
         for (row, column), weight in np.ndenumerate(weights):
             shade = "white" if abs(weight) > 0.6 * bound else "black"
-            axes.text(
-                column, row, f"{weight:.2f}", ha="center", va="center", color=shade, fontsize=7
-            )
+            place = {"ha": "center", "va": "center", "fontsize": 7}
+            axes.text(column, row, f"{weight:.2f}", color=shade, **place)
     chart.colorbar(shown, label="fusion weight")
     return chart

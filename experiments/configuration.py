@@ -54,13 +54,13 @@ class Configuration:
     batch_size: int = _flag(BATCH_SIZE, int, "examples a step, over all devices")
     depth: int = _flag(13, int, "convolutions, 4 to 200 (Table I: 4 to 13, Table VI: 40 to 100)")
     width: float = _flag(1.0, float, "multiplies the channels 64 to 512")
-    downsample: str = _flag(
+    downsample: Downsample = _flag(
         "first", str, "which convolution of a block has stride 2", get_args(Downsample)
     )
     taps: tuple[int, ...] | None = _flag(
         None, _integers, "convolutions that branches follow, as 7,9,11,13; default: the method's"
     )
-    fc: str = _flag(
+    fc: FullyConnected = _flag(
         "shared",
         str,
         "fully connected layers: one for all branches of equal channels, or one a branch",

@@ -1,7 +1,5 @@
 """A dataset by name for the commands: opened, or downloaded and prepared first."""
 
-from pathlib import Path
-
 from interflow_jax import datasets, tfds_folders
 from interflow_jax.datasets import Dataset
 
@@ -41,15 +39,10 @@ def prepare(name: str, data_dir: str | None) -> None:
         tfds_folders.prepare(tfds_name, folder)
     except tfds_folders.PreparationError as error:
         looked_in = ", ".join(map(str, tfds_folders.places(data_dir)))
-        by_hand = ", ".join(f"{original.url}" for original in originals)
+        by_hand = ", ".join(original.url for original in originals)
         raise ValueError(
             f"no {name} in {looked_in}, and tfds could not prepare it ({error}). With a network: "
             f"python -m experiments.prepare --dataset={name} --data_dir={folder} downloads {size}. "
             + (f"Without: put {by_hand} as they are into {manual} and run it. " if by_hand else "")
             + "Or train on the sample that ships here: --dataset=fashion_mini"
         ) from error
-
-
-def folder_of(data_dir: str | None) -> Path:
-    """Where a dataset is prepared if no folder holds it."""
-    return tfds_folders.places(data_dir)[0]

@@ -109,17 +109,13 @@ def add_events(writer: SummaryWriter, record: dict[str, Any]) -> None:
 
 
 def flat(record: dict[str, Any]) -> dict[str, float]:
-    """An epoch's figures with one name each: "weight/7" of tap 7, "weight/7/0" of its class 0."""
+    """An epoch's figures with a name each: "weights/7" of tap 7, "weights/7/0" of its class 0."""
     figures: dict[str, float] = {}
     for name, value in record.items():
-        if name == "weights":
-            for tap, weight in value.items():
-                for label, part in (
-                    enumerate(weight) if isinstance(weight, list) else [(None, weight)]
-                ):
-                    figures[f"weight/{tap}" + ("" if label is None else f"/{label}")] = part
-        elif isinstance(value, dict):
-            figures |= {f"{name}/{tap}": part for tap, part in value.items()}
+        if isinstance(value, dict):
+            figures |= flat({f"{name}/{key}": part for key, part in value.items()})
+        elif isinstance(value, list):
+            figures |= {f"{name}/{index}": part for index, part in enumerate(value)}
         else:
             figures[name] = value
     return figures

@@ -9,6 +9,7 @@ original files, from any prepared tfds Fashion-MNIST, and writes
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tensorflow_datasets.core import hashing
@@ -26,7 +27,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=default, help="file to write")
     flags = parser.parse_args()
     dataset = datasets.load("fashion_mnist", flags.data_dir)
-    arrays = {"class_names": np.array(dataset.class_names)}
+    arrays: dict[str, Any] = {"class_names": np.array(dataset.class_names)}
     for name, per_class in PER_CLASS.items():
         split = getattr(dataset, name)
         order = original_order(name, len(split))

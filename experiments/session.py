@@ -14,6 +14,7 @@ from experiments.configuration import Configuration
 from experiments.console import reading
 from interflow_jax import epochs, splits
 from interflow_jax.datasets import Dataset, recipe
+from interflow_jax.epochs import Programs
 from interflow_jax.preprocessing import Preprocessing
 from interflow_jax.training import EvalMetrics, TrainState
 
@@ -37,7 +38,7 @@ class Session(NamedTuple):
     preprocessing: Preprocessing
     model: ij.Interflow
     optimizer: optax.GradientTransformation
-    programs: epochs.Programs
+    programs: Programs
 
     def initial_state(self, key: jax.Array) -> TrainState:
         """A new state, on every device."""

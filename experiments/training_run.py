@@ -101,6 +101,7 @@ class TrainingRun:
             return
         self.state = jax.device_put(restored.state, epochs.replicated(self.session.mesh))
         self.position = Position(**restored.notes)
+        self._checkpoints.discard_after(restored.number)
         self._saved = restored.number
         say(
             f"taking up {self.folder.path} after epoch {self.position.epoch}, "

@@ -75,7 +75,8 @@ class StrideVGG(nn.Module):
             raise ValueError(f"width is {self.width}; choose a number above 0 (1 is the paper's)")
         if self.downsample not in get_args(Downsample):
             raise ValueError(
-                f"downsample is {self.downsample!r}; choose one of {', '.join(get_args(Downsample))}"
+                f"downsample is {self.downsample!r}; "
+                f"choose one of {', '.join(get_args(Downsample))}"
             )
         if not self.taps or list(self.taps) != sorted(set(self.taps)):
             raise ValueError(f"taps are {self.taps}; give one or more convolutions, ascending")
@@ -83,7 +84,8 @@ class StrideVGG(nn.Module):
         if lacking:
             raise ValueError(
                 f"taps are {self.taps}, but depth {self.depth} has no convolution "
-                f"{', '.join(map(str, lacking))}; choose taps from 1 to {self.depth}, or another depth"
+                f"{', '.join(map(str, lacking))}; choose taps from 1 to {self.depth}, "
+                "or another depth"
             )
 
 

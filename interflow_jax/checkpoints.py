@@ -5,7 +5,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,8 +13,6 @@ import orbax.checkpoint as ocp
 from flax import serialization
 
 KEPT = 2
-
-State = TypeVar("State")
 
 
 class Checkpoint(NamedTuple):
@@ -76,8 +74,8 @@ class Checkpoints:
             if not (self._folder / old.name.partition(".")[0]).exists():
                 old.unlink()
 
-    def restore(self, like: State, report: Callable[[str], None]) -> Checkpoint | None:
-        """Restores the newest readable checkpoint and deletes the unreadable ones after it.
+    def restore(self, like: Any, report: Callable[[str], None]) -> Checkpoint | None:
+        """Restores the newest readable checkpoint.
 
         Args:
           like: a pytree of the same structure, shapes and dtypes.
@@ -87,22 +85,23 @@ class Checkpoints:
           None if there has been no checkpoint.
 
         Raises:
-          UnreadableError: if there are checkpoints and none can be read; none is deleted then.
+          UnreadableError: if there are checkpoints and none can be read.
         """
         numbers = sorted(self._manager.all_steps(), reverse=True)
         for number in numbers:
             try:
-                checkpoint = self._read(number, like)
+                return self._read(number, like)
             except Exception as error:  # a broken file surfaces as any of a dozen types
                 report(f"checkpoint {number} cannot be read: {_first_line(error)}")
-                continue
-            for newer in numbers[: numbers.index(number)]:
-                self._manager.delete(newer)
-                self._digests_file(newer).unlink(missing_ok=True)
-            return checkpoint
         if numbers:
             raise UnreadableError(f"none of the checkpoints in {self._folder} can be read")
         return None
+
+    def discard_after(self, number: int) -> None:
+        """Deletes the checkpoints after `number`: those that `restore` could not read."""
+        for newer in [step for step in self._manager.all_steps() if step > number]:
+            self._manager.delete(newer)
+            self._digests_file(newer).unlink(missing_ok=True)
 
     def close(self) -> None:
         """Ends orbax's threads."""

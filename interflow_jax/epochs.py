@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -161,9 +162,7 @@ def chunks(first: int, last: int, size: int) -> list[np.ndarray]:
     with the programs that it would have gone on with.
     """
     bounds = [first, *range((first // size + 1) * size, last, size), last]
-    return [
-        np.arange(a, b, dtype=np.int32) for a, b in zip(bounds, bounds[1:], strict=False) if a < b
-    ]
+    return [np.arange(a, b, dtype=np.int32) for a, b in pairwise(bounds) if a < b]
 
 
 def resident_batches(

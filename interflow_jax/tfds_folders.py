@@ -9,6 +9,8 @@ import os
 import re
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,7 +71,8 @@ def find(tfds_name: str, data_dir: str | Path | None) -> Path:
     if name.split("/")[0] not in known:
         close = difflib.get_close_matches(name, known, n=3)
         raise ValueError(
-            f"tfds has no dataset {name!r}" + (f"; close: {', '.join(close)}" * bool(close))
+            f"tfds has no dataset {name!r} (close: {', '.join(close) or 'none'}); choose one that "
+            "`tfds.list_builders()` lists"
         )
     looked_in = ", ".join(map(str, places(data_dir)))
     raise NotPreparedError(f"no prepared {tfds_name} in {looked_in}")
@@ -78,7 +81,10 @@ def find(tfds_name: str, data_dir: str | Path | None) -> Path:
 def originals(tfds_name: str) -> list[Original]:
     """The original files that tfds downloads; empty for datasets that register none."""
     builder = tfds.builder(tfds_name, data_dir="/nonexistent", try_gcs=False)
-    return [Original(url, info.filename, int(info.size)) for url, info in builder.url_infos.items()]
+    return [
+        Original(url, information.filename, int(information.size))
+        for url, information in (builder.url_infos or {}).items()
+    ]
 
 
 def download_dir(tfds_name: str, data_dir: Path) -> Path:
@@ -95,7 +101,22 @@ def prepare(tfds_name: str, data_dir: Path) -> None:
     Raises:
       PreparationError: with the reason in a line.
     """
+    manual = download_dir(tfds_name, data_dir) / "manual"
+    for original in originals(tfds_name):
+        if not (manual / original.file_name).exists():
+            _reach(original.url)
+            break
     _with_tensorflow("prepare", tfds_name, data_dir, download_dir(tfds_name, data_dir))
+
+
+def _reach(url: str) -> None:
+    """Raises PreparationError at once without a network; tfds itself tries for minutes."""
+    try:
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=30).close()
+    except urllib.error.HTTPError:
+        pass  # the server is there; tfds says better what it does not give
+    except OSError as error:
+        raise PreparationError(f"{url} cannot be reached: {error}") from error
 
 
 def open_prepared(
@@ -117,21 +138,23 @@ def open_prepared(
     return train, test, test_name, class_names, shape
 
 
-def _features(tfds_name: str, features: Any, image_size: int | None):
-    image, label = (dict(features).get(key) for key in ("image", "label"))
-    if not isinstance(image, tfds.features.Image) or not isinstance(
-        label, tfds.features.ClassLabel
-    ):
+def _features(
+    tfds_name: str, features: Any, image_size: int | None
+) -> tuple[tuple[int, int, int], tuple[str, ...]]:
+    known: dict[str, Any] = dict(features)
+    needed = {"image": tfds.features.Image, "label": tfds.features.ClassLabel}
+    if not all(isinstance(known.get(name), kind) for name, kind in needed.items()):
         raise ValueError(
-            f"{tfds_name} has features {', '.join(features)}; a dataset to classify needs an image "
+            f"{tfds_name} has features {', '.join(known)}; a dataset to classify needs an image "
             "'image' and a class 'label'"
         )
-    height, width, channels = image.shape
-    if image.np_dtype != np.uint8:
-        raise ValueError(f"{tfds_name} has images of {image.np_dtype.__name__}; only uint8 is read")
+    height, width, channels = known["image"].shape
+    dtype = np.dtype(known["image"].np_dtype)
+    if dtype != np.uint8:
+        raise ValueError(f"{tfds_name} has images of {dtype}; only uint8 is read")
     if image_size is not None or None in (height, width):
         height = width = image_size or VARYING_SIZE
-    return (height, width, 1 if channels == 1 else 3), tuple(label.names)
+    return (height, width, 1 if channels == 1 else 3), tuple(known["label"].names)
 
 
 def _split_names(tfds_name: str, splits: Any) -> tuple[str, str]:
@@ -150,10 +173,9 @@ def _open_split(folder: Path, builder: Any, split: str, shape: tuple[int, int, i
     if not cached.exists():
         cached.parent.mkdir(parents=True, exist_ok=True)
         _with_tensorflow("decode", folder, split, *shape, cached)
-    images, labels = (
-        np.load(cached / f"{part}.npy", mmap_mode="r") for part in ("images", "labels")
+    return ArraySplit(
+        *(np.load(cached / f"{part}.npy", mmap_mode="r") for part in ("images", "labels"))
     )
-    return ArraySplit(images, labels)
 
 
 def _cache_folder(folder: Path, split: str, shape: tuple[int, int, int]) -> Path:

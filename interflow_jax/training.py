@@ -1,6 +1,6 @@
 """Training as pure functions: state, optimiser, schedule and steps (paper, IV-B)."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -169,7 +169,7 @@ def predict(model: nn.Module, state: TrainState, images: Array) -> Prediction:
       images: [batch, height, width, channels], float, normalised.
     """
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    return model.apply(variables, images, train=False)
+    return cast(Prediction, model.apply(variables, images, train=False))
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:

@@ -10,6 +10,7 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -26,7 +27,7 @@ def prepare(name: str, data_dir: str, download_dir: str) -> None:
 
 def decode(folder: str, split: str, height: str, width: str, channels: str, target: str) -> None:
     """Decodes a split to images.npy (uint8) and labels.npy (int32) in a new folder `target`."""
-    builder = tfds.builder_from_directory(folder)
+    builder: Any = tfds.builder_from_directory(folder)
     shape = (int(height), int(width), int(channels))
     count = builder.info.splits[split].num_examples
     # One file after the other, so that the order is that of an array_record folder.
@@ -64,7 +65,8 @@ def _import_tensorflow_quietly() -> None:
 def main(arguments: list[str]) -> None:
     try:
         _import_tensorflow_quietly()
-        {"prepare": prepare, "decode": decode}[arguments[0]](*arguments[1:])
+        job = prepare if arguments[0] == "prepare" else decode
+        job(*arguments[1:])
     except Exception as error:
         reason = " ".join(str(error).split()) or "no reason given"
         print(f"{type(error).__name__}: {reason}")
