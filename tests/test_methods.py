@@ -1,0 +1,156 @@
+"""The eleven methods through shared properties: shapes, parameters, gradient flow."""
+
+from functools import partial
+from itertools import pairwise
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import interflow_jax as ij
+
+# Table II, row by row: branches, manual initialisation, shared weights, learned weights.
+TABLE_II = {
+    "S0": (4, True, True, False),
+    "S1": (4, False, True, True),
+    "S2": (4, True, True, True),
+    "S3": (4, False, False, True),
+    "S4": (4, True, False, True),
+    "S5": (7, True, True, False),
+    "S6": (7, False, True, True),
+    "S7": (7, True, True, True),
+    "S8": (7, False, False, True),
+    "S9": (7, True, False, True),
+}
+IMAGES = {"32x32x3": (32, 32, 3), "28x28x1": (28, 28, 1)}
+
+
+def test_the_table_is_the_papers():
+    assert list(ij.METHODS) == ["Normal", *TABLE_II]
+    for name, (branches, initialised, shared, learned) in TABLE_II.items():
+        method = ij.METHODS[name]
+        assert len(method.taps) == branches
+        assert (method.initial_weights is not None) == initialised
+        assert method.fusion == ("fixed" if not learned else "shared" if shared else "class")
+        assert method.taps == ((7, 9, 11, 13) if branches == 4 else tuple(range(7, 14)))
+        if initialised:
+            four, seven = (0.1, 0.2, 0.3, 0.4), (0.1, 0.1, 0.1, 0.1, 0.2, 0.2, 0.2)
+            assert method.initial_weights == (four if branches == 4 else seven)
+
+
+def parameters_by_hand(method: str, channels_in: int, classes: int) -> int:
+    """Kernels and norms of VGG's 13 convolutions, two fully connected layers, the fusion."""
+    widths = [channels_in, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512]
+    backbone = sum(9 * a * b + 2 * b for a, b in pairwise(widths))
+    if method == "Normal":
+        return backbone + 512 * classes + classes
+    branches, _, shared, learned = TABLE_II[method]
+    fusion = 0 if not learned else branches if shared else branches * classes
+    return backbone + 256 * classes + classes + 512 * classes + classes + fusion
+
+
+@pytest.mark.parametrize("method", ij.METHODS)
+@pytest.mark.parametrize("images", IMAGES)
+@pytest.mark.parametrize("classes", [10, 100])
+def test_parameter_counts(method, images, classes):
+    shape = jax.ShapeDtypeStruct((2, *IMAGES[images]), jnp.float32)
+    model = ij.build(method, classes)
+    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), shape)
+    counted = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    assert counted == parameters_by_hand(method, IMAGES[images][2], classes)
+
+
+@pytest.mark.parametrize("method", ij.METHODS)
+@pytest.mark.parametrize("images", IMAGES)
+def test_shapes(key, tiny, method, images):
+    model = tiny(method, 12)
+    branches = len(ij.METHODS[method].taps)
+    x = jax.random.normal(key, (2, *IMAGES[images]))
+    init = partial(model.init_with_output, train=False)
+    prediction, variables = jax.eval_shape(init, key, x)
+    assert prediction.logits.shape == (2, 12)
+    assert prediction.branch_logits.shape == (2, branches, 12)
+    per_class = ij.METHODS[method].fusion == "class"
+    assert prediction.weights.shape == ((branches, 12) if per_class else (branches,))
+    assert ("fusion" in variables["params"]) == (ij.METHODS[method].fusion != "fixed")
+
+
+@pytest.mark.parametrize("method", ij.METHODS)
+def test_a_branch_reaches_every_layer_before_it_and_none_after(key, tiny, method):
+    """Paper, III-C: branches carry the gradient straight to the shallower layers."""
+    model = tiny(method)
+    # Maps of 80, 40, 20, 10 and 5: what the CPU makes of small ones is tests/test_convolution.py's.
+    x = jax.random.normal(key, (2, 80, 80, 3))
+    variables = jax.jit(partial(model.init, train=False))(key, x)
+
+    def branch_scores(params):
+        prediction, _ = model.apply(
+            {**variables, "params": params}, x, train=True, mutable=["batch_stats"]
+        )
+        return jnp.sum(prediction.branch_logits**2, axis=(0, 2))
+
+    jacobian = jax.jit(jax.jacrev(branch_scores))(variables["params"])
+    for branch, tap in enumerate(model.backbone.taps):
+        for number in range(1, model.backbone.taps[-1] + 1):
+            for name, gradient in (
+                ("kernel", jacobian["backbone"][f"conv{number}"]["kernel"]),
+                ("scale", jacobian["backbone"][f"conv{number}"]["norm"]["scale"]),
+            ):
+                reached = bool(jnp.any(gradient[branch] != 0))
+                assert reached == (number <= tap), f"branch after {tap}, {name} of {number}"
+
+
+@pytest.mark.parametrize("method", ij.METHODS)
+def test_logits_are_the_weighted_sum_of_the_branches(key, tiny, method):
+    x = jax.random.normal(key, (2, 16, 16, 3))
+    init = jax.jit(partial(tiny(method).init_with_output, train=False))
+    prediction, _ = init(key, x)
+    weights = prediction.weights.reshape(prediction.weights.shape[0], -1)
+    expected = np.einsum(
+        "nbc,bc->nc",
+        prediction.branch_logits,
+        np.broadcast_to(weights, prediction.branch_logits.shape[1:]),
+    )
+    np.testing.assert_allclose(prediction.logits, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_normal_is_the_last_branch_alone(key, tiny):
+    x = jax.random.normal(key, (2, 16, 16, 3))
+    init = jax.jit(partial(tiny("Normal").init_with_output, train=False))
+    prediction, _ = init(key, x)
+    np.testing.assert_array_equal(prediction.logits, prediction.branch_logits[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("depth", "branches"), [(40, 5), (50, 7), (60, 9), (70, 11), (80, 13), (90, 15), (100, 15)]
+)
+def test_deep_networks_have_the_branches_of_table_vi(depth, branches):
+    taps = ij.default_taps("S1", depth)
+    assert len(taps) == branches
+    assert taps[0] == (20 if depth < 100 else 30)
+    assert taps[-1] == depth
+    assert ij.default_taps("Normal", depth) == (depth,)
+
+
+@pytest.mark.parametrize("depth", range(4, 13))
+def test_table_i_is_normal_at_each_depth(key, tiny, depth):
+    model = tiny("Normal", depth=depth)
+    variables = jax.eval_shape(partial(model.init, train=False), key, jnp.zeros((1, 8, 8, 3)))
+    assert len(variables["params"]["backbone"]) == depth
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"method": "S10"}, "'S10'; choose one of Normal, S0, S1"),
+        ({"method": "S1", "num_classes": 1}, "num_classes is 1"),
+        ({"method": "S1", "depth": 10}, "depth 10 has no convolution 11, 13"),
+        ({"method": "S2", "depth": 40}, "S2 gives 4 branch weights, but there are 5 taps"),
+        ({"method": "S1", "depth": 15}, "depth 15 has no branches by default"),
+        ({"method": "Normal", "taps": (7, 13)}, "Normal gives 1 branch weights"),
+    ],
+)
+def test_what_does_not_fit_is_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ij.build(**{"num_classes": 10, **arguments})
