@@ -1,0 +1,204 @@
+"""Epochs: order, batches, sharding, many steps a dispatch, evaluation over every example."""
+
+import json
+import os
+import subprocess
+import sys
+from functools import partial
+from itertools import pairwise
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import interflow_jax as ij
+from interflow_jax import epochs, preprocessing
+from interflow_jax.preprocessing import Preprocessing
+from interflow_jax.splits import ArraySplit, Subset
+
+BATCH = 8
+SHAPE = (12, 12, 1)
+
+
+@pytest.fixture(scope="module")
+def split():
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (50, *SHAPE), np.uint8)
+    return ArraySplit(images, generator.integers(0, 10, 50).astype(np.int32))
+
+
+@pytest.fixture(scope="module")
+def setting(tiny):
+    """A shallow model, its optimiser, programs and mesh."""
+    model = tiny("S1", depth=9, taps=(5, 7, 9))
+    optimizer = ij.make_optimizer(ij.learning_rate_schedule(100, 0.5))
+    mesh = epochs.local_mesh()
+    augmenting = Preprocessing((0.5,), (0.25,), augment=True)
+    programs = epochs.make_programs(model, optimizer, augmenting, mesh, BATCH)
+    return model, optimizer, mesh, programs
+
+
+def train_an_epoch(setting, split, dispatch, stream):
+    """Losses of each step of an epoch, and the parameters after it."""
+    model, optimizer, mesh, programs = setting
+    state = ij.create_state(model, optimizer, preprocessing.initial_key(0), SHAPE)
+    state = jax.device_put(state, epochs.replicated(mesh))
+    keys = preprocessing.epoch_keys(0, 0)
+    order = epochs.training_order(keys, len(split))
+    chunks = epochs.chunks(0, len(split) // BATCH, dispatch)
+    if stream:
+        batches = epochs.streamed_batches(split, order, chunks, mesh, BATCH)
+    else:
+        batches = epochs.resident_batches(epochs.hold(split, mesh), order, chunks, mesh)
+    losses = []
+    for steps, source in batches:
+        state, metrics = programs.train(state, source, keys, steps)
+        losses += metrics.loss_sum.tolist()
+    return losses, state.params
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("dispatch", [1, 4])
+def test_dispatches_and_sources_agree(setting, split, dispatch, stream):
+    expected_losses, expected = train_an_epoch(setting, split, 1, False)
+    losses, params = train_an_epoch(setting, split, dispatch, stream)
+    assert len(losses) == 6
+    np.testing.assert_allclose(losses, expected_losses, rtol=1e-4)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), params, expected)
+
+
+@pytest.mark.parametrize("subset", [False, True])
+def test_streamed_batches_are_the_resident_ones(split, subset):
+    if subset:
+        split = Subset(split, np.arange(49, -1, -2))
+    held = epochs.hold(ArraySplit(*split.read(np.arange(len(split)))), mesh := epochs.local_mesh())
+    order = epochs.training_order(preprocessing.epoch_keys(3, 1), len(split))
+    chunks = epochs.chunks(0, len(split) // BATCH, 2)
+    resident = epochs.resident_batches(held, order, chunks, mesh)
+    streamed = epochs.streamed_batches(split, order, chunks, mesh, BATCH)
+    steps_seen = 0
+    for (steps, whole), (same_steps, window) in zip(resident, streamed, strict=True):
+        np.testing.assert_array_equal(steps, same_steps)
+        for step in steps:
+            for a, b in zip(whole.batch(step, BATCH), window.batch(step, BATCH), strict=True):
+                np.testing.assert_array_equal(a, b)
+            steps_seen += 1
+    assert steps_seen == len(split) // BATCH
+
+
+def test_an_epoch_visits_each_example_once_in_an_order_of_its_own():
+    orders = [
+        epochs.training_order(preprocessing.epoch_keys(seed, epoch), 50)
+        for seed, epoch in ((0, 0), (0, 1), (1, 0))
+    ]
+    for order in orders:
+        assert sorted(order) == list(range(50))
+    for a, b in pairwise(orders):
+        assert np.any(a != b)
+    again = epochs.training_order(preprocessing.epoch_keys(0, 0), 50)
+    np.testing.assert_array_equal(orders[0], again)
+
+
+@pytest.mark.parametrize(("first", "last", "size"), [(0, 10, 4), (3, 10, 4), (4, 8, 4), (9, 9, 4)])
+def test_chunks_cover_the_steps_and_end_on_a_fixed_grid(first, last, size):
+    chunks = epochs.chunks(first, last, size)
+    assert [step for chunk in chunks for step in chunk] == list(range(first, last))
+    assert all((chunk[-1] + 1) % size == 0 for chunk in chunks[:-1])
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 50, 64])
+def test_evaluation_does_not_depend_on_batch_size(setting, split, batch_size):
+    model, optimizer, mesh, _ = setting
+    state = ij.create_state(model, optimizer, preprocessing.initial_key(1), SHAPE)
+    plain = Preprocessing((0.5,), (0.25,), augment=False)
+    order = epochs.evaluation_order(len(split), batch_size)
+    steps = epochs.chunks(0, len(order) // batch_size, 1)
+    programs = epochs.make_programs(model, optimizer, plain, mesh, batch_size)
+    sums = np.zeros(3)
+    branches = np.zeros(3, int)
+    for chunk, source in epochs.resident_batches(epochs.hold(split, mesh), order, steps, mesh):
+        metrics = programs.evaluate(state, source, chunk, jnp.asarray(len(split)))
+        sums += [metrics.loss_sum[0], metrics.correct[0], metrics.count[0]]
+        branches += metrics.branch_correct[0]
+    images = preprocessing.normalize(plain, jnp.asarray(split.images))
+    prediction = jax.jit(partial(ij.predict, model))(state, images)
+    chosen = jax.nn.log_softmax(prediction.logits)[np.arange(50), split.labels]
+    hits = prediction.branch_logits.argmax(-1) == split.labels[:, None]
+    np.testing.assert_allclose(sums[0], -chosen.sum(), rtol=1e-5)
+    assert sums[1] == (prediction.logits.argmax(-1) == split.labels).sum()
+    assert sums[2] == 50
+    np.testing.assert_array_equal(branches, hits.sum(0))
+
+
+def test_a_batch_that_the_devices_do_not_divide_is_named(setting):
+    model, optimizer, _, _ = setting
+
+    class EightDevices:
+        size = 8
+
+    plain = Preprocessing((0.5,), (0.25,), augment=False)
+    with pytest.raises(ValueError, match=r"batch_size is 12; .* multiple of the 8 device"):
+        epochs.make_programs(model, optimizer, plain, EightDevices(), 12)  # pyright: ignore
+
+
+def test_only_what_leaves_room_is_held_on_the_devices():
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert epochs.fits(memory // 5)
+    assert not epochs.fits(memory // 3)
+
+
+LOSSES_OF_A_CHILD = """
+import json, numpy as np, jax, interflow_jax as ij
+from interflow_jax import epochs, preprocessing
+from interflow_jax.preprocessing import Preprocessing
+from interflow_jax.splits import ArraySplit
+
+generator = np.random.default_rng(0)
+split = ArraySplit(generator.integers(0, 256, (64, 28, 28, 1), np.uint8),
+                   generator.integers(0, 10, 64).astype(np.int32))
+model = ij.build("S7", 10, width=1 / 16)
+optimizer = ij.make_optimizer(ij.learning_rate_schedule(4, 0.5))
+mesh = epochs.local_mesh()
+programs = epochs.make_programs(model, optimizer, Preprocessing((0.5,), (0.25,), True), mesh, 16)
+state = ij.create_state(model, optimizer, preprocessing.initial_key(0), (28, 28, 1))
+state = jax.device_put(state, epochs.replicated(mesh))
+keys = preprocessing.epoch_keys(0, 0)
+order = epochs.training_order(keys, 64)
+losses = []
+for steps, source in epochs.resident_batches(
+    epochs.hold(split, mesh), order, epochs.chunks(0, 4, 1), mesh
+):
+    state, metrics = programs.train(state, source, keys, steps)
+    losses += metrics.loss_sum.tolist()
+order = epochs.evaluation_order(50, 16)
+correct = 0
+for steps, source in epochs.resident_batches(
+    epochs.hold(split, mesh), order, epochs.chunks(0, 4, 1), mesh
+):
+    metrics = programs.evaluate(state, source, steps, np.int32(50))
+    losses += metrics.loss_sum.tolist()
+    correct += int(metrics.count[0])
+print(json.dumps({"devices": mesh.size, "losses": losses, "counted": correct}))
+"""
+
+
+def test_eight_devices_lose_what_one_loses():
+    def child(devices: int) -> dict:
+        flags = (
+            f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", LOSSES_OF_A_CHILD],
+            env={**os.environ, "XLA_FLAGS": flags},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    one, eight = child(1), child(8)
+    assert (one["devices"], eight["devices"]) == (1, 8)
+    assert one["counted"] == eight["counted"] == 50
+    np.testing.assert_allclose(eight["losses"], one["losses"], rtol=1e-4)

@@ -1,0 +1,156 @@
+"""The training step against plain NumPy, and its properties."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import interflow_jax as ij
+from interflow_jax.model import Prediction
+from interflow_jax.training import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY
+
+
+class Linear(nn.Module):
+    """Logits linear in the pixels: small enough to train by hand."""
+
+    classes: int
+
+    @nn.compact
+    def __call__(self, images, train):
+        del train
+        kernel = self.param("kernel", nn.initializers.normal(), (images[0].size, self.classes))
+        logits = images.reshape(len(images), -1) @ kernel
+        return Prediction(logits, logits[:, None], jnp.ones(1))
+
+
+def test_first_steps_are_the_papers_by_hand(key):
+    """Paper, IV-B: momentum 0.95, decay 5e-4 added to the gradient, 1e-3 and then 1e-4."""
+    assert (LEARNING_RATE, MOMENTUM, WEIGHT_DECAY) == (1e-3, 0.95, 5e-4)
+    model = Linear(3)
+    optimizer = ij.make_optimizer(ij.learning_rate_schedule(total_steps=6, drop_after=0.5))
+    state = ij.create_state(model, optimizer, key, (2, 2, 1))
+    step = jax.jit(partial(ij.train_step, model, optimizer))
+
+    generator = np.random.default_rng(0)
+    kernel = np.asarray(state.params["kernel"], np.float64)
+    velocity = np.zeros_like(kernel)
+    for number in range(6):
+        images = generator.normal(size=(5, 2, 2, 1))
+        labels = generator.integers(0, 3, 5)
+        pixels = images.reshape(5, 4)
+        scores = np.exp(pixels @ kernel)
+        softmax = scores / scores.sum(1, keepdims=True)
+        loss = -np.log(softmax[np.arange(5), labels]).sum()
+        gradient = pixels.T @ (softmax - np.eye(3)[labels]) / 5
+        velocity = 0.95 * velocity + gradient + 5e-4 * kernel
+        kernel = kernel - (1e-3 if number < 3 else 1e-4) * velocity
+
+        state, metrics = step(state, jnp.asarray(images, jnp.float32), jnp.asarray(labels))
+        np.testing.assert_allclose(state.params["kernel"], kernel, rtol=1e-5)
+        np.testing.assert_allclose(metrics.loss_sum, loss, rtol=1e-5)
+        assert metrics.count == 5
+        assert state.step == number + 1
+
+
+def test_decay_reaches_every_parameter(key, tiny):
+    """Also biases, BatchNorm's and the fusion's: with zero gradients all shrink alike."""
+    model = tiny("S1")
+    optimizer = ij.make_optimizer(0.1)
+    params = ij.create_state(model, optimizer, key, (8, 8, 1)).params
+    ones = jax.tree.map(jnp.ones_like, params)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(zeros, optimizer.init(ones), ones)
+    for update in jax.tree.leaves(updates):
+        np.testing.assert_allclose(update, -0.1 * 5e-4, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "drop_after", "boundary"), [(100, 0.8, 80), (40, 0.5, 20), (5, 0.8, 4), (2, 0.5, 1)]
+)
+def test_the_rate_drops_where_the_paper_drops_it(epochs, drop_after, boundary):
+    schedule = ij.learning_rate_schedule(epochs * 7, drop_after)
+    rates = [float(schedule(step)) for step in (0, boundary * 7 - 1, boundary * 7, epochs * 7 - 1)]
+    np.testing.assert_allclose(rates, [1e-3, 1e-3, 1e-4, 1e-4], rtol=1e-6)
+
+
+def test_state_starts_the_same_for_the_same_key(tiny):
+    optimizer = ij.make_optimizer(0.1)
+    create = partial(ij.create_state, tiny("S3"), optimizer, image_shape=(8, 8, 1))
+    one, same, other = (create(jax.random.key(seed)) for seed in (0, 0, 1))
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(same), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert jnp.any(one.params["fusion"]["weights"] != other.params["fusion"]["weights"])
+
+
+def test_loss_is_that_of_the_fused_logits_alone(key, tiny):
+    """Paper, IV-B. Branches of weight zero do not touch what only they use."""
+    model = tiny("S1")
+    optimizer = ij.make_optimizer(0.1)
+    state = ij.create_state(model, optimizer, key, (16, 16, 1))
+    only_last = jnp.array([0.0, 0.0, 0.0, 1.0])
+    state = state.replace(params={**state.params, "fusion": {"weights": only_last}})
+    images = jax.random.normal(key, (4, 16, 16, 1))
+    after, metrics = jax.jit(partial(ij.train_step, model, optimizer))(state, images, jnp.arange(4))
+    layer = "fully_connected_channels_16"  # that of the branch after convolution 7 alone
+    decayed = state.params[layer]["kernel"] * (1 - 0.1 * 5e-4)
+    np.testing.assert_allclose(after.params[layer]["kernel"], decayed, rtol=1e-6)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    prediction, _ = model.apply(variables, images, train=True, mutable=["batch_stats"])
+    chosen = jax.nn.log_softmax(prediction.logits)[jnp.arange(4), jnp.arange(4)]
+    np.testing.assert_allclose(metrics.loss_sum, -chosen.sum(), rtol=1e-4)
+
+
+def test_evaluation_counts_only_what_the_mask_keeps(key, tiny):
+    model = tiny("S6")
+    state = ij.create_state(model, ij.make_optimizer(0.1), key, (16, 16, 1))
+    images = jax.random.normal(key, (6, 16, 16, 1))
+    labels = jnp.arange(6)
+    evaluate = jax.jit(partial(ij.eval_step, model))
+    mask = jnp.array([True, False, True, True, False, False])
+    masked = evaluate(state, images, labels, mask)
+    kept = evaluate(state, images[mask], labels[mask], jnp.ones(3, bool))
+    np.testing.assert_allclose(masked.loss_sum, kept.loss_sum, rtol=1e-5)
+    assert (masked.correct, masked.count) == (kept.correct, 3)
+    np.testing.assert_array_equal(masked.branch_correct, kept.branch_correct)
+    assert masked.branch_correct.shape == (7,)
+
+
+def test_trains_in_bfloat16_with_float32_state(key, tiny):
+    model = tiny("S2", dtype=jnp.bfloat16)
+    optimizer = ij.make_optimizer(1e-3)
+    state = ij.create_state(model, optimizer, key, (16, 16, 1))
+    images = jax.random.normal(key, (4, 16, 16, 1))
+    after, metrics = jax.jit(partial(ij.train_step, model, optimizer))(state, images, jnp.arange(4))
+    assert {leaf.dtype for leaf in jax.tree.leaves(after.params)} == {jnp.dtype("float32")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(after.batch_stats)} == {jnp.dtype("float32")}
+    assert np.isfinite(metrics.loss_sum)
+    assert jnp.any(
+        after.params["backbone"]["conv1"]["kernel"] != state.params["backbone"]["conv1"]["kernel"]
+    )
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_the_step_lowers_for_accelerators(key, tiny, platform):
+    model = tiny("S7")
+    optimizer = ij.make_optimizer(ij.learning_rate_schedule(10, 0.5))
+    state = ij.create_state(model, optimizer, key, (28, 28, 1))
+    # jax.export knows plain containers; the state travels as its leaves.
+    leaves, structure = jax.tree.flatten(state)
+
+    def step(leaves, images, labels):
+        after, metrics = ij.train_step(
+            model, optimizer, jax.tree.unflatten(structure, leaves), images, labels
+        )
+        return jax.tree.leaves(after), tuple(metrics)
+
+    exported = jax.export.export(jax.jit(step), platforms=[platform])(
+        leaves,
+        jax.ShapeDtypeStruct((64, 28, 28, 1), jnp.float32),
+        jax.ShapeDtypeStruct((64,), jnp.int32),
+    )
+    assert exported.platforms == (platform,)
+    # 13 convolutions forward, 13 kernel gradients, 12 input gradients (none for the images).
+    assert exported.mlir_module().count("stablehlo.convolution") == 13 + 13 + 12
