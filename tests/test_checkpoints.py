@@ -1,0 +1,132 @@
+"""Checkpoints: the newest two, proved whole before they are read."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from interflow_jax.checkpoints import Checkpoints, UnreadableError, UnwritableError, fingerprint
+
+
+def state(number: float):
+    return {"weights": jnp.full((50, 50), number), "step": jnp.asarray(3, jnp.int32)}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three checkpoints, saved one after the other."""
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    for number in (1, 5, 9):
+        checkpoints.save(number, state(number), {"epoch": number, "loss": 0.1})
+    checkpoints.close()
+    return tmp_path / "checkpoints"
+
+
+def restore(folder):
+    said = []
+    checkpoints = Checkpoints(folder)
+    try:
+        return checkpoints.restore(state(0), said.append), said
+    finally:
+        checkpoints.close()
+
+
+def largest_file(folder):
+    return max((f for f in folder.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+
+
+def test_the_newest_two_are_kept_bit_for_bit(folder):
+    assert {path.name for path in folder.iterdir() if path.is_dir()} == {"5", "9"}
+    restored, said = restore(folder)
+    assert restored is not None
+    assert (restored.number, restored.notes) == (9, {"epoch": 9, "loss": 0.1})
+    assert fingerprint(restored.state) == fingerprint(state(9))
+    assert said == []
+
+
+def truncate(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def flip_a_bit(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(bytes(content))
+
+
+def delete(file):
+    file.unlink()
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_a_bit, delete])
+def test_a_damaged_last_one_is_said_and_the_one_before_taken(folder, damage, capfd):
+    damage(largest_file(folder / "9"))
+    restored, said = restore(folder)
+    assert restored is not None
+    assert fingerprint(restored.state) == fingerprint(state(5))
+    assert len(said) == 1
+    assert said[0].startswith("checkpoint 9 cannot be read: 1 file(s) altered or missing")
+    assert capfd.readouterr().err == ""
+
+
+def test_saving_goes_on_after_a_damaged_one(folder):
+    truncate(largest_file(folder / "9"))
+    checkpoints = Checkpoints(folder)
+    restored = checkpoints.restore(state(0), lambda line: None)
+    assert restored is not None
+    checkpoints.discard_after(restored.number)
+    checkpoints.save(9, state(90), {})
+    checkpoints.close()
+    again, said = restore(folder)
+    assert again is not None
+    assert (again.number, said) == (9, [])
+    np.testing.assert_array_equal(again.state["weights"], 90)
+
+
+def test_if_all_are_damaged_nothing_is_deleted(folder):
+    for number in (5, 9):
+        delete(largest_file(folder / str(number)))
+    with pytest.raises(UnreadableError, match="none of the checkpoints"):
+        restore(folder)
+    assert {path.name for path in folder.iterdir() if path.is_dir()} == {"5", "9"}
+
+
+def test_a_draft_that_a_kill_left_is_no_checkpoint(folder):
+    draft = folder / "12.orbax-checkpoint-tmp-0"
+    draft.mkdir()
+    (draft / "state").write_text("half")
+    restored, said = restore(folder)
+    assert restored is not None
+    assert (restored.number, said) == (9, [])
+
+
+def test_an_empty_folder_has_no_checkpoint(tmp_path):
+    assert restore(tmp_path) == (None, [])
+
+
+def test_a_failure_to_write_is_said_and_leaves_the_others(folder, monkeypatch):
+    checkpoints = Checkpoints(folder)
+
+    def full(*_, **__):
+        (folder / "12.orbax-checkpoint-tmp-0").mkdir()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints._manager, "save", full)
+    with pytest.raises(UnwritableError, match="No space left on device"):
+        checkpoints.save(12, state(12), {})
+    checkpoints.close()
+    assert list(folder.glob("*tmp*")) == []
+    restored, _ = restore(folder)
+    assert restored is not None
+    assert restored.number == 9
+
+
+def test_fingerprints_tell_names_types_shapes_and_bits_apart():
+    one = {"a": jnp.zeros((2, 3))}
+    others = [
+        {"b": jnp.zeros((2, 3))},
+        {"a": jnp.zeros((3, 2))},
+        {"a": jnp.zeros((2, 3), jnp.int32)},
+        {"a": jnp.zeros((2, 3)).at[0, 0].set(1e-30)},
+    ]
+    assert len({fingerprint(tree) for tree in (one, *others)}) == 5
+    assert fingerprint(one) == fingerprint({"a": jnp.zeros((2, 3))})
