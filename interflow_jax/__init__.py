@@ -18,8 +18,7 @@ from interflow_jax.training import (
     predict,
     train_step,
 )
-
-__version__ = "0.1.0"
+from interflow_jax.version import __version__
 
 __all__ = [
     "METHODS",
@@ -29,6 +28,7 @@ __all__ = [
     "Prediction",
     "StrideVGG",
     "TrainState",
+    "__version__",
     "build",
     "conv3x3",
     "create_state",

@@ -1,0 +1,81 @@
+"""Prediction with a finished run, by its folder alone."""
+
+import csv
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import predict
+from interflow_jax import datasets
+from tests.experiments.conftest import folder_in, result_in
+
+
+@pytest.fixture
+def run_flag(finished):
+    return f"--run={folder_in(finished)}"
+
+
+def test_a_dataset_is_measured_as_the_run_measured_it(finished, run_flag, capsys, tmp_path):
+    out = tmp_path / "predictions.csv"
+    assert predict.main([run_flag, "--dataset=fashion_mini", f"--out={out}"]) == 0
+    said = capsys.readouterr().out
+    result = result_in(finished)
+    assert f"{result['test_accuracy']:.2f}% correct" in said
+    for tap, accuracy in zip(result["branches"], result["branch_accuracy"], strict=True):
+        assert f"convolution {tap} alone: {accuracy:.2f}%" in said
+    rows = list(csv.reader(out.open()))
+    assert rows[0][2:] == result["class_names"]
+    probabilities = np.array([row[2:] for row in rows[1:]], float)
+    np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)
+    labels = datasets.load("fashion_mini").test.read(np.arange(1000))[1]
+    assert np.mean(probabilities.argmax(1) == labels) * 100 == pytest.approx(
+        result["test_accuracy"]
+    )
+
+
+def test_image_files_of_any_size(finished, run_flag, capsys, tmp_path):
+    image = datasets.load("fashion_mini").test.read(np.array([3]))[0][0]
+    exact, colour, large = (tmp_path / name for name in ("exact.png", "colour.png", "large.jpg"))
+    Image.fromarray(image[..., 0]).save(exact)
+    Image.fromarray(image[..., 0]).convert("RGBA").save(colour)
+    Image.fromarray(image[..., 0]).resize((300, 200)).save(large)
+    out = tmp_path / "out.csv"
+    flags = [run_flag, "--images", str(exact), str(colour), str(large), f"--out={out}"]
+    assert predict.main(flags) == 0
+    said = capsys.readouterr().out
+    assert f"{exact}: 28x28" not in said
+    assert f"{colour}: 28x28 RGBA turned to 28x28 L" in said
+    assert f"{large}: 300x200 L turned to 28x28 L" in said
+    rows = list(csv.reader(out.open()))
+    assert [row[0] for row in rows[1:]] == [str(exact), str(colour), str(large)]
+    assert rows[1][1:] == rows[2][1:]
+    whole = tmp_path / "whole.csv"
+    assert predict.main([run_flag, "--dataset=fashion_mini", f"--out={whole}"]) == 0
+    assert list(csv.reader(whole.open()))[4][1:] == rows[1][1:]
+
+
+@pytest.mark.parametrize("form", [["--images={}"], ["{}"], ["--images={}", "{}"]])
+def test_files_may_be_given_in_any_form(run_flag, form, tmp_path, capsys):
+    file = tmp_path / "a.png"
+    Image.new("L", (28, 28)).save(file)
+    assert predict.main([run_flag, *(part.format(file) for part in form)]) == 0
+    assert capsys.readouterr().out.count(f"{file}: ") == len(form)
+
+
+def test_what_cannot_be_read_is_named(run_flag, tmp_path, capsys):
+    (tmp_path / "a.png").write_text("no picture")
+    assert predict.main([run_flag, f"--images={tmp_path / 'a.png'}"]) == 2
+    assert f"{tmp_path / 'a.png'} cannot be read as an image" in capsys.readouterr().err
+    assert predict.main([f"--run={tmp_path}", "--dataset=fashion_mini"]) == 2
+    assert "give the folder of a finished run" in capsys.readouterr().err
+
+
+def test_a_run_without_its_last_checkpoint_says_how_to_remake_it(finished, tmp_path, capsys):
+    copy = shutil.copytree(folder_in(finished), tmp_path / "copy")
+    numbers = [int(path.name) for path in (copy / "checkpoints").iterdir() if path.is_dir()]
+    shutil.rmtree(copy / "checkpoints" / str(max(numbers)) / "state")
+    assert predict.main([f"--run={copy}", "--dataset=fashion_mini"]) == 2
+    error = capsys.readouterr().err
+    assert f"delete {copy / 'result.json'} and run again: python -m experiments.run" in error

@@ -1,0 +1,106 @@
+"""Killed at any moment and run again, a run ends bit for bit as one never stopped."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from experiments.training_run import StoppedError, StopSignals
+from tests.experiments.conftest import folder_in, result_in
+
+# An augmenting dataset would need a network; every draw of augmentation is of (seed, epoch, step)
+# by tests/test_preprocessing.py.
+COMMAND = [
+    *(sys.executable, "-m", "experiments.run"),
+    *("--method=S1", "--depth=4", "--taps=2,3,4", "--width=0.0625", "--train_size=1024"),
+    *("--epochs=2", "--checkpoint_minutes=0.005"),
+]
+
+
+def start(out, **options):
+    return subprocess.Popen(
+        [*COMMAND, f"--out={out}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def never_stopped(tmp_path_factory):
+    """The result of a run never stopped, and the seconds it took."""
+    out = tmp_path_factory.mktemp("never_stopped")
+    begin = time.monotonic()
+    process = start(out)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    return result_in(out, "S1"), time.monotonic() - begin
+
+
+def kill_and_resume(moment, never_stopped, out):
+    expected, seconds = never_stopped
+    process = start(out)
+    # From when the interpreter is up to when the run is about to end.
+    time.sleep(2 + moment * (seconds - 2))
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    again = start(out)
+    output, _ = again.communicate()
+    assert again.returncode == 0, output
+    result = result_in(out, "S1")
+    for figure in ("fingerprint", "train_loss", "test_accuracy", "branch_accuracy", "weights"):
+        assert result[figure] == expected[figure]
+    return process.returncode == -signal.SIGKILL, "taking up" in output
+
+
+@pytest.mark.parametrize("moment", [0.6, 0.9])
+def test_killed_and_run_again(moment, never_stopped, tmp_path):
+    kill_and_resume(moment, never_stopped, tmp_path)
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_random_moments(never_stopped, tmp_path):
+    generator = random.Random(0)
+    outcomes = [
+        kill_and_resume(generator.random(), never_stopped, tmp_path / str(trial))
+        for trial in range(20)
+    ]
+    killed, resumed = (sum(flags) for flags in zip(*outcomes, strict=True))
+    print(f"20 of 20 ended bit for bit the same; {killed} were killed, {resumed} from a checkpoint")
+    assert killed >= 15
+    assert resumed >= 8
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_says_how_to_go_on(number, never_stopped, tmp_path):
+    process = start(tmp_path)
+    while not list(folder_in(tmp_path, "S1").glob("checkpoints/[0-9]*")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    output, _ = process.communicate()
+    assert process.returncode == 128 + number, output
+    assert "to go on, run the same command again: python -m experiments.run" in output
+    again = start(tmp_path)
+    output, _ = again.communicate()
+    assert again.returncode == 0, output
+    assert "taking up" in output
+    assert result_in(tmp_path, "S1")["fingerprint"] == never_stopped[0]["fingerprint"]
+
+
+def test_a_second_signal_ends_the_process():
+    before = signal.getsignal(signal.SIGINT)
+    with StopSignals() as stop:
+        stop.check()
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(StoppedError) as stopped:
+            stop.check()
+        assert stopped.value.args == (signal.SIGINT,)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            assert signal.getsignal(number) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) == before

@@ -1,0 +1,169 @@
+"""The main command from end to end, in small."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboardX.proto import event_pb2
+
+from experiments import run
+from experiments.training_run import TrainingRun
+from interflow_jax import epochs, training
+from interflow_jax.checkpoints import Checkpoints, UnwritableError
+from tests.experiments.conftest import SMALL, folder_in, result_in
+
+CONTRACT = {
+    *("method", "dataset", "seed", "epochs", "depth", "width", "train_size", "test_accuracy"),
+    *("branch_accuracy", "branches", "weights", "train_seconds", "images_per_second", "device"),
+    *("versions", "command"),
+}
+
+
+def test_the_result_keeps_the_contract(finished):
+    result = result_in(finished)
+    assert set(result) >= CONTRACT
+    assert (result["method"], result["dataset"], result["seed"]) == ("S3", "fashion_mini", 0)
+    assert (result["epochs"], result["depth"], result["width"]) == (2, 9, 0.0625)
+    assert (result["train_size"], result["test_examples"]) == (256, 1000)
+    assert result["branches"] == [5, 7, 9]
+    assert np.shape(result["weights"]) == (3, 10)
+    assert len(result["branch_accuracy"]) == 3
+    assert result["command"].startswith("python -m experiments.run --method=S3")
+
+
+def test_csv_and_events_have_the_same_figures(finished):
+    folder = folder_in(finished)
+    rows = list(csv.DictReader((folder / "metrics.csv").open()))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    result = result_in(finished)
+    assert float(rows[-1]["test_accuracy"]) == result["test_accuracy"]
+    assert [float(rows[-1][f"branch_accuracy/{tap}"]) for tap in (5, 7, 9)] == result[
+        "branch_accuracy"
+    ]
+    assert float(rows[-1]["weights/9/4"]) == result["weights"][2][4]
+    (file,) = (folder / "events").iterdir()
+    scalars = {}
+    for event in read_events(file):
+        for value in event.summary.value:
+            scalars[event.step, value.tag] = value.simple_value
+    for row in rows:
+        for name, value in row.items():
+            if name != "epoch":
+                np.testing.assert_allclose(
+                    scalars[int(row["epoch"]), name], float(value), rtol=1e-6
+                )
+
+
+def read_events(file):
+    """TensorBoard's records: length (8 bytes), its checksum (4), the event, its checksum (4)."""
+    content = file.read_bytes()
+    position = 0
+    while position < len(content):
+        length = int.from_bytes(content[position : position + 8], "little")
+        event = event_pb2.Event()  # pyright: ignore[reportAttributeAccessIssue]
+        event.ParseFromString(content[position + 12 : position + 12 + length])
+        yield event
+        position += 12 + length + 4
+
+
+@pytest.mark.parametrize("name", ["learning_curves", "branch_accuracy", "fusion_weights"])
+def test_pictures_are_drawn(finished, name):
+    with Image.open(folder_in(finished) / "pictures" / f"{name}.png") as picture:
+        assert min(picture.size) > 200
+        extremes = picture.convert("L").getextrema()
+    assert extremes == (0, 255)
+
+
+def test_a_finished_run_returns_at_once(finished, monkeypatch, capsys):
+    monkeypatch.setattr(run, "open_session", None)
+    assert run.main([*SMALL, f"--out={finished}"]) == 0
+    accuracy = result_in(finished)["test_accuracy"]
+    assert f"{accuracy:.2f}% of 1,000 test images" in capsys.readouterr().out
+
+
+def test_another_configuration_is_refused_with_the_difference(finished, capsys):
+    before = (folder_in(finished) / "config.json").read_text()
+    assert run.main([*SMALL, "--batch_size=32", f"--out={finished}"]) == 2
+    error = capsys.readouterr().err
+    assert "batch_size 64 there, 32 asked for" in error
+    assert len(error.splitlines()) == 1
+    assert (folder_in(finished) / "config.json").read_text() == before
+
+
+def test_seeds_run_one_after_the_other_and_skip_the_finished(tmp_path, capsys, monkeypatch):
+    flags = ["--method=Normal", "--depth=4", "--width=0.0625", "--train_size=64", "--epochs=1"]
+    out = f"--out={tmp_path}"
+    assert run.main([*flags, "--seed=1", out]) == 0
+    trained = []
+    resume = TrainingRun.resume
+    monkeypatch.setattr(
+        TrainingRun, "resume", lambda self, say: (trained.append(self.seed), resume(self, say))
+    )
+    assert run.main([*flags, "--seeds=0,1,2", out]) == 0
+    assert trained == [0, 2]
+    results = [result_in(tmp_path, "Normal", seed) for seed in range(3)]
+    accuracies = [result["test_accuracy"] for result in results]
+    assert len({result["fingerprint"] for result in results}) == 3
+    expected = f"3 seeds: {np.mean(accuracies):.2f} ± {np.std(accuracies, ddof=1):.2f}%"
+    assert expected in capsys.readouterr().out
+
+
+def test_streaming_trains_as_data_on_the_device_does(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(epochs, "fits", lambda nbytes: False)
+    assert run.main([*SMALL, f"--out={tmp_path}"]) == 0
+    streamed, held = result_in(tmp_path), result_in(finished)
+    assert streamed["mean"] == held["mean"]
+    np.testing.assert_allclose(streamed["train_loss"], held["train_loss"], rtol=1e-4)
+    np.testing.assert_allclose(streamed["weights"], held["weights"], atol=1e-4)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(
+    finished, tmp_path, monkeypatch, capsys
+):
+    out = f"--out={tmp_path}"
+    with monkeypatch.context() as broken:
+        # The first epoch trains as it should; then a rate that no training survives.
+        original = training.optax.piecewise_constant_schedule
+
+        def exploding(rate, boundaries):
+            schedule = original(rate, boundaries)
+            return lambda step: schedule(step) * (1.0 + 1e30 * (step >= 4))
+
+        broken.setattr(training.optax, "piecewise_constant_schedule", exploding)
+        assert run.main([*SMALL, out]) == 1
+    error = capsys.readouterr().err
+    assert "run: stopped: the loss is" in error
+    assert "in epoch 2, step " in error
+    assert not (folder_in(tmp_path) / "result.json").exists()
+    assert run.main([*SMALL, out]) == 0
+    assert "after epoch 1, step 0 of 4" in capsys.readouterr().out
+    assert result_in(tmp_path)["fingerprint"] == result_in(finished)["fingerprint"]
+
+
+def test_a_disk_that_is_full_for_a_while_loses_nothing(finished, tmp_path, monkeypatch, capsys):
+    out = f"--out={tmp_path}"
+    with monkeypatch.context() as full:
+
+        def no_space(*_):
+            raise UnwritableError("No space left on device")
+
+        full.setattr(Checkpoints, "save", no_space)
+        assert run.main([*SMALL, out]) == 1
+    said = capsys.readouterr()
+    assert said.out.count("could not save a checkpoint (No space left on device)") == 2
+    assert "make room and run the same command again" in said.err
+    assert run.main([*SMALL, out]) == 0
+    assert result_in(tmp_path)["fingerprint"] == result_in(finished)["fingerprint"]
+
+
+def test_checkpoints_that_cannot_be_read_are_not_thrown_away(finished, tmp_path, capsys):
+    folder = folder_in(tmp_path)
+    folder.mkdir(parents=True)
+    config = json.loads((folder_in(finished) / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "checkpoints" / "5").mkdir(parents=True)
+    assert run.main([*SMALL, f"--out={tmp_path}"]) == 1
+    assert "can be read" in capsys.readouterr().err
+    assert (folder / "checkpoints" / "5").exists()
