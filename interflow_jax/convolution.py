@@ -166,11 +166,11 @@ def _kernel_gradient(x: Array, output_gradient: Array, stride: int) -> Array:
         return total + product, None
 
     zero = jnp.zeros((9 * channels_in, channels_out), jnp.float32)
-    chunks = (
+    padded, output_gradient = (
         array.reshape(batch // images, images, *array.shape[1:])
         for array in (padded, output_gradient)
     )
-    total, _ = lax.scan(add_chunk, zero, tuple(chunks))
+    total, _ = lax.scan(add_chunk, zero, (padded, output_gradient))
     return total.reshape(3, 3, channels_in, channels_out).astype(x.dtype)
 
 

@@ -17,7 +17,7 @@ from tests.experiments.conftest import folder_in, result_in
 COMMAND = [
     *(sys.executable, "-m", "experiments.run"),
     *("--method=S1", "--depth=4", "--taps=2,3,4", "--width=0.0625", "--train_size=1024"),
-    *("--epochs=2", "--checkpoint_minutes=0.005"),
+    *("--epochs=2", "--checkpoint_minutes=0.02"),
 ]
 
 
@@ -58,9 +58,8 @@ def kill_and_resume(moment, never_stopped, out):
     return process.returncode == -signal.SIGKILL, "taking up" in output
 
 
-@pytest.mark.parametrize("moment", [0.6, 0.9])
-def test_killed_and_run_again(moment, never_stopped, tmp_path):
-    kill_and_resume(moment, never_stopped, tmp_path)
+def test_killed_and_run_again(never_stopped, tmp_path):
+    kill_and_resume(0.8, never_stopped, tmp_path)
 
 
 @pytest.mark.slow
@@ -76,15 +75,14 @@ def test_killed_at_twenty_random_moments(never_stopped, tmp_path):
     assert resumed >= 8
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_says_how_to_go_on(number, never_stopped, tmp_path):
+def test_a_signal_saves_and_says_how_to_go_on(never_stopped, tmp_path):
     process = start(tmp_path)
     while not list(folder_in(tmp_path, "S1").glob("checkpoints/[0-9]*")):
         assert process.poll() is None
         time.sleep(0.05)
-    process.send_signal(number)
+    process.send_signal(signal.SIGTERM)
     output, _ = process.communicate()
-    assert process.returncode == 128 + number, output
+    assert process.returncode == 128 + signal.SIGTERM, output
     assert "to go on, run the same command again: python -m experiments.run" in output
     again = start(tmp_path)
     output, _ = again.communicate()
