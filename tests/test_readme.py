@@ -1,0 +1,57 @@
+"""What the README shows works, and says what the code does."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import interflow_jax as ij
+from experiments.configuration import parse
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def test_the_example_runs(capsys):
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len([line for line in example.splitlines() if line.strip()]) <= 15
+    exec(compile(example, "README.md", "exec"), {"__name__": "readme"})
+    assert capsys.readouterr().out.strip() == "(2, 10) (2, 3, 10) (3, 10)"
+
+
+def test_its_main_commands_parse():
+    commands = re.findall(r"python -m experiments\.run ([^`\n|&]*)", README)
+    assert len(commands) >= 2
+    for flags in commands:
+        if "--help" not in flags:
+            parse(shlex.split(flags)).check()
+
+
+@pytest.mark.parametrize("method", ij.METHODS)
+def test_its_table_is_that_of_the_code(method):
+    (row,) = re.findall(rf"^\| {method} \| (.*) \|$", README, re.MULTILINE)
+    taps, kind, start = (cell.strip() for cell in row.split("|"))
+    known = ij.METHODS[method]
+    if method == "Normal":
+        assert known.taps == (13,)
+        return
+    assert taps == ("7, 9, 11, 13" if len(known.taps) == 4 else "7 to 13")
+    kinds = {
+        "fixed": "fixed",
+        "shared": "learned, one a branch",
+        "class": "learned, one a branch and class",
+    }
+    assert kind == kinds[known.fusion]
+    numbers = [
+        float(number)
+        for number, times in re.findall(r"(0\.\d)(?: \u00d7(\d))?", start)
+        for _ in range(int(times or 1))
+    ]
+    assert tuple(numbers) == (known.initial_weights or ())
+
+
+def test_its_layout_names_every_module():
+    root = Path(__file__).parent.parent
+    for file in [*root.glob("interflow_jax/*.py"), *root.glob("experiments/*.py")]:
+        if file.name not in ("__init__.py", "version.py"):
+            assert re.search(rf"\b{file.stem}\b", README), file
