@@ -70,6 +70,15 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def beginning(identity: dict[str, Any], session: Any, device: str) -> str:
+    """What is about to be trained, before the step is compiled."""
+    return (
+        f"{identity['method']} on {identity['dataset']}, seed {identity['seed']}: "
+        f"{session.epochs} epoch(s) of {session.steps} steps of {session.batch_size} images, "
+        f"branches after convolution {', '.join(map(str, identity['taps']))}, on {device}"
+    )
+
+
 def epoch_line(record: dict[str, Any], epochs: int) -> str:
     """An epoch's figures in a line (percent; of `class` weights the mean over the classes)."""
     branches = " ".join(f"{tap}:{value:.2f}" for tap, value in record["branch_accuracy"].items())

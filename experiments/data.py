@@ -1,23 +1,54 @@
 """A dataset by name for the commands: opened, or downloaded and prepared first."""
 
+import logging
+from collections.abc import Callable
+
 from interflow_jax import datasets, tfds_folders
 from interflow_jax.datasets import Dataset
 
+# tfds recommends OpenCV at every start; Pillow is what the project comes with.
+logging.getLogger("absl").setLevel(logging.ERROR)
 
-def load(name: str, data_dir: str | None, image_size: int | None) -> Dataset:
-    """Opens a dataset; one that no folder holds is prepared by tfds first.
+
+def load(
+    name: str,
+    data_dir: str | None,
+    image_size: int | None,
+    before_download: Callable[[], None] = lambda: None,
+) -> Dataset:
+    """Opens a dataset; one that no folder holds is downloaded and prepared by tfds first.
+
+    Args:
+      name, data_dir, image_size: as in `datasets.load`.
+      before_download: called before a download, so that what else can be wrong is found first.
 
     Raises:
       ValueError: in a line, for an unknown or unfit dataset, or one that cannot be had.
     """
     try:
-        try:
-            return datasets.load(name, data_dir, image_size)
-        except tfds_folders.NotPreparedError:
-            prepare(name, data_dir)
-            return datasets.load(name, data_dir, image_size)
-    except tfds_folders.PreparationError as error:
-        raise ValueError(f"{name} cannot be read: {error}") from error
+        return _open(name, data_dir, image_size)
+    except tfds_folders.NotPreparedError:
+        before_download()
+        prepare(name, data_dir)
+        return _open(name, data_dir, image_size)
+
+
+def _open(name: str, data_dir: str | None, image_size: int | None) -> Dataset:
+    try:
+        return datasets.load(name, data_dir, image_size)
+    except (ValueError, tfds_folders.NotPreparedError):
+        raise
+    except Exception as error:  # tfds, array_record and TensorFlow raise as they like
+        raise unreadable(name, error) from error
+
+
+def unreadable(name: str, error: Exception) -> ValueError:
+    """The error for prepared files that are broken."""
+    reason = " ".join(str(error).split())[:300] or type(error).__name__
+    return ValueError(
+        f"{name} cannot be read ({reason}); delete its folder of prepared files and run "
+        f"python -m experiments.prepare --dataset={name}"
+    )
 
 
 def prepare(name: str, data_dir: str | None) -> None:

@@ -44,6 +44,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (NonFiniteLossError, UnreadableError, UnwritableError, OSError) as error:
         print(f"run: stopped: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("run: interrupted before training", file=sys.stderr)
+        return 130
     except StoppedError as stopped:
         print(f"stopped and saved; to go on, run the same command again: {command}", flush=True)
         return 128 + stopped.args[0]
@@ -65,12 +68,16 @@ def prepare(flags: Configuration, command: str) -> tuple[dict[int, RunFolder], d
         seed: RunFolder(Path(flags.out) / flags.dataset / flags.method / f"seed{seed}")
         for seed in flags.all_seeds()
     }
-    dataset = data.load(flags.dataset, flags.data_dir, flags.image_size)
+
+    def claim() -> None:
+        for seed, folder in folders.items():
+            configuration.writable(folder.path)
+            folder.claim(flags.identity(seed), {"command": command, "versions": versions()})
+
+    dataset = data.load(flags.dataset, flags.data_dir, flags.image_size, before_download=claim)
     if flags.train_size is not None:
         dataset = dataset._replace(train=splits.take(dataset.train, flags.train_size))
-    for seed, folder in folders.items():
-        configuration.writable(folder.path)
-        folder.claim(flags.identity(seed), {"command": command, "versions": versions()})
+    claim()
     return folders, dataset
 
 
@@ -85,6 +92,7 @@ def run(
     with StopSignals() as stop:
         training = TrainingRun(session, seed, folder, flags.checkpoint_minutes)
         try:
+            print(console.beginning(flags.identity(seed), session, device()), flush=True)
             training.resume(lambda line: print(line, flush=True))
             training.train(stop)
             training.check_saved()

@@ -10,6 +10,7 @@ import optax
 from jax.sharding import Mesh
 
 import interflow_jax as ij
+from experiments import data
 from experiments.configuration import Configuration
 from experiments.console import reading
 from interflow_jax import epochs, splits
@@ -66,11 +67,19 @@ class Session(NamedTuple):
         return jax.tree.map(lambda *leaves: np.sum(np.concatenate(leaves), axis=0), *parts)
 
 
+def _read(dataset: Dataset, name: str) -> splits.ArraySplit:
+    try:
+        return splits.into_memory(getattr(dataset, name), reading(f"{dataset.name} {name}"))
+    except Exception as error:  # array_record and the decoders raise as they like
+        raise data.unreadable(dataset.name, error) from error
+
+
 def open_session(configuration: Configuration, dataset: Dataset) -> Session:
     """Reads the data, puts it on the devices if it fits, and makes the programs.
 
     Raises:
-      ValueError: for a batch that the devices do not divide or the training split does not fill.
+      ValueError: for a batch that the devices do not divide or the training split does not fill,
+        or data that cannot be read.
     """
     batch_size = configuration.batch_size
     trained_by = recipe(configuration.dataset)
@@ -84,10 +93,7 @@ def open_session(configuration: Configuration, dataset: Dataset) -> Session:
         )
     examples = len(dataset.train) + len(dataset.test)
     if epochs.fits(examples * int(np.prod(dataset.image_shape))):
-        train, test = (
-            splits.into_memory(getattr(dataset, name), reading(f"{dataset.name} {name}"))
-            for name in ("train", "test")
-        )
+        train, test = (_read(dataset, name) for name in ("train", "test"))
         dataset = dataset._replace(train=train, test=test)
         held = {"train": epochs.hold(train, mesh), "test": epochs.hold(test, mesh)}
     else:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from tensorboardX.proto import event_pb2
 
-from experiments import run
+from experiments import data, run
 from experiments.training_run import TrainingRun
 from interflow_jax import epochs, training
 from interflow_jax.checkpoints import Checkpoints, UnwritableError
@@ -156,6 +156,28 @@ def test_a_disk_that_is_full_for_a_while_loses_nothing(finished, tmp_path, monke
     assert "make room and run the same command again" in said.err
     assert run.main([*SMALL, out]) == 0
     assert result_in(tmp_path)["fingerprint"] == result_in(finished)["fingerprint"]
+
+
+def test_folders_are_checked_before_a_download(tmp_path, monkeypatch, capsys):
+    def download(*_):
+        raise AssertionError("downloads first")
+
+    monkeypatch.setattr(data, "prepare", download)
+    (tmp_path / "file").write_text("")
+    flags = ["--dataset=mnist", f"--data_dir={tmp_path}", f"--out={tmp_path / 'file'}"]
+    assert run.main(flags) == 2
+    assert "cannot write to" in capsys.readouterr().err
+
+
+def test_broken_prepared_files_are_one_error(tmp_path, capsys):
+    folder = tmp_path / "mnist" / "3.0.1"
+    folder.mkdir(parents=True)
+    (folder / "dataset_info.json").write_text("{broken")
+    flags = ["--dataset=mnist", f"--data_dir={tmp_path}", f"--out={tmp_path / 'runs'}"]
+    assert run.main(flags) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("run: error: mnist cannot be read")
+    assert "python -m experiments.prepare --dataset=mnist" in line
 
 
 def test_checkpoints_that_cannot_be_read_are_not_thrown_away(finished, tmp_path, capsys):
