@@ -1,11 +1,14 @@
 """A run's folder: which configuration made it, its metrics and its result."""
 
+import contextlib
 import csv
+import fcntl
 import importlib.metadata
 import json
 import os
 import platform
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +54,22 @@ class RunFolder:
                 f"{self.path} was made by another configuration ({difference}); give another "
                 "--out, or delete that folder"
             )
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps other processes from training in the folder; a killed one lets go of it.
+
+        Raises:
+          ValueError: if another process holds it.
+        """
+        with (self.path / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ValueError(
+                    f"another process is training in {self.path}; wait for it, or stop it first"
+                ) from error
+            yield
 
     def result(self) -> dict[str, Any] | None:
         """result.json, if the run is finished."""

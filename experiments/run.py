@@ -87,9 +87,10 @@ def run(
     """Trains one seed to the end, or from where it stopped to the end; returns its result.
 
     Raises:
+      ValueError: if another process is training in the folder.
       StoppedError, NonFiniteLossError, UnreadableError, UnwritableError: see `TrainingRun`.
     """
-    with StopSignals() as stop:
+    with folder.held(), StopSignals() as stop:
         training = TrainingRun(session, seed, folder, flags.checkpoint_minutes)
         try:
             print(console.beginning(flags.identity(seed), session, device()), flush=True)

@@ -136,8 +136,11 @@ class TrainingRun:
                     history=position.history,
                 )
                 self._save(progress.say)
-                self.folder.write_history(position.history)
-                run_folder.add_events(events, record)
+                try:
+                    self.folder.write_history(position.history)
+                    run_folder.add_events(events, record)
+                except OSError as error:  # the checkpoint has the figures; the next epoch rewrites
+                    progress.say(f"could not write the metrics ({error})")
                 progress.say(epoch_line(record, session.epochs))
         except StoppedError:
             self._save(progress.say)

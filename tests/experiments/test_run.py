@@ -9,6 +9,7 @@ from PIL import Image
 from tensorboardX.proto import event_pb2
 
 from experiments import data, run
+from experiments.folder import RunFolder
 from experiments.training_run import TrainingRun
 from interflow_jax import epochs, training
 from interflow_jax.checkpoints import Checkpoints, UnwritableError
@@ -156,6 +157,16 @@ def test_a_disk_that_is_full_for_a_while_loses_nothing(finished, tmp_path, monke
     assert "make room and run the same command again" in said.err
     assert run.main([*SMALL, out]) == 0
     assert result_in(tmp_path)["fingerprint"] == result_in(finished)["fingerprint"]
+
+
+def test_one_process_at_a_time_trains_in_a_folder(tmp_path, capsys):
+    folder = folder_in(tmp_path)
+    folder.mkdir(parents=True)
+    with RunFolder(folder).held():
+        assert run.main([*SMALL, f"--out={tmp_path}"]) == 2
+    assert f"another process is training in {folder}" in capsys.readouterr().err
+    with RunFolder(folder).held():
+        pass
 
 
 def test_folders_are_checked_before_a_download(tmp_path, monkeypatch, capsys):
