@@ -1,19 +1,22 @@
 """The 3x3 convolution behind every layer, with a CPU path where XLA's is slow.
 
-XLA's CPU convolution reaches 300 GFLOP/s on large feature maps and 3 GFLOP/s on a 2x2 map or on
-the gradient of a stride-2 convolution onto one; there, the convolution is written as a sum over
-the nine taps of the kernel, each a matrix product over the outputs that the tap reaches.
-Measured on 2 cores (AVX-512), batch 64, 512 channels in and out, milliseconds:
+XLA's CPU convolution is about a hundred times slower, operation by operation, on a 2x2 map or on
+the gradient of a stride-2 convolution onto one than on large maps. There, the convolution is
+written as a sum over the nine taps of the kernel, each a matrix product over the outputs that the
+tap reaches. On larger maps only XLA's kernel gradient is slow; there, patches are gathered from a
+few images at a time, in a loop, and multiplied with the output gradients. Milliseconds, medians,
+batch 64, 2 cores with AVX-512:
 
-    input map, stride     forward     input gradient    kernel gradient
-                          XLA  taps       XLA   taps        XLA   taps
-    1x1, 1                 16   0.7        22    1.0        3.2    1.6
-    2x2, 1                348   5.8       360    5.9        8.3    5.5
-    4x4, 2                 26   9.0       466    9.2         11     11
-    4x4, 1                 64    26        70     35         51     52
-
-On larger maps XLA is fast but for the kernel's gradient, where patches gathered from a few images
-at a time and one matrix product each, in a loop, take about half its time.
+    channels  input map, stride     forward     input gradient    kernel gradient
+                                    XLA  taps       XLA   taps        XLA   taps
+    512            1x1, 1            16   0.7        22    1.0        3.2    1.6
+    512            2x2, 1           348   5.8       360    5.9        8.3    5.5
+    512            4x4, 2            26   9.0       466    9.2         11     11
+    512            4x4, 1            64    26        70     35         51     52
+                                                                      XLA   patches
+    256            8x8, 1                                              84     51
+    128            16x16, 1                                           132     77
+    64             32x32, 1                                           305    136
 
 The choice is made while XLA lowers for a platform, so an exported program is right on each; GPU
 and TPU always get `lax.conv_general_dilated`.
