@@ -22,7 +22,10 @@ PLACES = ("data_dir", "out", "checkpoint_minutes", "seeds")
 
 
 def _integers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list as 7,9,11") from error
 
 
 def _flag(default: Any, parse: Any, meaning: str, choices: tuple[str, ...] = ()) -> Any:
@@ -86,7 +89,7 @@ class Configuration:
         return (self.seed,) if self.seeds is None else self.seeds
 
     def identity(self, seed: int) -> dict[str, Any]:
-        """What a run of this seed computes, JSON-able: equal exactly when the results are."""
+        """What a run of this seed computes, JSON-able; resuming needs an equal one."""
         values = {
             key: list(value) if isinstance(value, tuple) else value
             for key, value in dataclasses.asdict(self).items()
@@ -176,13 +179,15 @@ def parse(arguments: list[str] | None = None) -> Configuration:
     )
     for item in dataclasses.fields(Configuration):
         default = "" if item.default is None else f" (default: {item.default})"
+        choices = item.metadata["choices"]
+        allowed = f": {' or '.join(choices)}" if choices and len(choices) < 4 else ""
         flags.add_argument(
             f"--{item.name}",
             default=item.default,
             type=item.metadata["parse"],
-            choices=item.metadata["choices"],
+            choices=choices,
             metavar=item.name.upper().split("_")[-1],
-            help=item.metadata["help"] + default,
+            help=item.metadata["help"] + allowed + default,
         )
     return Configuration(**vars(flags.parse_args(arguments)))
 

@@ -38,6 +38,8 @@ def _open(name: str, data_dir: str | None, image_size: int | None) -> Dataset:
         return datasets.load(name, data_dir, image_size)
     except (ValueError, tfds_folders.NotPreparedError):
         raise
+    except tfds_folders.PreparationError as error:
+        raise ValueError(f"{name} could not be decoded to the cache: {error}") from error
     except Exception as error:  # tfds, array_record and TensorFlow raise as they like
         raise unreadable(name, error) from error
 

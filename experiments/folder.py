@@ -19,7 +19,7 @@ VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-d
 
 
 class RunFolder:
-    """The files of one run; every one is replaced whole, so that a kill leaves none half written.
+    """The files of one run. What a run reads again is replaced whole, never half written.
 
     config.json, metrics.csv, events/ (TensorBoard), checkpoints/, pictures/ and result.json.
     """
@@ -29,19 +29,13 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.pictures = path / "pictures"
 
-    def claim(self, identity: dict[str, Any], facts: dict[str, Any]) -> None:
-        """Writes config.json, or checks that the one there is of the same configuration.
+    def check(self, identity: dict[str, Any]) -> None:
+        """Checks that what the folder holds, if anything, was made by the same configuration.
 
         Raises:
-          ValueError: with the difference, if it is not, or cannot be read.
+          ValueError: with the difference, if it was not, or config.json cannot be read.
         """
-        file = self.path / "config.json"
-        if not file.exists():
-            if self.checkpoints.exists():
-                raise ValueError(
-                    f"{self.path} holds checkpoints and no config.json; give another --out"
-                )
-            self.write_json("config.json", {"configuration": identity, **facts})
+        if not self._has_work():
             return
         there = self.read_json("config.json").get("configuration", {})
         different = [key for key in {**there, **identity} if there.get(key) != identity.get(key)]
@@ -54,6 +48,22 @@ class RunFolder:
                 f"{self.path} was made by another configuration ({difference}); give another "
                 "--out, or delete that folder"
             )
+
+    def claim(self, identity: dict[str, Any], facts: dict[str, Any]) -> None:
+        """Writes config.json, unless there is work of the same configuration.
+
+        Raises:
+          ValueError: as `check`.
+        """
+        self.check(identity)
+        if not self._has_work():
+            self.write_json("config.json", {"configuration": identity, **facts})
+
+    def _has_work(self) -> bool:
+        saved = self.checkpoints.exists() and any(
+            path.name.isdigit() for path in self.checkpoints.iterdir()
+        )
+        return saved or (self.path / "result.json").exists()
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:

@@ -40,13 +40,15 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     given = _flags(arguments)
     try:
+        if given.out is not None:
+            Path(given.out).touch()
         run = load(Path(given.run))
         if given.dataset:
             _predict_dataset(run, given)
         else:
             _predict_files(run, given)
         return 0
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"predict: error: {error}", file=sys.stderr)
         return 2
 
@@ -115,7 +117,7 @@ def _predict_files(run: FinishedRun, given: Any) -> None:
         try:
             with Image.open(name) as picture:
                 picture.load()
-        except OSError as error:
+        except (OSError, Image.DecompressionBombError) as error:
             raise ValueError(f"{name} cannot be read as an image ({error})") from error
         images.append(pictures.fit(picture, shape))
         width, height = picture.size
@@ -138,8 +140,10 @@ def _predict_files(run: FinishedRun, given: Any) -> None:
 
 
 def _predict_dataset(run: FinishedRun, given: Any) -> None:
-    height, _, channels = shape = tuple(run.result["image_shape"])
-    size = None if given.dataset == "fashion_mini" else height
+    height, width, channels = shape = tuple(run.result["image_shape"])
+    # The run's own dataset as the run took it; another one at the run's size, if that is square.
+    same = given.dataset in (run.result["dataset"], "fashion_mini") or height != width
+    size = run.result["image_size"] if same else height
     dataset = data.load(given.dataset, given.data_dir, size)
     if dataset.image_shape != shape or len(dataset.class_names) != len(run.result["class_names"]):
         raise ValueError(

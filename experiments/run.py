@@ -15,7 +15,7 @@ from experiments.configuration import Configuration
 from experiments.folder import RunFolder, device, versions
 from experiments.session import Session, open_session
 from experiments.training_run import NonFiniteLossError, StoppedError, StopSignals, TrainingRun
-from interflow_jax import datasets, splits
+from interflow_jax import splits
 from interflow_jax.checkpoints import UnreadableError, UnwritableError, fingerprint
 
 
@@ -25,13 +25,13 @@ def main(arguments: list[str] | None = None) -> int:
     flags = configuration.parse(arguments)
     command = shlex.join(["python", "-m", "experiments.run", *arguments])
     try:
-        folders, dataset = prepare(flags, command)
+        folders = check(flags)
         session = None
         results = []
         for seed, folder in folders.items():
             result = folder.result()
             if result is None:
-                session = session or open_session(flags, dataset)
+                session = session or prepare(flags, folders, command)
                 result = run(flags, session, seed, folder, command)
             print(console.summary(result, folder.path), flush=True)
             results.append(result)
@@ -52,8 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 128 + stopped.args[0]
 
 
-def prepare(flags: Configuration, command: str) -> tuple[dict[int, RunFolder], datasets.Dataset]:
-    """Checks everything that can be wrong before any work, and claims a folder for every seed.
+def check(flags: Configuration) -> dict[int, RunFolder]:
+    """Checks all that can be wrong without the data; returns a folder for every seed.
 
     Raises:
       ValueError: in a line: what was given, what is allowed, what to do.
@@ -68,6 +68,17 @@ def prepare(flags: Configuration, command: str) -> tuple[dict[int, RunFolder], d
         seed: RunFolder(Path(flags.out) / flags.dataset / flags.method / f"seed{seed}")
         for seed in flags.all_seeds()
     }
+    for seed, folder in folders.items():
+        folder.check(flags.identity(seed))
+    return folders
+
+
+def prepare(flags: Configuration, folders: dict[int, RunFolder], command: str) -> Session:
+    """Opens the data, claims the folders, and makes all ready to train.
+
+    Raises:
+      ValueError: as `check`.
+    """
 
     def claim() -> None:
         for seed, folder in folders.items():
@@ -77,8 +88,13 @@ def prepare(flags: Configuration, command: str) -> tuple[dict[int, RunFolder], d
     dataset = data.load(flags.dataset, flags.data_dir, flags.image_size, before_download=claim)
     if flags.train_size is not None:
         dataset = dataset._replace(train=splits.take(dataset.train, flags.train_size))
+    if len(dataset.train) < flags.batch_size:
+        raise ValueError(
+            f"--batch_size={flags.batch_size} is more than the {len(dataset.train)} training "
+            "examples; choose a smaller batch or a larger --train_size"
+        )
     claim()
-    return folders, dataset
+    return open_session(flags, dataset)
 
 
 def run(
@@ -126,7 +142,9 @@ def run(
         "deviation": list(session.preprocessing.deviation),
     }
     charts.draw(history, result, session.dataset.class_names, folder.pictures)
+    folder.write_history(history)
     folder.write_json("result.json", result)
+    stop.check()  # a signal that came after the last epoch stops the seeds after this one
     return result
 
 

@@ -1,5 +1,6 @@
 """What the runs of a configuration share: the data where the steps run, and their programs."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -51,9 +52,11 @@ class Session(NamedTuple):
         """Pairs each dispatch's steps, from `first` to before `last`, with its source."""
         chunks = epochs.chunks(first, last, epochs.steps_per_dispatch())
         if split in self.held:
-            return epochs.resident_batches(self.held[split], order, chunks, self.mesh)
+            yield from epochs.resident_batches(self.held[split], order, chunks, self.mesh)
+            return
         examples = getattr(self.dataset, split)
-        return epochs.streamed_batches(examples, order, chunks, self.mesh, self.batch_size)
+        with _reading(self.dataset.name):
+            yield from epochs.streamed_batches(examples, order, chunks, self.mesh, self.batch_size)
 
     def evaluate(self, state: TrainState, between: Callable[[], None]) -> EvalMetrics:
         """Sums over the whole test split; `between` is called after every dispatch."""
@@ -67,39 +70,40 @@ class Session(NamedTuple):
         return jax.tree.map(lambda *leaves: np.sum(np.concatenate(leaves), axis=0), *parts)
 
 
-def _read(dataset: Dataset, name: str) -> splits.ArraySplit:
+@contextlib.contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """Turns what array_record, tfds and the decoders raise, of any type, into one ValueError."""
     try:
-        return splits.into_memory(getattr(dataset, name), reading(f"{dataset.name} {name}"))
-    except Exception as error:  # array_record and the decoders raise as they like
-        raise data.unreadable(dataset.name, error) from error
+        yield
+    except Exception as error:
+        raise data.unreadable(name, error) from error
 
 
 def open_session(configuration: Configuration, dataset: Dataset) -> Session:
     """Reads the data, puts it on the devices if it fits, and makes the programs.
 
     Raises:
-      ValueError: for a batch that the devices do not divide or the training split does not fill,
-        or data that cannot be read.
+      ValueError: for data that cannot be read.
     """
     batch_size = configuration.batch_size
     trained_by = recipe(configuration.dataset)
     number_of_epochs = configuration.epochs or trained_by.epochs
     steps = len(dataset.train) // batch_size
     mesh = epochs.local_mesh()
-    if not steps:
-        raise ValueError(
-            f"--batch_size={batch_size} is more than the {len(dataset.train)} training examples; "
-            "choose a smaller batch or a larger --train_size"
-        )
     examples = len(dataset.train) + len(dataset.test)
     if epochs.fits(examples * int(np.prod(dataset.image_shape))):
-        train, test = (_read(dataset, name) for name in ("train", "test"))
+        with _reading(dataset.name):
+            train, test = (
+                splits.into_memory(getattr(dataset, name), reading(f"{dataset.name} {name}"))
+                for name in ("train", "test")
+            )
         dataset = dataset._replace(train=train, test=test)
         held = {"train": epochs.hold(train, mesh), "test": epochs.hold(test, mesh)}
     else:
         held = {}
-    mean, deviation = splits.channel_statistics(dataset.train, reading("channel statistics"))
-    preprocessing = Preprocessing(mean, deviation, trained_by.augment)
+    with _reading(dataset.name):
+        statistics = splits.channel_statistics(dataset.train, reading("channel statistics"))
+    preprocessing = Preprocessing(*statistics, trained_by.augment)
     model = configuration.build(len(dataset.class_names))
     schedule = ij.learning_rate_schedule(steps * number_of_epochs, trained_by.drop_after)
     optimizer = ij.make_optimizer(schedule)

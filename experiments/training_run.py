@@ -59,7 +59,7 @@ class Position:
       epoch: finished epochs.
       step: steps taken in the epoch after them.
       loss_sum, correct, count: over those steps (see `TrainMetrics`).
-      seconds: of training, without evaluation and each sitting's first dispatch (it compiles).
+      seconds: of training, without evaluation and the dispatches that compile.
       timed: images trained on in that time.
       history: a record a finished epoch.
     """
@@ -88,6 +88,7 @@ class TrainingRun:
         self.state: TrainState = session.initial_state(preprocessing.initial_key(seed))
         self.position = Position()
         self._saved = -1
+        self._compiled: set[int] = set()  # dispatch sizes; the first of each is not timed
         self._last_save = time.monotonic()
 
     def resume(self, say) -> None:
@@ -96,6 +97,7 @@ class TrainingRun:
         Raises:
           checkpoints.UnreadableError: if there are some and none can be read.
         """
+        self._checkpoints.remove_drafts()
         restored = self._checkpoints.restore(self.state, say)
         if restored is None:
             return
@@ -121,8 +123,8 @@ class TrainingRun:
             images_an_epoch * session.epochs,
             images_an_epoch * position.epoch + session.batch_size * position.step,
         )
+        self._write_history(progress.say)  # a kill may have come between checkpoint and metrics
         events = self.folder.open_events(position.history)
-        self._fresh = True  # the first dispatch compiles and is not timed
         try:
             while position.epoch < session.epochs:
                 self._train_epoch(stop, progress)
@@ -136,30 +138,36 @@ class TrainingRun:
                     history=position.history,
                 )
                 self._save(progress.say)
-                try:
-                    self.folder.write_history(position.history)
-                    run_folder.add_events(events, record)
-                except OSError as error:  # the checkpoint has the figures; the next epoch rewrites
-                    progress.say(f"could not write the metrics ({error})")
+                self._write_history(progress.say)
+                run_folder.add_events(events, record)
                 progress.say(epoch_line(record, session.epochs))
         except StoppedError:
             self._save(progress.say)
+            self.check_saved()
             raise
         finally:
             events.close()
             progress.close()
 
     def check_saved(self) -> None:
-        """Raises UnwritableError if the state that `train` ended with could not be saved."""
+        """Raises UnwritableError if the state that `train` left could not be saved."""
         if self._saved != self.position.number(self.session.steps):
             raise UnwritableError(
-                f"training is done, but its end could not be saved in {self.folder.checkpoints}; "
-                "make room and run the same command again: it goes on from the checkpoint before"
+                f"the last state could not be saved in {self.folder.checkpoints}; make room and "
+                "run the same command again: it goes on from the checkpoint before"
             )
 
     def close(self) -> None:
         """Ends the threads that write checkpoints."""
         self._checkpoints.close()
+
+    def _write_history(self, say) -> None:
+        """Writes the metrics; a failure is said only, for every checkpoint has them too."""
+        try:
+            if self.position.history:
+                self.folder.write_history(self.position.history)
+        except OSError as error:
+            say(f"could not write the metrics ({error})")
 
     def _train_epoch(self, stop: StopSignals, progress: Progress) -> None:
         session, position = self.session, self.position
@@ -171,10 +179,10 @@ class TrainingRun:
             self.state, metrics = session.programs.train(self.state, source, keys, steps)
             self._add(jax.tree.map(np.asarray, metrics))
             images = len(steps) * session.batch_size
-            if not self._fresh:
+            if len(steps) in self._compiled:
                 position.seconds += time.monotonic() - start
                 position.timed += images
-            self._fresh = False
+            self._compiled.add(len(steps))
             progress.add(images, epoch)
             stop.check()
             due = time.monotonic() - self._last_save >= self._seconds_between_saves

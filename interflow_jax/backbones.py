@@ -1,5 +1,6 @@
 """The paper's backbone: VGG-16's convolutions, strides in place of pooling (IV-B)."""
 
+import math
 from typing import Any, Literal, get_args
 
 import flax.linen as nn
@@ -71,7 +72,7 @@ class StrideVGG(nn.Module):
         """Raises the ValueError that calling would, before any array exists."""
         if not MIN_DEPTH <= self.depth <= MAX_DEPTH:
             raise ValueError(f"depth is {self.depth}; choose {MIN_DEPTH} to {MAX_DEPTH}")
-        if not self.width > 0:
+        if not 0 < self.width < math.inf:
             raise ValueError(f"width is {self.width}; choose a number above 0 (1 is the paper's)")
         if self.downsample not in get_args(Downsample):
             raise ValueError(

@@ -67,8 +67,7 @@ class Checkpoints:
             draft.write_text(json.dumps(self._file_digests(number)))
             draft.replace(self._digests_file(number))
         except Exception as error:  # orbax and tensorstore raise as they like
-            for draft in self._folder.glob("*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(draft, ignore_errors=True)
+            self.remove_drafts()
             raise UnwritableError(_first_line(error)) from error
         for old in self._folder.glob("*.sha256.json"):
             if not (self._folder / old.name.partition(".")[0]).exists():
@@ -96,6 +95,11 @@ class Checkpoints:
         if numbers:
             raise UnreadableError(f"none of the checkpoints in {self._folder} can be read")
         return None
+
+    def remove_drafts(self) -> None:
+        """Deletes what a kill or a failure left of checkpoints that were being written."""
+        for draft in self._folder.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(draft, ignore_errors=True)
 
     def discard_after(self, number: int) -> None:
         """Deletes the checkpoints after `number`: those that `restore` could not read."""

@@ -69,10 +69,15 @@ def steps_per_dispatch() -> int:
 
 
 def fits(nbytes: int) -> bool:
-    """Whether data of `nbytes` may be held on every device: a quarter of its memory at most."""
-    statistics = jax.local_devices()[0].memory_stats() or {}
+    """Whether every device may hold data of `nbytes`, which the host reads first.
+
+    A quarter of the memory at most, of each device and of the host; CPU devices share the host's.
+    """
     host_memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return nbytes <= statistics.get("bytes_limit", host_memory) // 4
+    copies = jax.local_device_count() if jax.default_backend() == "cpu" else 1
+    statistics = jax.local_devices()[0].memory_stats() or {}
+    device_memory = statistics.get("bytes_limit", host_memory)
+    return nbytes <= min(host_memory // copies, device_memory) // 4
 
 
 class Programs(NamedTuple):

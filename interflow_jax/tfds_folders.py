@@ -74,13 +74,32 @@ def find(tfds_name: str, data_dir: str | Path | None) -> Path:
             f"tfds has no dataset {name!r} (close: {', '.join(close) or 'none'}); choose one that "
             "`tfds.list_builders()` lists"
         )
+    configuration = _default_configuration(name)
+    if configuration:
+        return find(tfds_name.replace(name, f"{name}/{configuration}", 1), data_dir)
     looked_in = ", ".join(map(str, places(data_dir)))
     raise NotPreparedError(f"no prepared {tfds_name} in {looked_in}")
 
 
+def _default_configuration(name: str) -> str | None:
+    """Which of its configurations tfds takes for a dataset named without one; None for no such."""
+    if "/" in name:
+        return None
+    configurations = tfds.builder_cls(name).BUILDER_CONFIGS
+    return configurations[0].name if configurations else None
+
+
 def originals(tfds_name: str) -> list[Original]:
-    """The original files that tfds downloads; empty for datasets that register none."""
-    builder = tfds.builder(tfds_name, data_dir="/nonexistent", try_gcs=False)
+    """The original files that tfds downloads; empty for datasets that register none.
+
+    Raises:
+      ValueError: for a version or configuration that the dataset lacks.
+    """
+    try:
+        builder = tfds.builder(tfds_name, data_dir="/nonexistent", try_gcs=False)
+    except Exception as error:  # of an unknown version an AssertionError, among others
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"tfds cannot build {tfds_name}: {reason}") from error
     return [
         Original(url, information.filename, int(information.size))
         for url, information in (builder.url_infos or {}).items()
@@ -194,4 +213,5 @@ def _with_tensorflow(*arguments: object) -> None:
         check=False,
     )
     if child.returncode:
-        raise PreparationError(child.stdout.strip() or f"the child ended with {child.returncode}")
+        said = child.stdout.split("\n")[-2:-1]  # its last line; tfds prints before it
+        raise PreparationError(said[0] if said else f"the child ended with {child.returncode}")

@@ -3,7 +3,7 @@
     python -m interflow_jax.with_tensorflow prepare NAME DATA_DIR DOWNLOAD_DIR
     python -m interflow_jax.with_tensorflow decode FOLDER SPLIT HEIGHT WIDTH CHANNELS TARGET
 
-Progress goes to standard error. A failure is one line on standard output and exit status 1.
+Progress goes to standard error. A failure is the last line on standard output, exit status 1.
 """
 
 import os
@@ -45,7 +45,11 @@ def decode(folder: str, split: str, height: str, width: str, channels: str, targ
             labels[index] = example["label"]
         images.flush()
         np.save(folder_of_arrays / "labels.npy", labels)
-        folder_of_arrays.rename(target)
+        try:
+            folder_of_arrays.rename(target)
+        except OSError:
+            if not Path(target).exists():  # else another process was the faster one
+                raise
 
 
 def _import_tensorflow_quietly() -> None:
@@ -67,7 +71,7 @@ def main(arguments: list[str]) -> None:
         _import_tensorflow_quietly()
         job = prepare if arguments[0] == "prepare" else decode
         job(*arguments[1:])
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         reason = " ".join(str(error).split()) or "no reason given"
         print(f"{type(error).__name__}: {reason}")
         sys.exit(1)

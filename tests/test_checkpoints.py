@@ -97,6 +97,10 @@ def test_a_draft_that_a_kill_left_is_no_checkpoint(folder):
     restored, said = restore(folder)
     assert restored is not None
     assert (restored.number, said) == (9, [])
+    checkpoints = Checkpoints(folder)
+    checkpoints.remove_drafts()
+    checkpoints.close()
+    assert not draft.exists()
 
 
 def test_an_empty_folder_has_no_checkpoint(tmp_path):

@@ -173,6 +173,15 @@ def test_without_data_and_network_one_error_says_all(tmp_path, monkeypatch):
     assert "\n" not in str(error.value)
 
 
+def test_a_dataset_named_without_its_configuration_is_the_default_one(tmp_path):
+    (tmp_path / "eurosat" / "rgb" / "2.0.0").mkdir(parents=True)
+    (tmp_path / "eurosat" / "rgb" / "2.0.0" / "dataset_info.json").write_text("{}")
+    assert tfds_folders.find("eurosat", tmp_path).parent.name == "rgb"
+    assert tfds_folders.find("eurosat:2.0.0", tmp_path).parent.name == "rgb"
+    with pytest.raises(ValueError, match="tfds cannot build mnist:99"):
+        tfds_folders.originals("mnist:99.0.0")
+
+
 def test_an_unknown_name_is_answered_with_close_ones(tmp_path):
     with pytest.raises(ValueError, match=r"no dataset 'cifar11' .*cifar10"):
         datasets.load("cifar11", tmp_path)

@@ -43,10 +43,9 @@ def never_stopped(tmp_path_factory):
 
 
 def kill_and_resume(moment, never_stopped, out):
-    expected, seconds = never_stopped
+    """Kills a run at a moment, a function of the process; returns what the second one printed."""
     process = start(out)
-    # From when the interpreter is up to when the run is about to end.
-    time.sleep(2 + moment * (seconds - 2))
+    moment(process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     again = start(out)
@@ -54,20 +53,36 @@ def kill_and_resume(moment, never_stopped, out):
     assert again.returncode == 0, output
     result = result_in(out, "S1")
     for figure in ("fingerprint", "train_loss", "test_accuracy", "branch_accuracy", "weights"):
-        assert result[figure] == expected[figure]
+        assert result[figure] == never_stopped[0][figure]
     return process.returncode == -signal.SIGKILL, "taking up" in output
 
 
+def a_checkpoint_is_there(out):
+    """Waits until the run has saved one."""
+
+    def wait(process):
+        while not list(folder_in(out, "S1").glob("checkpoints/*.sha256.json")):
+            assert process.poll() is None
+            time.sleep(0.02)
+
+    return wait
+
+
 def test_killed_and_run_again(never_stopped, tmp_path):
-    kill_and_resume(0.8, never_stopped, tmp_path)
+    outcome = kill_and_resume(a_checkpoint_is_there(tmp_path), never_stopped, tmp_path)
+    assert outcome == (True, True)
 
 
 @pytest.mark.slow
 def test_killed_at_twenty_random_moments(never_stopped, tmp_path):
     generator = random.Random(0)
+
+    def at_random(process):
+        # From when the interpreter is up to when the run is about to end.
+        time.sleep(2 + generator.random() * (never_stopped[1] - 2))
+
     outcomes = [
-        kill_and_resume(generator.random(), never_stopped, tmp_path / str(trial))
-        for trial in range(20)
+        kill_and_resume(at_random, never_stopped, tmp_path / str(trial)) for trial in range(20)
     ]
     killed, resumed = (sum(flags) for flags in zip(*outcomes, strict=True))
     print(f"20 of 20 ended bit for bit the same; {killed} were killed, {resumed} from a checkpoint")
@@ -77,9 +92,7 @@ def test_killed_at_twenty_random_moments(never_stopped, tmp_path):
 
 def test_a_signal_saves_and_says_how_to_go_on(never_stopped, tmp_path):
     process = start(tmp_path)
-    while not list(folder_in(tmp_path, "S1").glob("checkpoints/[0-9]*")):
-        assert process.poll() is None
-        time.sleep(0.05)
+    a_checkpoint_is_there(tmp_path)(process)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate()
     assert process.returncode == 128 + signal.SIGTERM, output

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -78,10 +79,30 @@ def test_pictures_are_drawn(finished, name):
 
 
 def test_a_finished_run_returns_at_once(finished, monkeypatch, capsys):
-    monkeypatch.setattr(run, "open_session", None)
+    monkeypatch.setattr(run, "prepare", None)
     assert run.main([*SMALL, f"--out={finished}"]) == 0
     accuracy = result_in(finished)["test_accuracy"]
     assert f"{accuracy:.2f}% of 1,000 test images" in capsys.readouterr().out
+
+
+def test_metrics_that_a_kill_left_unwritten_are_written(finished, tmp_path):
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    folder = folder_in(tmp_path)
+    (folder / "result.json").unlink()
+    (folder / "metrics.csv").unlink()
+    assert run.main([*SMALL, f"--out={tmp_path}"]) == 0
+    expected = (folder_in(finished) / "metrics.csv").read_text()
+    assert (folder / "metrics.csv").read_text() == expected
+
+
+def test_a_command_corrected_before_any_work_may_use_the_folder(tmp_path, capsys):
+    folder = RunFolder(tmp_path)
+    folder.claim({"batch_size": 1}, {})
+    folder.claim({"batch_size": 2}, {})
+    assert folder.read_json("config.json")["configuration"] == {"batch_size": 2}
+    assert run.main([*SMALL, "--train_size=32", f"--out={tmp_path / 'runs'}"]) == 2
+    assert "--batch_size=64 is more than the 32 training examples" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
 
 
 def test_another_configuration_is_refused_with_the_difference(finished, capsys):
