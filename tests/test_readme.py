@@ -1,5 +1,6 @@
 """What the README shows works, and says what the code does."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -48,6 +49,24 @@ def test_its_table_is_that_of_the_code(method):
         for _ in range(int(times or 1))
     ]
     assert tuple(numbers) == (known.initial_weights or ())
+
+
+def test_its_results_are_those_of_the_files():
+    root = Path(__file__).parent.parent / "results"
+    files = sorted(root.glob("*/*/seed*/result.json"))
+    rows = re.findall(r"^\| `python -m experiments\.run (.*)` \| (.*) \|$", README, re.MULTILINE)
+    assert len(rows) == len(files) > 0
+    for flags, figures in rows:
+        given = parse(shlex.split(flags))
+        folder = root / given.dataset / given.method / f"seed{given.seed}"
+        result = json.loads((folder / "result.json").read_text())
+        assert {key: result[key] for key in given.identity(given.seed)} == {
+            **given.identity(given.seed),
+            "train_size": result["train_size"],
+        }
+        accuracy, examples = figures.split(" | ")[:2]
+        assert accuracy == f"{result['test_accuracy']:.2f}"
+        assert examples == f"{result['test_examples']:,}"
 
 
 def test_its_layout_names_every_module():
