@@ -17,7 +17,7 @@ from tests.experiments.conftest import folder_in, result_in
 COMMAND = [
     *(sys.executable, "-m", "experiments.run"),
     *("--method=S1", "--depth=4", "--taps=2,3,4", "--width=0.0625", "--train_size=1024"),
-    *("--epochs=2", "--checkpoint_minutes=0.02"),
+    *("--epochs=2", "--checkpoint_minutes=0.005"),
 ]
 
 
@@ -33,13 +33,12 @@ def start(out, **options):
 
 @pytest.fixture(scope="module")
 def never_stopped(tmp_path_factory):
-    """The result of a run never stopped, and the seconds it took."""
+    """The result of a run never stopped."""
     out = tmp_path_factory.mktemp("never_stopped")
-    begin = time.monotonic()
     process = start(out)
     output, _ = process.communicate()
     assert process.returncode == 0, output
-    return result_in(out, "S1"), time.monotonic() - begin
+    return result_in(out, "S1")
 
 
 def kill_and_resume(moment, never_stopped, out):
@@ -53,7 +52,7 @@ def kill_and_resume(moment, never_stopped, out):
     assert again.returncode == 0, output
     result = result_in(out, "S1")
     for figure in ("fingerprint", "train_loss", "test_accuracy", "branch_accuracy", "weights"):
-        assert result[figure] == never_stopped[0][figure]
+        assert result[figure] == never_stopped[figure]
     return process.returncode == -signal.SIGKILL, "taking up" in output
 
 
@@ -77,17 +76,33 @@ def test_killed_and_run_again(never_stopped, tmp_path):
 def test_killed_at_twenty_random_moments(never_stopped, tmp_path):
     generator = random.Random(0)
 
-    def at_random(process):
-        # From when the interpreter is up to when the run is about to end.
-        time.sleep(2 + generator.random() * (never_stopped[1] - 2))
+    def at_random(out):
+        """A moment between the run's start and its end, by its progress: clocks lie under load."""
+        folder = folder_in(out, "S1")
+        last = 2 * (16 + 1)  # the number of the last checkpoint: two epochs of 16 steps
+        target = generator.randrange(last)
+
+        def progress():
+            files = folder.glob("checkpoints/*.sha256.json")
+            return max((int(file.name.partition(".")[0]) for file in files), default=0)
+
+        def wait(process):
+            while process.poll() is None and not (folder / "config.json").exists():
+                time.sleep(0.01)
+            while process.poll() is None and progress() < target:
+                time.sleep(0.01)
+            time.sleep(generator.random() * 0.5)
+
+        return wait
 
     outcomes = [
-        kill_and_resume(at_random, never_stopped, tmp_path / str(trial)) for trial in range(20)
+        kill_and_resume(at_random(tmp_path / str(trial)), never_stopped, tmp_path / str(trial))
+        for trial in range(20)
     ]
     killed, resumed = (sum(flags) for flags in zip(*outcomes, strict=True))
     print(f"20 of 20 ended bit for bit the same; {killed} were killed, {resumed} from a checkpoint")
-    assert killed >= 15
-    assert resumed >= 8
+    assert killed >= 18  # one that ends while the moment is awaited cannot be killed
+    assert resumed >= 12
 
 
 def test_a_signal_saves_and_says_how_to_go_on(never_stopped, tmp_path):
@@ -101,7 +116,7 @@ def test_a_signal_saves_and_says_how_to_go_on(never_stopped, tmp_path):
     output, _ = again.communicate()
     assert again.returncode == 0, output
     assert "taking up" in output
-    assert result_in(tmp_path, "S1")["fingerprint"] == never_stopped[0]["fingerprint"]
+    assert result_in(tmp_path, "S1")["fingerprint"] == never_stopped["fingerprint"]
 
 
 def test_a_second_signal_ends_the_process():
