@@ -31,7 +31,7 @@ def split():
 @pytest.fixture(scope="module")
 def setting(tiny):
     """A shallow model, its optimiser, programs and mesh."""
-    model = tiny("S1", depth=9, taps=(5, 7, 9))
+    model = tiny("S1", depth=5, taps=(3, 4, 5))
     optimizer = ij.make_optimizer(ij.learning_rate_schedule(100, 0.5))
     mesh = epochs.local_mesh()
     augmenting = Preprocessing((0.5,), (0.25,), augment=True)
@@ -165,13 +165,13 @@ from interflow_jax.preprocessing import Preprocessing
 from interflow_jax.splits import ArraySplit
 
 generator = np.random.default_rng(0)
-split = ArraySplit(generator.integers(0, 256, (64, 28, 28, 1), np.uint8),
+split = ArraySplit(generator.integers(0, 256, (64, 12, 12, 1), np.uint8),
                    generator.integers(0, 10, 64).astype(np.int32))
-model = ij.build("S1", 10, depth=9, taps=(5, 7, 9), width=1 / 16)
+model = ij.build("S1", 10, depth=5, taps=(3, 4, 5), width=1 / 16)
 optimizer = ij.make_optimizer(ij.learning_rate_schedule(4, 0.5))
 mesh = epochs.local_mesh()
 programs = epochs.make_programs(model, optimizer, Preprocessing((0.5,), (0.25,), True), mesh, 16)
-state = ij.create_state(model, optimizer, preprocessing.initial_key(0), (28, 28, 1))
+state = ij.create_state(model, optimizer, preprocessing.initial_key(0), (12, 12, 1))
 state = jax.device_put(state, epochs.replicated(mesh))
 keys = preprocessing.epoch_keys(0, 0)
 order = epochs.training_order(keys, 64)

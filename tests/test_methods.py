@@ -120,7 +120,7 @@ def test_a_branch_reaches_every_layer_before_it_and_none_after(method):
 
 @pytest.mark.parametrize("method", ij.METHODS)
 def test_logits_are_the_weighted_sum_of_the_branches(key, tiny, method):
-    x = jax.random.normal(key, (2, 16, 16, 3))
+    x = jax.random.normal(key, (2, 80, 80, 3))
     init = jax.jit(partial(tiny(method).init_with_output, train=False))
     prediction, _ = init(key, x)
     weights = prediction.weights.reshape(prediction.weights.shape[0], -1)
@@ -133,7 +133,7 @@ def test_logits_are_the_weighted_sum_of_the_branches(key, tiny, method):
 
 
 def test_normal_is_the_last_branch_alone(key, tiny):
-    x = jax.random.normal(key, (2, 16, 16, 3))
+    x = jax.random.normal(key, (2, 80, 80, 3))
     init = jax.jit(partial(tiny("Normal").init_with_output, train=False))
     prediction, _ = init(key, x)
     np.testing.assert_array_equal(prediction.logits, prediction.branch_logits[:, 0])

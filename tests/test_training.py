@@ -88,14 +88,14 @@ def test_state_starts_the_same_for_the_same_key(tiny):
 
 def test_loss_is_that_of_the_fused_logits_alone(key, tiny):
     """Paper, IV-B. Branches of weight zero do not touch what only they use."""
-    model = tiny("S1", depth=9, taps=(5, 7, 9))
+    model = tiny("S1", depth=5, taps=(3, 4, 5))
     optimizer = ij.make_optimizer(0.1)
     state = ij.create_state(model, optimizer, key, (16, 16, 1))
     only_last = jnp.array([0.0, 0.0, 1.0])
     state = state.replace(params={**state.params, "fusion": {"weights": only_last}})
     images = jax.random.normal(key, (4, 16, 16, 1))
     after, metrics = jax.jit(partial(ij.train_step, model, optimizer))(state, images, jnp.arange(4))
-    layer = "fully_connected_channels_16"  # that of the branches after 5 and 7 alone
+    layer = "fully_connected_channels_8"  # that of the branches after 3 and 4 alone
     decayed = state.params[layer]["kernel"] * (1 - 0.1 * 5e-4)
     np.testing.assert_allclose(after.params[layer]["kernel"], decayed, rtol=1e-6)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
@@ -106,7 +106,7 @@ def test_loss_is_that_of_the_fused_logits_alone(key, tiny):
 
 
 def test_evaluation_counts_only_what_the_mask_keeps(key, tiny):
-    model = tiny("S1", depth=9, taps=(5, 7, 9))
+    model = tiny("S1", depth=5, taps=(3, 4, 5))
     state = ij.create_state(model, ij.make_optimizer(0.1), key, (16, 16, 1))
     images = jax.random.normal(key, (6, 16, 16, 1))
     labels = jnp.arange(6)

@@ -1,4 +1,4 @@
-"""A run small enough for seconds: 9 convolutions, 4 to 32 channels, 256 images, 2 epochs."""
+"""A run small enough for seconds: 5 convolutions, 4 to 16 channels, 256 images, 2 epochs."""
 
 import json
 from pathlib import Path
@@ -9,8 +9,8 @@ from experiments import run
 
 SMALL = [
     "--method=S3",
-    "--depth=9",
-    "--taps=5,7,9",
+    "--depth=5",
+    "--taps=3,4,5",
     "--width=0.0625",
     "--train_size=256",
     "--epochs=2",

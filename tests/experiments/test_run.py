@@ -27,9 +27,9 @@ def test_the_result_keeps_the_contract(finished):
     result = result_in(finished)
     assert set(result) >= CONTRACT
     assert (result["method"], result["dataset"], result["seed"]) == ("S3", "fashion_mini", 0)
-    assert (result["epochs"], result["depth"], result["width"]) == (2, 9, 0.0625)
+    assert (result["epochs"], result["depth"], result["width"]) == (2, 5, 0.0625)
     assert (result["train_size"], result["test_examples"]) == (256, 1000)
-    assert result["branches"] == [5, 7, 9]
+    assert result["branches"] == [3, 4, 5]
     assert np.shape(result["weights"]) == (3, 10)
     assert len(result["branch_accuracy"]) == 3
     assert result["command"].startswith("python -m experiments.run --method=S3")
@@ -41,10 +41,10 @@ def test_csv_and_events_have_the_same_figures(finished):
     assert [row["epoch"] for row in rows] == ["1", "2"]
     result = result_in(finished)
     assert float(rows[-1]["test_accuracy"]) == result["test_accuracy"]
-    assert [float(rows[-1][f"branch_accuracy/{tap}"]) for tap in (5, 7, 9)] == result[
+    assert [float(rows[-1][f"branch_accuracy/{tap}"]) for tap in (3, 4, 5)] == result[
         "branch_accuracy"
     ]
-    assert float(rows[-1]["weights/9/4"]) == result["weights"][2][4]
+    assert float(rows[-1]["weights/5/4"]) == result["weights"][2][4]
     (file,) = (folder / "events").iterdir()
     scalars = {}
     for event in read_events(file):
