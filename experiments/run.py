@@ -15,7 +15,7 @@ from experiments.configuration import Configuration
 from experiments.folder import RunFolder, device, versions
 from experiments.session import Session, open_session
 from experiments.training_run import NonFiniteLossError, StoppedError, StopSignals, TrainingRun
-from interflow_jax import splits
+from interflow_jax import allocation, splits
 from interflow_jax.checkpoints import UnreadableError, UnwritableError, fingerprint
 
 
@@ -149,4 +149,5 @@ def run(
 
 
 if __name__ == "__main__":
+    allocation.keep_freed_memory()
     sys.exit(main())

@@ -127,7 +127,7 @@ class TrainingRun:
         events = self.folder.open_events(position.history)
         try:
             while position.epoch < session.epochs:
-                self._train_epoch(stop, progress)
+                self.train_epoch(stop, progress)
                 metrics = session.evaluate(self.state, stop.check)
                 record = self._record(metrics)
                 position.history.append(record)
@@ -137,12 +137,12 @@ class TrainingRun:
                     timed=position.timed,
                     history=position.history,
                 )
-                self._save(progress.say)
+                self.save(progress.say)
                 self._write_history(progress.say)
                 run_folder.add_events(events, record)
                 progress.say(epoch_line(record, session.epochs))
         except StoppedError:
-            self._save(progress.say)
+            self.save(progress.say)
             self.check_saved()
             raise
         finally:
@@ -169,7 +169,8 @@ class TrainingRun:
         except OSError as error:
             say(f"could not write the metrics ({error})")
 
-    def _train_epoch(self, stop: StopSignals, progress: Progress) -> None:
+    def train_epoch(self, stop: StopSignals, progress: Progress) -> None:
+        """Trains to the end of the epoch that the run is in, without evaluation."""
         session, position = self.session, self.position
         keys = preprocessing.epoch_keys(self.seed, position.epoch)
         order = epochs.training_order(keys, len(session.dataset.train))
@@ -187,7 +188,7 @@ class TrainingRun:
             stop.check()
             due = time.monotonic() - self._last_save >= self._seconds_between_saves
             if due and position.step < session.steps:
-                self._save(progress.say)
+                self.save(progress.say)
 
     def _add(self, metrics: TrainMetrics) -> None:
         """Adds a dispatch's sums, [steps] each, to the position."""
@@ -227,7 +228,7 @@ class TrainingRun:
         shape = (1, len(self.session.model.backbone.taps), self.session.model.num_classes)
         return np.asarray(fusion.apply(parameters, jnp.zeros(shape))[1])
 
-    def _save(self, say) -> None:
+    def save(self, say) -> None:
         """Saves state and position; a failure is said, and tried again at the next save."""
         self._last_save = time.monotonic()
         number = self.position.number(self.session.steps)

@@ -4,8 +4,9 @@ The reference implementation of "Interflow: Aggregating Multi-layer Feature Mapp
 Attention Mechanism" (Cai, 2021).
 """
 
+from interflow_jax.allocation import keep_freed_memory
 from interflow_jax.backbones import StrideVGG
-from interflow_jax.convolution import conv3x3
+from interflow_jax.convolution import conv3x3, cpu_compiler_options
 from interflow_jax.fusion import Fusion
 from interflow_jax.methods import METHODS, Method, build, default_taps
 from interflow_jax.model import Interflow, Prediction
@@ -31,9 +32,11 @@ __all__ = [
     "__version__",
     "build",
     "conv3x3",
+    "cpu_compiler_options",
     "create_state",
     "default_taps",
     "eval_step",
+    "keep_freed_memory",
     "learning_rate_schedule",
     "make_optimizer",
     "predict",

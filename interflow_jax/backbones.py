@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from interflow_jax.convolution import conv3x3
+from interflow_jax.normalization import BatchNormRelu
 
 Downsample = Literal["first", "last"]
 
@@ -101,14 +102,7 @@ class _ConvNormRelu(nn.Module):
             "kernel", nn.initializers.xavier_uniform(), (3, 3, x.shape[-1], self.channels)
         )
         x = conv3x3(x, kernel.astype(self.dtype), self.stride)
-        x = nn.BatchNorm(
-            use_running_average=not train,
-            momentum=0.9,  # written out because Linen's default is 0.99
-            epsilon=1e-5,
-            dtype=self.dtype,
-            name="norm",
-        )(x)
-        return nn.relu(x)
+        return BatchNormRelu(self.dtype, name="norm")(x, train)
 
 
 def convolutions(depth: int, width: float, downsample: Downsample) -> list[tuple[int, int]]:

@@ -1,37 +1,48 @@
-"""The 3x3 convolution behind every layer, with a CPU path where XLA's is slow.
+"""The 3x3 convolution behind every layer, with CPU paths where XLA's is slow.
 
-XLA's CPU convolution is about a hundred times slower, operation by operation, on a 2x2 map or on
-the gradient of a stride-2 convolution onto one than on large maps. There, the convolution is
-written as a sum over the nine taps of the kernel, each a matrix product over the outputs that the
-tap reaches. On larger maps only XLA's kernel gradient is slow; there, patches are gathered from a
-few images at a time, in a loop, and multiplied with the output gradients. Milliseconds, medians,
-batch 64, 2 cores with AVX-512:
+Three ways, chosen by size while XLA lowers for a platform, so that an exported program is right on
+each; GPU and TPU always get `lax.conv_general_dilated`:
 
-    channels  input map, stride     forward     input gradient    kernel gradient
-                                    XLA  taps       XLA   taps        XLA   taps
-    512            1x1, 1            16   0.7        22    1.0        3.2    1.6
-    512            2x2, 1           348   5.8       360    5.9        8.3    5.5
-    512            4x4, 2            26   9.0       466    9.2         11     11
-    512            4x4, 1            64    26        70     35         51     52
-                                                                      XLA   patches
-    256            8x8, 1                                              84     51
-    128            16x16, 1                                           132     77
-    64             32x32, 1                                           305    136
+- a sum over the kernel's taps, each a matrix product with the outputs that it reaches, for the
+  smallest maps: XLA's is about a hundred times slower there;
+- Winograd's F(4x4, 3x3), 36 products in place of 144, where the channels are many enough for the
+  products to cost more than the transforms;
+- XLA's own, best through Eigen, elsewhere (`cpu_compiler_options`; YNNPACK, its default, takes up
+  to three times as long for kernel gradients).
 
-The choice is made while XLA lowers for a platform, so an exported program is right on each; GPU
-and TPU always get `lax.conv_general_dilated`.
+Milliseconds, batch 64, 2 cores with AVX-512, medians of runs from which the hypervisor took
+nothing away:
+
+    channels  input map, stride      forward          input gradient     kernel gradient
+                                 XLA Winogr. taps    XLA Winogr. taps   XLA Winogr. taps
+TABLE
+
+To delete this file's CPU paths, the day XLA is faster, let `conv3x3` return `_xla`.
 """
 
-from functools import partial
+from functools import partial, reduce
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
-# Largest output height and width for which the sum over taps is the faster one (table above).
-_LARGEST_MAP_FOR_TAPS = 4
-# Bytes of patches that are gathered at once for a kernel gradient: a few times a core's L2 cache.
-_PATCH_BYTES = 5_000_000
+# Channels, of input and of output, from which fewer products are worth more operations.
+_MANY_CHANNELS = 128
+
+
+def cpu_compiler_options() -> dict[str, str] | None:
+    """What to give `jax.jit` as `compiler_options` for a program of convolutions.
+
+    On CPU: products and reductions through YNNPACK as by default, convolutions through Eigen.
+    On other platforms: None.
+    """
+    if jax.default_backend() != "cpu":
+        return None
+    kinds = ("DOT", "INDIVIDUAL_DOT", "REDUCE")
+    libraries = ",".join(f"LIBRARY_FUSION_TYPE_{kind}" for kind in kinds)
+    return {"xla_cpu_experimental_ynn_fusion_type": libraries}
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -59,14 +70,13 @@ def conv3x3(x: Array, kernel: Array, stride: int = 1) -> Array:
             f"kernel has shape {kernel.shape} and x {x.shape}; conv3x3 takes x of [batch, height, "
             "width, channels_in] and a kernel of [3, 3, channels_in, channels_out]"
         )
-
-    def everywhere(x: Array, kernel: Array) -> Array:
-        return _xla(x, kernel, stride)
-
-    def on_cpu(x: Array, kernel: Array) -> Array:
-        return _sum_over_taps(x, kernel, stride)
-
-    if not _is_small(x, stride):
+    outputs = (_output_size(x.shape[1], stride), _output_size(x.shape[2], stride))
+    everywhere = partial(_xla, stride=stride)
+    if _suits_taps(outputs, kernel):
+        on_cpu = partial(_sum_over_taps, stride=stride)
+    elif _suits_winograd(outputs, kernel, stride):
+        on_cpu = _winograd
+    else:
         return everywhere(x, kernel)
     return lax.platform_dependent(x, kernel, cpu=on_cpu, default=everywhere)
 
@@ -75,27 +85,39 @@ def _forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, 
     return conv3x3(x, kernel, stride), (x, kernel)
 
 
-def _backward(
-    stride: int, inputs: tuple[Array, Array], output_gradient: Array
-) -> tuple[Array, Array]:
+def _backward(stride: int, inputs: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     # A convolution is linear in each argument, so XLA drops the forward passes that vjp traces.
-    def everywhere(x: Array, kernel: Array, output_gradient: Array) -> tuple[Array, Array]:
-        return jax.vjp(partial(_xla, stride=stride), x, kernel)[1](output_gradient)
+    def everywhere(x: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
+        return jax.vjp(partial(_xla, stride=stride), x, kernel)[1](gradient)
 
-    def on_cpu(x: Array, kernel: Array, output_gradient: Array) -> tuple[Array, Array]:
-        if _is_small(x, stride):
-            return jax.vjp(partial(_sum_over_taps, stride=stride), x, kernel)[1](output_gradient)
-        (x_gradient,) = jax.vjp(lambda x: _xla(x, kernel, stride), x)[1](output_gradient)
-        return x_gradient, _kernel_gradient(x, output_gradient, stride)
+    def on_cpu(x: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
+        outputs = gradient.shape[1:3]
+        of_x_alone = _sum_over_taps if _suits_taps(outputs, kernel) else _xla
+        (of_x,) = jax.vjp(lambda x: of_x_alone(x, kernel, stride), x)[1](gradient)
+        (of_kernel,) = jax.vjp(lambda kernel: _xla(x, kernel, stride), kernel)[1](gradient)
+        if _suits_winograd(outputs, kernel, stride):
+            # The input's gradient is a convolution with the kernel turned around.
+            of_x = _winograd(gradient, kernel[::-1, ::-1].swapaxes(2, 3))
+            of_kernel = _winograd_kernel_gradient(x, gradient)
+        return of_x, of_kernel
 
-    return lax.platform_dependent(*inputs, output_gradient, cpu=on_cpu, default=everywhere)
+    return lax.platform_dependent(*inputs, gradient, cpu=on_cpu, default=everywhere)
 
 
 conv3x3.defvjp(_forward, _backward)
 
 
-def _is_small(x: Array, stride: int) -> bool:
-    return _output_size(max(x.shape[1:3]), stride) <= _LARGEST_MAP_FOR_TAPS
+def _suits_taps(outputs: tuple[int, int], kernel: Array) -> bool:
+    size = max(outputs)
+    return size <= 2 or (size <= 4 and _has_many_channels(kernel))
+
+
+def _suits_winograd(outputs: tuple[int, int], kernel: Array, stride: int) -> bool:
+    return stride == 1 and max(outputs) > 4 and _has_many_channels(kernel)
+
+
+def _has_many_channels(kernel: Array) -> bool:
+    return min(kernel.shape[2:]) >= _MANY_CHANNELS
 
 
 def _xla(x: Array, kernel: Array, stride: int) -> Array:
@@ -140,43 +162,6 @@ def _sum_over_taps(x: Array, kernel: Array, stride: int) -> Array:
     return total
 
 
-def _kernel_gradient(x: Array, output_gradient: Array, stride: int) -> Array:
-    """The kernel's gradient as products of patches with output gradients, a few images at a time.
-
-    Gathered for the whole batch at once, patches would leave the caches.
-    """
-    batch, rows, columns, channels_out = output_gradient.shape
-    channels_in = x.shape[-1]
-    image_bytes = rows * columns * 9 * channels_in * x.dtype.itemsize
-    fitting = max(1, _PATCH_BYTES // image_bytes)
-    images = next(size for size in (8, 4, 2, 1) if size <= fitting and batch % size == 0)
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-
-    def add_chunk(total: Array, chunk: tuple[Array, Array]) -> tuple[Array, None]:
-        pixels, gradient = chunk
-        height, width = (rows - 1) * stride + 1, (columns - 1) * stride + 1
-        patches = [
-            pixels[:, i : i + height : stride, j : j + width : stride]
-            for i in range(3)
-            for j in range(3)
-        ]
-        product = jnp.einsum(
-            "bhwi,bhwo->io",
-            jnp.concatenate(patches, axis=-1),
-            gradient,
-            preferred_element_type=jnp.float32,
-        )
-        return total + product, None
-
-    zero = jnp.zeros((9 * channels_in, channels_out), jnp.float32)
-    padded, output_gradient = (
-        array.reshape(batch // images, images, *array.shape[1:])
-        for array in (padded, output_gradient)
-    )
-    total, _ = lax.scan(add_chunk, zero, (padded, output_gradient))
-    return total.reshape(3, 3, channels_in, channels_out).astype(x.dtype)
-
-
 def _output_size(size: int, stride: int) -> int:
     return -(-size // stride)
 
@@ -186,3 +171,98 @@ def _reach(tap: int, size: int, outputs: int, stride: int) -> tuple[int, int]:
     first = 1 if tap == 0 else 0
     last = min(outputs - 1, (size - tap) // stride)
     return first, last
+
+
+class _Tile(NamedTuple):
+    """Winograd's algorithm along one axis: 4 outputs of 3 taps from 6 products, not 12.
+
+    outputs = output @ ((kernel @ taps) * (pixels @ input)), a tile's 6 input pixels beginning one
+    before its first output.
+    """
+
+    pixels: np.ndarray  # [products, input pixels]
+    kernel: np.ndarray  # [products, taps]
+    output: np.ndarray  # [outputs, products]
+
+
+def _toom_cook(outputs: int, taps: int, points: tuple[float, ...]) -> _Tile:
+    """The transposed product of polynomials, evaluated at the points and at infinity."""
+
+    def evaluate(coefficients: int) -> np.ndarray:
+        at_infinity = np.arange(coefficients) == coefficients - 1
+        return np.vstack([np.vander(points, coefficients, increasing=True), at_infinity])
+
+    pixels = np.linalg.inv(evaluate(len(points) + 1)).T
+    return _Tile(pixels, evaluate(taps), evaluate(outputs).T)
+
+
+_OUTPUTS = 4
+# At these points the error (float32, root mean square, of the outputs' own) is 7e-7; at the usual
+# 0, 1, -1, 2, -2 it is 14e-7. A plain sum has 1e-7.
+_TILE = _toom_cook(_OUTPUTS, 3, (0, 3 / 4, -3 / 4, 3 / 2, -3 / 2))
+
+
+def _winograd(x: Array, kernel: Array) -> Array:
+    """The convolution of stride 1, in float32, by tiles of 4x4 outputs."""
+    batch, height, width, _ = x.shape
+    rows, columns = -(-height // _OUTPUTS), -(-width // _OUTPUTS)
+    pixels = _tiles(x, _TILE.pixels, before=1)
+    taps = _transform(_TILE.kernel, list(kernel.astype(jnp.float32)))
+    taps = _transform(_TILE.kernel, [taps[:, j] for j in range(3)])
+    products = jnp.einsum("ptc,pcd->ptd", pixels, taps.reshape(-1, *kernel.shape[2:]))
+    products = products.reshape(6, 6, batch, rows, columns, -1)
+    by_column = [_combine(weights, list(products)) for weights in _TILE.output]
+    outputs = [
+        jnp.stack([_combine(weights, list(column)) for column in by_column], axis=3)
+        for weights in _TILE.output
+    ]
+    shape = (batch, rows * _OUTPUTS, columns * _OUTPUTS, kernel.shape[-1])
+    return jnp.stack(outputs, axis=2).reshape(shape)[:, :height, :width].astype(x.dtype)
+
+
+def _winograd_kernel_gradient(x: Array, gradient: Array) -> Array:
+    """The kernel's gradient: the transposes of the same transforms."""
+    pixels = _tiles(x, _TILE.pixels, before=1)
+    outputs = _tiles(gradient, _TILE.output.T, before=0)
+    products = jnp.einsum("ptc,ptd->pcd", pixels, outputs)
+    products = products.reshape(6, 6, *products.shape[1:])
+    taps = _transform(_TILE.kernel.T, list(products))
+    taps = _transform(_TILE.kernel.T, [taps[:, row] for row in range(6)])
+    return taps.astype(x.dtype)
+
+
+def _tiles(x: Array, matrix: np.ndarray, before: int) -> Array:
+    """Cuts [batch, height, width, channels] into tiles and transforms their rows and columns.
+
+    Returns:
+      [products of columns x products of rows, batch x tiles, channels], float32.
+    """
+    batch, height, width, channels = x.shape
+    x = x.astype(jnp.float32)
+    for axis, size in ((1, height), (3, width)):  # the first puts its products before the batch
+        tiles = -(-size // _OUTPUTS)
+        reach = (tiles - 1) * _OUTPUTS
+        padding = [(0, 0)] * x.ndim
+        padding[axis] = (before, reach + matrix.shape[1] - before - size)
+        padded = jnp.pad(x, padding)
+        windows = [
+            lax.slice_in_dim(padded, first, first + reach + 1, _OUTPUTS, axis)
+            for first in range(matrix.shape[1])
+        ]
+        x = _transform(matrix, windows)
+    return x.reshape(len(matrix) ** 2, -1, channels)
+
+
+def _transform(matrix: np.ndarray, parts: list[Array]) -> Array:
+    """Multiplies a constant matrix with arrays: one array a row, stacked along a new first axis."""
+    return jnp.stack([_combine(weights, parts) for weights in matrix])
+
+
+def _combine(weights: np.ndarray, parts: list[Array]) -> Array:
+    """The weighted sum, without the parts whose weight is zero (but for rounding)."""
+    terms = [
+        np.float32(weight) * part
+        for weight, part in zip(weights, parts, strict=True)
+        if abs(weight) > 1e-12
+    ]
+    return reduce(jnp.add, terms)

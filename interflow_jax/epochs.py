@@ -16,6 +16,7 @@ import optax
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from interflow_jax.convolution import cpu_compiler_options
 from interflow_jax.preprocessing import EpochKeys, Preprocessing, for_training, normalize
 from interflow_jax.splits import ArraySplit, Split
 from interflow_jax.training import EvalMetrics, TrainMetrics, TrainState, eval_step, train_step
@@ -122,7 +123,11 @@ def make_programs(
     def batch_of(source: Resident | Window, step: Array) -> tuple[Array, Array]:
         return jax.lax.with_sharding_constraint(source.batch(step, batch_size), sharded)
 
-    @partial(jax.jit, donate_argnums=0, out_shardings=replicated(mesh))
+    jit = partial(
+        jax.jit, out_shardings=replicated(mesh), compiler_options=cpu_compiler_options()
+    )
+
+    @partial(jit, donate_argnums=0)
     def train(
         state: TrainState, source: Resident | Window, keys: EpochKeys, steps: Array
     ) -> tuple[TrainState, TrainMetrics]:
@@ -133,7 +138,7 @@ def make_programs(
 
         return _scan(step_once, state, steps)
 
-    @partial(jax.jit, out_shardings=replicated(mesh))
+    @jit
     def evaluate(
         state: TrainState, source: Resident | Window, steps: Array, examples: Array
     ) -> EvalMetrics:

@@ -44,6 +44,52 @@ def test_value_and_gradients_are_those_of_xla(key, size, stride, batch):
         np.testing.assert_allclose(array, expected_array, atol=1e-4)
 
 
+@pytest.mark.parametrize("size", [(5, 5), (6, 9), (8, 8), (13, 34), (16, 7), (34, 1), (31, 32)])
+def test_many_channels_are_exact_to_float32(key, size):
+    """Winograd's form: errors of the order of a plain sum's, of the outputs' size."""
+    x, kernel = draw(key, *size, channels_in=128, channels_out=160, batch=2)
+
+    def value_and_gradients(convolve):
+        value, vjp = jax.vjp(lambda *inputs: convolve(*inputs, 1), x, kernel)
+        return value, *vjp(jax.random.normal(jax.random.key(1), value.shape))
+
+    found, expected = jax.jit(lambda: [value_and_gradients(f) for f in (conv3x3, reference)])()
+    for array, expected_array in zip(found, expected, strict=True):
+        size_of_values = jnp.sqrt(jnp.mean(expected_array**2))
+        np.testing.assert_allclose(
+            array / size_of_values, expected_array / size_of_values, atol=3e-5
+        )
+        error = jnp.sqrt(jnp.mean((array - expected_array) ** 2)) / size_of_values
+        assert error < 2e-6
+
+
+@pytest.mark.parametrize("height", range(1, 35))
+def test_every_size_from_1_to_34(height):
+    """With channel counts from 1 to 512 in turn, odd and even widths, both strides."""
+    generator = np.random.default_rng(height)
+    width = int(generator.integers(1, 35))
+    channels = generator.choice([1, 3, 16, 64, 129, 512] if height < 9 else [1, 3, 17, 130], 2)
+    stride = 1 + height % 2 if height > 2 else 1
+    x = generator.normal(size=(2, height, width, channels[0])).astype(np.float32)
+    kernel = generator.normal(size=(3, 3, *channels)).astype(np.float32)
+    shape = (2, -(-height // stride), -(-width // stride), channels[1])
+    cotangent = generator.normal(size=shape).astype(np.float32)
+
+    def value_and_gradients(convolve, x, kernel, cotangent):
+        value, vjp = jax.vjp(lambda *inputs: convolve(*inputs, stride), x, kernel)
+        return value, *vjp(cotangent)
+
+    both = jax.jit(
+        lambda *inputs: [value_and_gradients(f, *inputs) for f in (conv3x3, reference)]
+    )
+    found, expected = both(x, kernel, cotangent)
+    for array, expected_array in zip(found, expected, strict=True):
+        size_of_values = jnp.sqrt(jnp.mean(expected_array**2)) + 1e-3
+        np.testing.assert_allclose(
+            array / size_of_values, expected_array / size_of_values, atol=3e-5
+        )
+
+
 def test_first_output_is_centred_on_first_pixel():
     x = jnp.arange(16.0).reshape(1, 4, 4, 1)
     centre = jnp.zeros((3, 3, 1, 1)).at[1, 1].set(1.0)
@@ -66,7 +112,7 @@ def test_under_vmap_scan_and_bfloat16(key, size):
 
 
 def test_gpus_and_tpus_get_the_plain_convolution(key):
-    x, kernel = draw(key, 2, 2)
+    x, kernel = draw(key, 8, 8, 128, 128, batch=1)
     step = jax.jit(jax.grad(lambda x, kernel: conv3x3(x, kernel, 1).sum(), argnums=(0, 1)))
     for platform, products in (("cuda", False), ("tpu", False), ("cpu", True)):
         text = step.trace(x, kernel).lower(lowering_platforms=(platform,)).as_text()

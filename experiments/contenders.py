@@ -1,0 +1,288 @@
+"""The training steps that the benchmark compares, each in a process of its own.
+
+All train the same network on the same batch: ours as `experiments.run` does, Flax's own modules
+under `jax.jit` as its examples do, PyTorch as its tutorials do (eager, channels last, compiled).
+"""
+
+import os
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+import interflow_jax as ij
+from interflow_jax import allocation
+from interflow_jax.backbones import convolutions
+
+CLASSES = 10
+Step = Callable[[], None]
+
+
+class Network(NamedTuple):
+    """What is trained, and on what.
+
+    Attributes:
+      method: of Table II.
+      depth: convolutions.
+      width: multiplies their channels.
+      image_shape: (height, width, channels).
+      batch_size: images a step.
+    """
+
+    method: str
+    depth: int
+    width: float
+    image_shape: tuple[int, int, int]
+    batch_size: int
+
+    def __str__(self) -> str:
+        shape = "x".join(map(str, self.image_shape))
+        return f"{self.method}, {self.depth} layers, width {self.width:g}, {shape}"
+
+    def flops(self) -> float:
+        """Of a step's convolutions, two a multiply-add, padding counted as if it were data.
+
+        Three times the forward pass, less the gradient of the images, which nobody needs.
+        """
+        height, width, channels_in = self.image_shape
+        total = 0.0
+        for number, (channels, stride) in enumerate(
+            convolutions(self.depth, self.width, "first"), start=1
+        ):
+            height, width = -(-height // stride), -(-width // stride)
+            passes = 2 if number == 1 else 3
+            total += passes * 2 * 9 * height * width * channels_in * channels
+            channels_in = channels
+        return total * self.batch_size
+
+
+class FlaxVGG(nn.Module):
+    """`StrideVGG` as one would write it with Flax alone."""
+
+    taps: tuple[int, ...]
+    depth: int
+    width: float
+
+    @nn.compact
+    def __call__(self, x, train):
+        feature_maps = []
+        for number, (channels, stride) in enumerate(
+            convolutions(self.depth, self.width, "first"), start=1
+        ):
+            x = nn.Conv(channels, (3, 3), stride, padding=1, use_bias=False)(x)
+            x = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5)(x)
+            x = nn.relu(x)
+            if number in self.taps:
+                feature_maps.append(x)
+        return feature_maps
+
+
+def _jax_step(model: nn.Module, network: Network, options: dict | None) -> Step:
+    optimizer = ij.make_optimizer(ij.learning_rate_schedule(1_000_000, 0.5))
+    state = ij.create_state(model, optimizer, jax.random.key(0), network.image_shape)
+    images = jax.random.normal(jax.random.key(1), (network.batch_size, *network.image_shape))
+    labels = jnp.arange(network.batch_size) % CLASSES
+    program = jax.jit(
+        partial(ij.train_step, model, optimizer), donate_argnums=0, compiler_options=options
+    )
+
+    def step() -> None:
+        nonlocal state
+        state, metrics = program(state, images, labels)
+        jax.block_until_ready((state, metrics))
+
+    return step
+
+
+def _build(network: Network) -> ij.Interflow:
+    return ij.build(network.method, CLASSES, depth=network.depth, width=network.width)
+
+
+def ours(network: Network) -> Step:
+    """This project's step, with the settings of `experiments.run`."""
+    allocation.keep_freed_memory()
+    return _jax_step(_build(network), network, ij.cpu_compiler_options())
+
+
+def flax(network: Network) -> Step:
+    """The same branches, fusion, loss and optimiser on Flax's own convolutions and BatchNorm."""
+    backbone = _build(network).backbone
+    plain = FlaxVGG(backbone.taps, backbone.depth, backbone.width)
+    return _jax_step(_build(network).clone(backbone=plain), network, None)
+
+
+def product(network: Network) -> Step:
+    """A product of two 2048x2048 float32 matrices: what this machine can do at best."""
+    del network
+    matrix = jnp.ones((2048, 2048))
+    multiply = jax.jit(jnp.matmul)
+
+    def step() -> None:
+        jax.block_until_ready(multiply(matrix, matrix))
+
+    return step
+
+
+PRODUCT_FLOPS = 2 * 2048**3
+
+
+def epoch(network: Network) -> Step:
+    """A whole training epoch of `experiments.run` on fashion_mini, and its checkpoint."""
+    allocation.keep_freed_memory()
+    from experiments import data
+    from experiments.configuration import Configuration
+    from experiments.console import Progress
+    from experiments.folder import RunFolder
+    from experiments.session import open_session
+    from experiments.training_run import Position, StopSignals, TrainingRun
+
+    flags = Configuration(
+        method=network.method,
+        depth=network.depth,
+        width=network.width,
+        batch_size=network.batch_size,
+    )
+    session = open_session(flags, data.load("fashion_mini", None, None))
+    folder = RunFolder(Path(tempfile.mkdtemp()))
+    folder.claim(flags.identity(0), {})
+    training = TrainingRun(session, 0, folder, flags.checkpoint_minutes)
+    stop = StopSignals()
+    stop.__enter__()
+    epochs = 0
+
+    def step() -> None:
+        nonlocal epochs
+        training.train_epoch(stop, Progress(session.steps * session.batch_size, 0))
+        epochs += 1
+        training.position = Position(epoch=epochs)
+        training.save(print)
+
+    return step
+
+
+def torch_eager(network: Network) -> Step:
+    """PyTorch as it comes."""
+    return _torch_step(network, channels_last=False, compiled=False)
+
+
+def torch_channels_last(network: Network) -> Step:
+    """PyTorch with images in the memory format that its CPU convolutions prefer."""
+    return _torch_step(network, channels_last=True, compiled=False)
+
+
+def torch_compiled(network: Network) -> Step:
+    """As `torch_channels_last`, through `torch.compile`."""
+    return _torch_step(network, channels_last=True, compiled=True)
+
+
+def _torch_step(network: Network, channels_last: bool, compiled: bool) -> Step:
+    import torch
+    from torch import nn as tnn
+    from torch.nn.functional import cross_entropy
+
+    ours = _build(network)
+    taps = ours.backbone.taps
+    layers = convolutions(network.depth, network.width, "first")
+    per_class = ours.fusion.kind == "class"
+
+    class Torch(tnn.Module):
+        def __init__(self):
+            super().__init__()
+            channels_in = network.image_shape[2]
+            blocks = []
+            for channels, stride in layers:
+                blocks.append(
+                    tnn.Sequential(
+                        tnn.Conv2d(channels_in, channels, 3, stride, 1, bias=False),
+                        tnn.BatchNorm2d(channels),
+                        tnn.ReLU(),
+                    )
+                )
+                channels_in = channels
+            self.blocks = tnn.ModuleList(blocks)
+            self.scores = tnn.ModuleDict(
+                {str(layers[tap - 1][0]): tnn.Linear(layers[tap - 1][0], CLASSES) for tap in taps}
+            )
+            shape = (len(taps), CLASSES) if per_class else (len(taps),)
+            self.weights = tnn.Parameter(torch.full(shape, 1 / len(taps)))
+
+        def forward(self, x):
+            fused = 0
+            for number, (block, (channels, _)) in enumerate(
+                zip(self.blocks, layers, strict=True), start=1
+            ):
+                x = block(x)
+                if number in taps:
+                    branch = self.scores[str(channels)](x.mean((2, 3)))
+                    fused = fused + self.weights[taps.index(number)] * branch
+            return fused
+
+    model = Torch()
+    height, width, channels = network.image_shape
+    images = torch.randn(network.batch_size, channels, height, width)
+    if channels_last:
+        model = model.to(memory_format=torch.channels_last)
+        images = images.to(memory_format=torch.channels_last)
+    labels = torch.arange(network.batch_size) % CLASSES
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.95, weight_decay=5e-4)
+    forward = torch.compile(model) if compiled else model
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        cross_entropy(forward(images), labels).backward()
+        optimizer.step()
+
+    return step
+
+
+CONTENDERS: dict[str, Callable[[Network], Step]] = {
+    contender.__name__: contender
+    for contender in (ours, flax, torch_eager, torch_channels_last, torch_compiled, product, epoch)
+}
+
+
+def serve(pipe: Connection, name: str, network: Network, profile: str | None) -> None:
+    """A contender's process: makes its step, then takes as many as are asked for, until 0.
+
+    Sends the seconds of making and compiling, then for every request the seconds that it took,
+    and at the end the process's peak memory in bytes.
+    """
+    sys.stdout = Path(os.devnull).open("w")  # of the epoch's progress
+    start = time.perf_counter()
+    try:
+        step = CONTENDERS[name](network)
+        step()
+    except Exception as error:  # it is for the parent to say
+        pipe.send(f"{type(error).__name__}: {error}".splitlines()[0])
+        return
+    pipe.send(time.perf_counter() - start)
+    step()  # the first after compiling still allocates
+    if profile and name == "ours":
+        with jax.profiler.trace(profile):
+            step()
+    while count := pipe.recv():
+        start = time.perf_counter()
+        for _ in range(count):
+            step()
+        pipe.send(time.perf_counter() - start)
+    pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+
+
+def facts() -> dict[str, Any]:
+    """Versions of what is compared."""
+    import importlib.metadata
+    import importlib.util
+
+    names = ["jax", "jaxlib", "flax", "optax"]
+    if importlib.util.find_spec("torch"):
+        names.append("torch")
+    return {name: importlib.metadata.version(name) for name in names}
