@@ -31,6 +31,7 @@ NETWORKS = {
 EPOCH_OF = "quarter-28"
 """The network whose whole epoch is timed: fashion_mini has its images' size."""
 TORCH = ("torch_eager", "torch_channels_last", "torch_compiled")
+PYTORCH = importlib.util.find_spec("torch") is not None
 SECONDS_A_TURN = 1.0  # a contender takes as many steps at once as fit, at least one
 
 
@@ -63,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(str(error))
 
     contenders = ["ours", "flax", "product"]
-    if importlib.util.find_spec("torch"):
+    if PYTORCH:
         contenders[2:2] = TORCH
     else:
         print("PyTorch is not installed: pip install '.[benchmark]' to compare with it")

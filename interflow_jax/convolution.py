@@ -10,12 +10,21 @@ each; GPU and TPU always get `lax.conv_general_dilated`:
 - XLA's own, best through Eigen, elsewhere (`cpu_compiler_options`; YNNPACK, its default, takes up
   to three times as long for kernel gradients).
 
-Milliseconds, batch 64, 2 cores with AVX-512, medians of runs from which the hypervisor took
-nothing away:
+Milliseconds, batch 64, 2 cores with AVX-512, medians of the runs from which the hypervisor took no
+time away:
 
-    channels  input map, stride      forward          input gradient     kernel gradient
-                                 XLA Winogr. taps    XLA Winogr. taps   XLA Winogr. taps
-TABLE
+    channels    input map, stride      forward           input gradient     kernel gradient
+                                   XLA  Winogr. taps   XLA  Winogr. taps   XLA  Winogr. taps
+    512              2x2, 1        412           5.6   338           5.1   7.7           6.7
+    512              4x4, 1         29     31     21    39     69     22    30     25     30
+    256 to 512       8x8, 2         16            20    27            18    23            27
+    256              8x8, 1         38     21           29     22           42     19
+    128              16x16, 1       43     23           25     24           38     30
+    64               32x32, 1       49     37           48     42           67     65
+    64               8x8, 1        3.5    3.4          3.7    3.6          3.8    5.2
+    64               4x4, 1        1.3           1.5   1.3           1.6   1.5           4.6
+    32               16x16, 1      3.8    5.0          3.6    5.4          6.9    6.8
+    16               32x32, 1      5.2     12          7.4     15          9.1     14
 
 To delete this file's CPU paths, the day XLA is faster, let `conv3x3` return `_xla`.
 """
