@@ -4,9 +4,9 @@ All train the same network on the same batch: ours as `experiments.run` does, Fl
 under `jax.jit` as its examples do, PyTorch as its tutorials do (eager, channels last, compiled).
 """
 
+import contextlib
 import os
 import resource
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -185,9 +185,9 @@ def torch_compiled(network: Network) -> Step:
 
 
 def _torch_step(network: Network, channels_last: bool, compiled: bool) -> Step:
-    import torch
-    from torch import nn as tnn
-    from torch.nn.functional import cross_entropy
+    import torch  # pyright: ignore[reportMissingImports]
+    from torch import nn as tnn  # pyright: ignore[reportMissingImports]
+    from torch.nn.functional import cross_entropy  # pyright: ignore[reportMissingImports]
 
     ours = _build(network)
     taps = ours.backbone.taps
@@ -256,7 +256,11 @@ def serve(pipe: Connection, name: str, network: Network, profile: str | None) ->
     Sends the seconds of making and compiling, then for every request the seconds that it took,
     and at the end the process's peak memory in bytes.
     """
-    sys.stdout = Path(os.devnull).open("w")  # of the epoch's progress
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+        _serve(pipe, name, network, profile)
+
+
+def _serve(pipe: Connection, name: str, network: Network, profile: str | None) -> None:
     start = time.perf_counter()
     try:
         step = CONTENDERS[name](network)

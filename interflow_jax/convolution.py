@@ -116,12 +116,12 @@ def _backward(stride: int, inputs: tuple[Array, Array], gradient: Array) -> tupl
 conv3x3.defvjp(_forward, _backward)
 
 
-def _suits_taps(outputs: tuple[int, int], kernel: Array) -> bool:
+def _suits_taps(outputs: tuple[int, ...], kernel: Array) -> bool:
     size = max(outputs)
     return size <= 2 or (size <= 4 and _has_many_channels(kernel))
 
 
-def _suits_winograd(outputs: tuple[int, int], kernel: Array, stride: int) -> bool:
+def _suits_winograd(outputs: tuple[int, ...], kernel: Array, stride: int) -> bool:
     return stride == 1 and max(outputs) > 4 and _has_many_channels(kernel)
 
 
@@ -246,7 +246,7 @@ def _tiles(x: Array, matrix: np.ndarray, before: int) -> Array:
     Returns:
       [products of columns x products of rows, batch x tiles, channels], float32.
     """
-    batch, height, width, channels = x.shape
+    _, height, width, channels = x.shape
     x = x.astype(jnp.float32)
     for axis, size in ((1, height), (3, width)):  # the first puts its products before the batch
         tiles = -(-size // _OUTPUTS)

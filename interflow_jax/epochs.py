@@ -123,9 +123,7 @@ def make_programs(
     def batch_of(source: Resident | Window, step: Array) -> tuple[Array, Array]:
         return jax.lax.with_sharding_constraint(source.batch(step, batch_size), sharded)
 
-    jit = partial(
-        jax.jit, out_shardings=replicated(mesh), compiler_options=cpu_compiler_options()
-    )
+    jit = partial(jax.jit, out_shardings=replicated(mesh), compiler_options=cpu_compiler_options())
 
     @partial(jit, donate_argnums=0)
     def train(

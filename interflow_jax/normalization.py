@@ -1,7 +1,7 @@
 """BatchNorm and ReLU as one layer, with a gradient of few passes over memory."""
 
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -40,7 +40,7 @@ class BatchNormRelu(nn.Module):
         if not train:
             factor = scale * jax.lax.rsqrt(var.value + EPSILON)
             return _affine_relu(x, factor, bias - mean.value * factor, self.dtype)
-        y, batch_mean, batch_var = _by_batch(x, scale, bias, self.dtype)
+        y, batch_mean, batch_var = cast(tuple, _by_batch(x, scale, bias, self.dtype))
         if not self.is_initializing():
             mean.value = MOMENTUM * mean.value + (1 - MOMENTUM) * batch_mean
             var.value = MOMENTUM * var.value + (1 - MOMENTUM) * batch_var

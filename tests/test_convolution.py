@@ -1,5 +1,9 @@
 """conv3x3 is XLA's convolution with one pixel of padding, whatever computes it."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -79,9 +83,7 @@ def test_every_size_from_1_to_34(height):
         value, vjp = jax.vjp(lambda *inputs: convolve(*inputs, stride), x, kernel)
         return value, *vjp(cotangent)
 
-    both = jax.jit(
-        lambda *inputs: [value_and_gradients(f, *inputs) for f in (conv3x3, reference)]
-    )
+    both = jax.jit(lambda *inputs: [value_and_gradients(f, *inputs) for f in (conv3x3, reference)])
     found, expected = both(x, kernel, cotangent)
     for array, expected_array in zip(found, expected, strict=True):
         size_of_values = jnp.sqrt(jnp.mean(expected_array**2)) + 1e-3
@@ -109,6 +111,51 @@ def test_under_vmap_scan_and_bfloat16(key, size):
     assert low.dtype == jnp.bfloat16
     # A sum of 9 x 5 products of size 1, each rounded to 8 bits.
     np.testing.assert_allclose(low.astype(jnp.float32), expected, atol=0.2)
+
+
+def test_many_channels_under_vmap_scan_and_bfloat16(key):
+    x, kernel = draw(key, 6, 7, 128, 128, batch=1)
+    expected = reference(x, kernel, 1)
+    stacked = jnp.stack([x, 2 * x])
+    mapped = jax.jit(jax.vmap(lambda x: conv3x3(x, kernel)))(stacked)
+    np.testing.assert_allclose(mapped, jnp.stack([expected, 2 * expected]), atol=2e-3)
+    scanned = jax.lax.scan(lambda carry, x: (carry, conv3x3(x, kernel)), None, stacked)[1]
+    np.testing.assert_allclose(scanned, mapped, atol=2e-3)
+    low_x, low_kernel = (array.astype(jnp.bfloat16) for array in (x, kernel))
+    low = conv3x3(low_x, low_kernel)
+    assert low.dtype == jnp.bfloat16
+    exact = reference(low_x.astype(jnp.float32), low_kernel.astype(jnp.float32), 1)
+    # Computed in float32 and rounded once, to 8 bits.
+    np.testing.assert_allclose(low.astype(jnp.float32), exact, rtol=2**-8, atol=1e-2)
+
+
+SHARDED = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from interflow_jax import conv3x3
+
+mesh = Mesh(np.array(jax.local_devices()), ("batch",))
+for size, channels in ((6, 128), (4, 128), (2, 8), (7, 8)):
+    x = jax.random.normal(jax.random.key(0), (8, size, size, channels))
+    kernel = jax.random.normal(jax.random.key(1), (3, 3, channels, channels))
+    step = jax.jit(jax.value_and_grad(lambda x, k: jnp.sin(conv3x3(x, k)).sum(), argnums=(0, 1)))
+    alone = step(x, kernel)
+    shared = step(jax.device_put(x, NamedSharding(mesh, PartitionSpec("batch"))), kernel)
+    assert shared[1][0].sharding.num_devices == 8
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-2), alone, shared)
+"""
+
+
+def test_sharded_over_eight_devices():
+    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    done = subprocess.run(
+        [sys.executable, "-c", SHARDED],
+        env={**os.environ, "XLA_FLAGS": flags},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_gpus_and_tpus_get_the_plain_convolution(key):

@@ -58,9 +58,7 @@ def test_training_and_its_gradients_are_linens(variables, x):
 
 
 def test_evaluation_is_linens(variables, x):
-    ours, theirs = (
-        layer.apply(variables, x, train=False) for layer in (BatchNormRelu(), Linens())
-    )
+    ours, theirs = (layer.apply(variables, x, train=False) for layer in (BatchNormRelu(), Linens()))
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
