@@ -4,9 +4,11 @@ All train the same network on the same batch: ours as `experiments.run` does, Fl
 under `jax.jit` as its examples do, PyTorch as its tutorials do (eager, channels last, compiled).
 """
 
+import atexit
 import contextlib
 import os
 import resource
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -153,6 +155,7 @@ def epoch(network: Network) -> Step:
     )
     session = open_session(flags, data.load("fashion_mini", None, None))
     folder = RunFolder(Path(tempfile.mkdtemp()))
+    atexit.register(shutil.rmtree, folder.path, ignore_errors=True)
     folder.claim(flags.identity(0), {})
     training = TrainingRun(session, 0, folder, flags.checkpoint_minutes)
     stop = StopSignals()

@@ -4,10 +4,10 @@ Three ways, chosen by size while XLA lowers for a platform, so that an exported 
 each; GPU and TPU always get `lax.conv_general_dilated`:
 
 - a sum over the kernel's taps, each a matrix product with the outputs that it reaches, for the
-  smallest maps: XLA's is about a hundred times slower there;
+  smallest maps: XLA's is up to seventy times slower there;
 - Winograd's F(4x4, 3x3), 36 products in place of 144, where the channels are many enough for the
   products to cost more than the transforms;
-- XLA's own, best through Eigen, elsewhere (`cpu_compiler_options`; YNNPACK, its default, takes up
+- XLA's own, best through Eigen, elsewhere (`cpu_compiler_options`; YNNPACK, its default, takes two
   to three times as long for kernel gradients).
 
 Milliseconds, batch 64, 2 cores with AVX-512, medians of the runs from which the hypervisor took no

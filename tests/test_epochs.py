@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from functools import partial
 from itertools import pairwise
 
@@ -193,22 +191,8 @@ print(json.dumps({"devices": mesh.size, "losses": losses, "counted": correct}))
 """
 
 
-def test_eight_devices_lose_what_one_loses():
-    def child(devices: int) -> dict:
-        flags = (
-            f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-        )
-        done = subprocess.run(
-            [sys.executable, "-c", LOSSES_OF_A_CHILD],
-            env={**os.environ, "XLA_FLAGS": flags},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
-
-    one, eight = child(1), child(8)
+def test_eight_devices_lose_what_one_loses(on_cpu_devices):
+    one, eight = (json.loads(on_cpu_devices(devices, LOSSES_OF_A_CHILD)) for devices in (1, 8))
     assert (one["devices"], eight["devices"]) == (1, 8)
     assert one["counted"] == eight["counted"] == 50
     np.testing.assert_allclose(eight["losses"], one["losses"], rtol=1e-4)
