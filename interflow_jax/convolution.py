@@ -1,12 +1,17 @@
 """The 3x3 convolution behind every layer, with CPU paths where XLA's is slow.
 
-Three ways, chosen by size while XLA lowers for a platform, so that an exported program is right on
-each; GPU and TPU always get `lax.conv_general_dilated`:
+Chosen by size while XLA lowers for a platform, so that an exported program is right on each; GPU
+and TPU always get `lax.conv_general_dilated`:
 
-- a sum over the kernel's taps, each a matrix product with the outputs that it reaches, for the
-  smallest maps: XLA's is up to seventy times slower there;
-- Winograd's F(4x4, 3x3), 36 products in place of 144, where the channels are many enough for the
-  products to cost more than the transforms;
+- for the smallest maps a sum over the kernel's taps, each a matrix product with the outputs that it
+  reaches (XLA's is up to seventy times slower there), or, for fewer channels, one product with the
+  matrix from every pixel to every other;
+- for few input channels, as images have, a sum of multiples, without any product of matrices: half
+  to an eighth of XLA's time;
+- for many channels Winograd's F(4x4, 3x3), 36 products in place of 144, where the products cost more
+  than the transforms;
+- for the input's gradient of stride 2 a convolution for even rows and one for odd ones: up to half
+  of XLA's time, which multiplies the zeros between them;
 - XLA's own, best through Eigen, elsewhere (`cpu_compiler_options`; YNNPACK, its default, takes two
   to three times as long for kernel gradients).
 
@@ -29,6 +34,7 @@ time away:
 To delete this file's CPU paths, the day XLA is faster, let `conv3x3` return `_xla`.
 """
 
+from collections.abc import Callable
 from functools import partial, reduce
 from typing import NamedTuple
 
@@ -39,6 +45,12 @@ from jax import Array, lax
 
 # Channels, of input and of output, from which fewer products are worth more operations.
 _MANY_CHANNELS = 128
+# Input channels up to which a product has too little to do for its cost, and the most products of
+# input and output channels for which adding multiples is the faster.
+_FEW_CHANNELS = 8
+_FEW_MULTIPLES = 256
+# Height and width up to which a map is mostly border.
+_SMALL = 4
 
 
 def cpu_compiler_options() -> dict[str, str] | None:
@@ -79,15 +91,11 @@ def conv3x3(x: Array, kernel: Array, stride: int = 1) -> Array:
             f"kernel has shape {kernel.shape} and x {x.shape}; conv3x3 takes x of [batch, height, "
             "width, channels_in] and a kernel of [3, 3, channels_in, channels_out]"
         )
-    outputs = (_output_size(x.shape[1], stride), _output_size(x.shape[2], stride))
     everywhere = partial(_xla, stride=stride)
-    if _suits_taps(outputs, kernel):
-        on_cpu = partial(_sum_over_taps, stride=stride)
-    elif _suits_winograd(outputs, kernel, stride):
-        on_cpu = _winograd
-    else:
+    on_cpu = _choice(x, kernel, stride)
+    if on_cpu is _xla:
         return everywhere(x, kernel)
-    return lax.platform_dependent(x, kernel, cpu=on_cpu, default=everywhere)
+    return lax.platform_dependent(x, kernel, cpu=partial(on_cpu, stride=stride), default=everywhere)
 
 
 def _forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
@@ -100,14 +108,23 @@ def _backward(stride: int, inputs: tuple[Array, Array], gradient: Array) -> tupl
         return jax.vjp(partial(_xla, stride=stride), x, kernel)[1](gradient)
 
     def on_cpu(x: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
-        outputs = gradient.shape[1:3]
-        of_x_alone = _sum_over_taps if _suits_taps(outputs, kernel) else _xla
-        (of_x,) = jax.vjp(lambda x: of_x_alone(x, kernel, stride), x)[1](gradient)
-        (of_kernel,) = jax.vjp(lambda kernel: _xla(x, kernel, stride), kernel)[1](gradient)
-        if _suits_winograd(outputs, kernel, stride):
-            # The input's gradient is a convolution with the kernel turned around.
-            of_x = _winograd(gradient, kernel[::-1, ::-1].swapaxes(2, 3))
+        choice = _choice(x, kernel, stride)
+        if choice is _dense:
+            return jax.vjp(partial(_dense, stride=stride), x, kernel)[1](gradient)
+        if stride == 1:
+            turned = kernel[::-1, ::-1].swapaxes(2, 3)
+            choice_of_x = _choice(gradient, turned, stride)
+            if choice_of_x is _multiples:
+                turned = _in_order(turned)
+            of_x = choice_of_x(gradient, turned, stride)
+        elif choice is not _sum_over_taps and max(gradient.shape[1:3]) > _SMALL:
+            of_x = _input_gradient_by_phases(kernel, gradient, *x.shape[1:3])
+        else:
+            (of_x,) = jax.vjp(lambda x: choice(x, kernel, stride), x)[1](gradient)
+        if choice is _winograd:
             of_kernel = _winograd_kernel_gradient(x, gradient)
+        else:
+            (of_kernel,) = jax.vjp(lambda kernel: _xla(x, kernel, stride), kernel)[1](gradient)
         return of_x, of_kernel
 
     return lax.platform_dependent(*inputs, gradient, cpu=on_cpu, default=everywhere)
@@ -116,17 +133,20 @@ def _backward(stride: int, inputs: tuple[Array, Array], gradient: Array) -> tupl
 conv3x3.defvjp(_forward, _backward)
 
 
-def _suits_taps(outputs: tuple[int, ...], kernel: Array) -> bool:
-    size = max(outputs)
-    return size <= 2 or (size <= 4 and _has_many_channels(kernel))
-
-
-def _suits_winograd(outputs: tuple[int, ...], kernel: Array, stride: int) -> bool:
-    return stride == 1 and max(outputs) > 4 and _has_many_channels(kernel)
-
-
-def _has_many_channels(kernel: Array) -> bool:
-    return min(kernel.shape[2:]) >= _MANY_CHANNELS
+def _choice(x: Array, kernel: Array, stride: int) -> Callable[..., Array]:
+    """What convolves on CPU, by the sizes alone."""
+    channels_in, channels_out = kernel.shape[2:]
+    size = max(_output_size(pixels, stride) for pixels in x.shape[1:3])
+    many_channels = min(channels_in, channels_out) >= _MANY_CHANNELS
+    if size <= 2 and stride == 1 and max(channels_in, channels_out) <= _MANY_CHANNELS:
+        return _dense
+    if size <= 2 or (size <= _SMALL and many_channels):
+        return _sum_over_taps
+    if channels_in <= _FEW_CHANNELS and channels_in * channels_out <= _FEW_MULTIPLES:
+        return _multiples
+    if stride == 1 and size > _SMALL and many_channels:
+        return _winograd
+    return _xla
 
 
 def _xla(x: Array, kernel: Array, stride: int) -> Array:
@@ -182,6 +202,79 @@ def _reach(tap: int, size: int, outputs: int, stride: int) -> tuple[int, int]:
     return first, last
 
 
+def _multiples(x: Array, kernel: Array, stride: int) -> Array:
+    """Sums, over taps and input channels, that channel's pixels times a row of the kernel.
+
+    One loop over the outputs, without products of matrices and without a copy of the patches.
+    """
+    batch, height, width, _ = x.shape
+    rows, columns = ((_output_size(size, stride) - 1) * stride + 1 for size in (height, width))
+    padded = jnp.pad(x.astype(jnp.float32), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    kernel = kernel.astype(jnp.float32)
+    terms = []
+    for i, j, channel in np.ndindex(kernel.shape[:3]):
+        first, last = (0, i, j, channel), (batch, i + rows, j + columns, channel + 1)
+        pixels = lax.slice(padded, first, last, (1, stride, stride, 1))
+        terms.append(pixels * kernel[i : i + 1, j : j + 1, channel : channel + 1])
+    # Short chains that do not wait for each other: a single one takes up to half again as long.
+    chains = [reduce(jnp.add, terms[first : first + 8]) for first in range(0, len(terms), 8)]
+    while len(chains) > 1:
+        chains = [reduce(jnp.add, chains[first : first + 2]) for first in range(0, len(chains), 2)]
+    return chains[0].astype(x.dtype)
+
+
+def _in_order(kernel: Array) -> Array:
+    """The same kernel, computed before it is used.
+
+    By a product with ones and zeros, because XLA fuses a mere transposition into the loop of
+    `_multiples`, which then reads the kernel out of order and takes four times as long.
+    """
+    identity = jnp.eye(kernel.shape[2], dtype=kernel.dtype)
+    return jnp.einsum("ijcd,ce->ijed", kernel, identity, precision="highest")
+
+
+def _input_gradient_by_phases(kernel: Array, gradient: Array, height: int, width: int) -> Array:
+    """The input's gradient for stride 2, where XLA convolves a gradient three quarters zeros.
+
+    Even rows of the input meet only the kernel's middle row; odd ones the other two, with
+    neighbouring rows of the gradient. The same holds for columns, which become channels here.
+    """
+    batch, rows, columns, _ = gradient.shape
+
+    def convolve(kernel_rows: list[int]) -> Array:
+        taps = kernel[jnp.array(kernel_rows)]
+        none = jnp.zeros_like(taps[:, 0])
+        even = jnp.stack([taps[:, 1], none], axis=1)
+        odd = jnp.stack([taps[:, 2], taps[:, 0]], axis=1)
+        both = jnp.stack([even, odd], axis=3)  # [rows, 2 columns, channels_in, 2, channels_out]
+        both = both.transpose(0, 1, 4, 3, 2).reshape(len(kernel_rows), 2, kernel.shape[3], -1)
+        return lax.conv_general_dilated(
+            gradient,
+            both,
+            window_strides=(1, 1),
+            padding=((0, len(kernel_rows) - 1), (0, 1)),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+
+    interleaved = jnp.stack([convolve([1]), convolve([2, 0])], axis=2)
+    return interleaved.reshape(batch, rows * 2, columns * 2, -1)[:, :height, :width]
+
+
+def _dense(x: Array, kernel: Array, stride: int) -> Array:
+    """One product with a matrix from every pixel to every other, for maps up to 2x2, stride 1.
+
+    There each output meets every input, so that no product is wasted; with more channels, putting
+    the matrix together costs more than the products of `_sum_over_taps` do.
+    """
+    assert (stride, max(x.shape[1:3])) in ((1, 1), (1, 2))
+    batch, height, width, channels = x.shape
+    rows = jnp.stack([kernel[1 - i : 1 - i + height] for i in range(height)])
+    blocks = jnp.stack([rows[:, :, 1 - j : 1 - j + width] for j in range(width)], axis=2)
+    # [output row, input row, output column, input column, channels_in, channels_out]
+    matrix = blocks.transpose(1, 3, 4, 0, 2, 5).reshape(height * width * channels, -1)
+    return (x.reshape(batch, -1) @ matrix).reshape(batch, height, width, -1)
+
+
 class _Tile(NamedTuple):
     """Winograd's algorithm along one axis: 4 outputs of 3 taps from 6 products, not 12.
 
@@ -211,8 +304,9 @@ _OUTPUTS = 4
 _TILE = _toom_cook(_OUTPUTS, 3, (0, 3 / 4, -3 / 4, 3 / 2, -3 / 2))
 
 
-def _winograd(x: Array, kernel: Array) -> Array:
-    """The convolution of stride 1, in float32, by tiles of 4x4 outputs."""
+def _winograd(x: Array, kernel: Array, stride: int) -> Array:
+    """The convolution, of stride 1 only, in float32, by tiles of 4x4 outputs."""
+    assert stride == 1
     batch, height, width, _ = x.shape
     rows, columns = -(-height // _OUTPUTS), -(-width // _OUTPUTS)
     pixels = _tiles(x, _TILE.pixels, before=1)

@@ -69,7 +69,9 @@ def test_every_height_and_width_from_1_to_34(height, stride):
     """Each once, with channel counts from 1 to 512 drawn."""
     generator = np.random.default_rng(height)
     width = 1 + 13 * height % 34  # every width once, for 13 and 34 have no common factor
-    channels = generator.choice([1, 3, 16, 64, 129, 512] if height < 9 else [1, 3, 17, 130], 2)
+    channels = generator.choice(
+        [1, 3, 8, 16, 64, 129, 512] if height < 9 else [1, 3, 8, 17, 130], 2
+    )
     x = generator.normal(size=(2, height, width, channels[0])).astype(np.float32)
     kernel = generator.normal(size=(3, 3, *channels)).astype(np.float32)
     shape = (2, -(-height // stride), -(-width // stride), channels[1])
@@ -86,6 +88,22 @@ def test_every_height_and_width_from_1_to_34(height, stride):
         np.testing.assert_allclose(
             array / size_of_values, expected_array / size_of_values, atol=3e-5
         )
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 1), (2, 2), (3, 5), (9, 4), (14, 15)])
+@pytest.mark.parametrize("channels", [(1, 16), (3, 5), (8, 8), (8, 32), (20, 8), (12, 12)])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_few_channels_are_exact_to_float32(key, size, channels, stride):
+    """Multiples of single channels, dense matrices and gradients by phases, border included."""
+    x, kernel = draw(key, *size, *channels)
+
+    def value_and_gradients(convolve):
+        value, vjp = jax.vjp(lambda *inputs: convolve(*inputs, stride), x, kernel)
+        return value, *vjp(jax.random.normal(jax.random.key(1), value.shape))
+
+    found, expected = jax.jit(lambda: [value_and_gradients(f) for f in (conv3x3, reference)])()
+    for array, expected_array in zip(found, expected, strict=True):
+        np.testing.assert_allclose(array, expected_array, rtol=1e-5, atol=1e-4)
 
 
 def test_first_output_is_centred_on_first_pixel():
@@ -146,8 +164,9 @@ def test_sharded_over_eight_devices(on_cpu_devices):
     on_cpu_devices(8, SHARDED)
 
 
-def test_gpus_and_tpus_get_the_plain_convolution(key):
-    x, kernel = draw(key, 8, 8, 128, 128, batch=1)
+@pytest.mark.parametrize(("size", "channels"), [(8, 128), (2, 64)])
+def test_gpus_and_tpus_get_the_plain_convolution(key, size, channels):
+    x, kernel = draw(key, size, size, channels, channels, batch=1)
     step = jax.jit(jax.grad(lambda x, kernel: conv3x3(x, kernel, 1).sum(), argnums=(0, 1)))
     for platform, products in (("cuda", False), ("tpu", False), ("cpu", True)):
         text = step.trace(x, kernel).lower(lowering_platforms=(platform,)).as_text()
