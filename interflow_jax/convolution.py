@@ -8,8 +8,8 @@ and TPU always get `lax.conv_general_dilated`:
   matrix from every pixel to every other;
 - for few input channels, as images have, a sum of multiples, without any product of matrices: half
   to an eighth of XLA's time;
-- for many channels Winograd's F(4x4, 3x3), 36 products in place of 144, where the products cost more
-  than the transforms;
+- for many channels Winograd's F(4x4, 3x3), 36 products in place of 144, where the products cost
+  more than the transforms;
 - for the input's gradient of stride 2 a convolution for even rows and one for odd ones: up to half
   of XLA's time, which multiplies the zeros between them;
 - XLA's own, best through Eigen, elsewhere (`cpu_compiler_options`; YNNPACK, its default, takes two
