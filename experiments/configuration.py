@@ -38,7 +38,12 @@ def _flag(default: Any, parse: Any, meaning: str, choices: tuple[str, ...] = ())
 class Configuration:
     """All that the main command can be told; every field is a flag."""
 
-    method: str = _flag("S7", str, "what to train: a method of Table II (below)", tuple(ij.METHODS))
+    method: str = _flag(
+        "S7",
+        str,
+        "what to train: a method of Table II or a baseline (both below)",
+        (*ij.METHODS, *ij.BASELINES),
+    )
     dataset: str = _flag(
         "fashion_mini",
         str,
@@ -162,13 +167,18 @@ def parser(command: str, description: str, epilog: str = "") -> argparse.Argumen
 
 def parse(arguments: list[str] | None = None) -> Configuration:
     """Reads the main command's flags; a wrong one ends the process with status 2."""
-    methods = "\n".join(f"  {name:<8}{method.summary}" for name, method in ij.METHODS.items())
+    methods, baselines = (
+        "\n".join(f"  {name:<8}{method.summary}" for name, method in table.items())
+        for table in (ij.METHODS, ij.BASELINES)
+    )
     flags = parser(
         "run",
-        "Trains a network with one of the paper's methods, evaluates it after every epoch, and\n"
-        "leaves metrics, pictures, checkpoints and result.json in a folder. The same command\n"
-        "again goes on where it stopped, and returns at once when it is finished.",
+        "Trains a network with one of the paper's methods or a baseline, evaluates it after every\n"
+        "epoch, and leaves metrics, pictures, checkpoints and result.json in a folder. The same\n"
+        "command again goes on where it stopped, and returns at once when it is finished.",
         f"methods (paper, Table II):\n{methods}\n\n"
+        "baselines (not the paper's methods; their branches only help to train, see II-A):\n"
+        f"{baselines}\n\n"
         + textwrap.dedent("""\
             examples:
               python -m experiments.run --method=S7

@@ -1,4 +1,4 @@
-"""Trains and evaluates one of the paper's methods: the main command.
+"""Trains and evaluates one of the paper's methods or a baseline: the main command.
 
 python -m experiments.run --method=S7 --dataset=svhn
 """

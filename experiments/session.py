@@ -107,7 +107,10 @@ def open_session(configuration: Configuration, dataset: Dataset) -> Session:
     model = configuration.build(len(dataset.class_names))
     schedule = ij.learning_rate_schedule(steps * number_of_epochs, trained_by.drop_after)
     optimizer = ij.make_optimizer(schedule)
-    programs = epochs.make_programs(model, optimizer, preprocessing, mesh, batch_size)
+    method = (ij.METHODS | ij.BASELINES)[configuration.method]
+    programs = epochs.make_programs(
+        model, optimizer, preprocessing, mesh, batch_size, method.auxiliary_loss
+    )
     return Session(
         dataset,
         held,

@@ -8,7 +8,7 @@ from interflow_jax.allocation import keep_freed_memory
 from interflow_jax.backbones import StrideVGG
 from interflow_jax.convolution import conv3x3, cpu_compiler_options
 from interflow_jax.fusion import Fusion
-from interflow_jax.methods import METHODS, Method, build, default_taps
+from interflow_jax.methods import BASELINES, METHODS, Method, build, default_taps
 from interflow_jax.model import Interflow, Prediction
 from interflow_jax.training import (
     TrainState,
@@ -22,6 +22,7 @@ from interflow_jax.training import (
 from interflow_jax.version import __version__
 
 __all__ = [
+    "BASELINES",
     "METHODS",
     "Fusion",
     "Interflow",

@@ -101,6 +101,7 @@ def make_programs(
     preprocessing: Preprocessing,
     mesh: Mesh,
     batch_size: int,
+    auxiliary_loss: float = 0.0,
 ) -> Programs:
     """Jits whole chunks of steps, the batch sharded over the mesh, the state on every device.
 
@@ -110,6 +111,7 @@ def make_programs(
       preprocessing: of every batch.
       mesh: from `local_mesh`.
       batch_size: of the whole mesh.
+      auxiliary_loss: see `train_step`.
 
     Raises:
       ValueError: for a batch that the devices do not divide.
@@ -132,7 +134,7 @@ def make_programs(
         def step_once(state: TrainState, step: Array):
             images, labels = batch_of(source, step)
             images = for_training(preprocessing, images, keys, step)
-            return train_step(model, optimizer, state, images, labels)
+            return train_step(model, optimizer, state, images, labels, auxiliary_loss)
 
         return _scan(step_once, state, steps)
 

@@ -1,4 +1,4 @@
-"""The paper's eleven methods as one table (Table II), and the models that they name."""
+"""The paper's eleven methods (Table II), two baselines, and the models that they name."""
 
 from typing import Any, NamedTuple
 
@@ -10,19 +10,23 @@ from interflow_jax.model import FullyConnected, Interflow
 
 
 class Method(NamedTuple):
-    """One row of Table II.
+    """One row of Table II, or a baseline.
 
     Attributes:
       taps: the convolutions of the 13-layer network that branches follow, counted from 1.
       fusion: how the branches are weighed.
-      initial_weights: of the branches, shallow to deep; None for Xavier.
+      initial_weights: of the branches, shallow to deep; None for Xavier, or in a fixed fusion for
+        the last branch alone, whatever their number.
       summary: the method in a line.
+      auxiliary_loss: the weight in training of the loss of every branch but the last (see
+        `train_step`); 0.0 for the paper's methods, whose loss is that of the fused logits alone.
     """
 
     taps: tuple[int, ...]
     fusion: FusionKind
     initial_weights: tuple[float, ...] | None
     summary: str
+    auxiliary_loss: float = 0.0
 
 
 _FOUR = (7, 9, 11, 13)  # paper, III-D: the first stage ends at 7; IV-E: the third at 11
@@ -42,6 +46,26 @@ METHODS: dict[str, Method] = {
     "S7": Method(_SEVEN, "shared", _SEVEN_WEIGHTS, "7 branches, a learned weight each, 0.1, 0.2"),
     "S8": Method(_SEVEN, "class", None, "7 branches, a learned weight a class, Xavier start"),
     "S9": Method(_SEVEN, "class", _SEVEN_WEIGHTS, "7 branches, a learned weight a class, 0.1, 0.2"),
+}
+
+# Not the paper's methods: branches that help to train and are left out of the prediction, which
+# II-A argues against. GoogLeNet (paper, II-A) gives 0.3; deeply-supervised nets (Lee et al., 2015)
+# stand here in their plainest form, every branch's cross-entropy at full and constant weight.
+BASELINES: dict[str, Method] = {
+    "Aux": Method(
+        _FOUR,
+        "fixed",
+        None,
+        "4 branches, the last predicts, losses of the others x 0.3",
+        auxiliary_loss=0.3,
+    ),
+    "DSN": Method(
+        _FOUR,
+        "fixed",
+        None,
+        "4 branches, the last predicts, losses of the others x 1",
+        auxiliary_loss=1.0,
+    ),
 }
 
 
@@ -79,10 +103,12 @@ def build(
     fully_connected: FullyConnected = "shared",
     dtype: Any = jnp.float32,
 ) -> Interflow:
-    """Builds the model of one of the paper's methods (Tables I, II and VI).
+    """Builds the model of one of the paper's methods (Tables I, II and VI) or of a baseline.
+
+    A model knows nothing of its loss: to train a baseline, give `train_step` its `auxiliary_loss`.
 
     Args:
-      method: a name of `METHODS`.
+      method: a name of `METHODS` or `BASELINES`.
       num_classes: classes to tell apart.
       depth: number of convolutions, 4 to 200; the paper's are 13 (Table III), 4 to 13 (Table I)
         and 40 to 100 (Table VI).
@@ -103,20 +129,22 @@ def build(
         raise ValueError(f"num_classes is {num_classes}; there must be 2 or more")
     if taps is None:
         taps = default_taps(method, depth)
-    if row.initial_weights is not None and len(row.initial_weights) != len(taps):
+    weights = row.initial_weights
+    if weights is None and row.fusion == "fixed":
+        weights = (0.0,) * (len(taps) - 1) + (1.0,)
+    if weights is not None and len(weights) != len(taps):
         learned = [name for name, other in METHODS.items() if other.initial_weights is None]
         raise ValueError(
-            f"{method} gives {len(row.initial_weights)} branch weights, but there are {len(taps)} "
+            f"{method} gives {len(weights)} branch weights, but there are {len(taps)} "
             f"taps {taps}; choose as many taps, or one of {', '.join(learned)}"
         )
     backbone = StrideVGG(tuple(taps), depth, width, downsample, dtype)
     backbone.check()
-    return Interflow(
-        backbone, num_classes, Fusion(row.fusion, row.initial_weights), fully_connected
-    )
+    return Interflow(backbone, num_classes, Fusion(row.fusion, weights), fully_connected)
 
 
 def _look_up(method: str) -> Method:
-    if method not in METHODS:
-        raise ValueError(f"method is {method!r}; choose one of {', '.join(METHODS)}")
-    return METHODS[method]
+    known = METHODS | BASELINES
+    if method not in known:
+        raise ValueError(f"method is {method!r}; choose one of {', '.join(known)}")
+    return known[method]

@@ -104,8 +104,13 @@ def train_step(
     state: TrainState,
     images: Array,
     labels: Array,
+    auxiliary_loss: float = 0.0,
 ) -> tuple[TrainState, TrainMetrics]:
     """One step on the cross-entropy of the fused logits (paper, IV-B).
+
+    With `auxiliary_loss` the step minimises that cross-entropy plus the weighted sum of those of
+    all branches but the last, as GoogLeNet's auxiliary classifiers do (paper, II-A; not the
+    paper's method).
 
     Args:
       model: returns a `Prediction`; called as `model(images, train=True)`.
@@ -113,20 +118,26 @@ def train_step(
       state: before the step.
       images: [batch, height, width, channels], float, normalised.
       labels: [batch], int.
+      auxiliary_loss: the weight of the cross-entropy of every branch but the last, a Python number
+        (bind it before jit); with 0.0 the program has no such losses.
 
     Returns:
-      The state after the step, and the metrics of the batch before it.
+      The state after the step, and the metrics of the batch before it. Their `loss_sum` is that of
+      the fused logits alone, comparable with `eval_step`'s.
     """
 
     def loss_of(params):
         variables = {"params": params, "batch_stats": state.batch_stats}
         prediction, updates = model.apply(variables, images, train=True, mutable=["batch_stats"])
         loss = cross_entropy(prediction.logits, labels).mean()
-        return loss, (prediction.logits, updates.get("batch_stats", {}))
+        minimised = loss
+        if auxiliary_loss:
+            others = prediction.branch_logits[:, :-1]
+            losses = jax.vmap(cross_entropy, in_axes=(1, None))(others, labels)
+            minimised += auxiliary_loss * losses.mean(axis=1).sum()
+        return minimised, (loss, prediction.logits, updates.get("batch_stats", {}))
 
-    (loss, (logits, batch_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(
-        state.params
-    )
+    gradients, (loss, logits, batch_stats) = jax.grad(loss_of, has_aux=True)(state.params)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     metrics = TrainMetrics(
         loss_sum=loss * len(labels),

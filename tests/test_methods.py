@@ -1,4 +1,4 @@
-"""The eleven methods through shared properties: shapes, parameters, gradient flow."""
+"""Eleven methods and two baselines through shared properties: shapes, parameters, gradients."""
 
 from functools import lru_cache, partial
 from itertools import pairwise
@@ -23,6 +23,7 @@ TABLE_II = {
     "S8": (7, False, False, True),
     "S9": (7, True, False, True),
 }
+ALL = ij.METHODS | ij.BASELINES
 IMAGES = {"32x32x3": (32, 32, 3), "28x28x1": (28, 28, 1)}
 
 
@@ -41,6 +42,7 @@ def test_the_table_is_the_papers():
 
 def parameters_by_hand(method: str, channels_in: int, classes: int) -> int:
     """Kernels and norms of VGG's 13 convolutions, two fully connected layers, the fusion."""
+    method = "S0" if method in ij.BASELINES else method  # equal networks
     widths = [channels_in, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512]
     backbone = sum(9 * a * b + 2 * b for a, b in pairwise(widths))
     if method == "Normal":
@@ -50,7 +52,7 @@ def parameters_by_hand(method: str, channels_in: int, classes: int) -> int:
     return backbone + 256 * classes + classes + 512 * classes + classes + fusion
 
 
-@pytest.mark.parametrize("method", ij.METHODS)
+@pytest.mark.parametrize("method", ALL)
 @pytest.mark.parametrize("images", IMAGES)
 @pytest.mark.parametrize("classes", [10, 100])
 def test_parameter_counts(method, images, classes):
@@ -61,19 +63,19 @@ def test_parameter_counts(method, images, classes):
     assert counted == parameters_by_hand(method, IMAGES[images][2], classes)
 
 
-@pytest.mark.parametrize("method", ij.METHODS)
+@pytest.mark.parametrize("method", ALL)
 @pytest.mark.parametrize("images", IMAGES)
 def test_shapes(key, tiny, method, images):
     model = tiny(method, 12)
-    branches = len(ij.METHODS[method].taps)
+    branches = len(ALL[method].taps)
     x = jax.random.normal(key, (2, *IMAGES[images]))
     init = partial(model.init_with_output, train=False)
     prediction, variables = jax.eval_shape(init, key, x)
     assert prediction.logits.shape == (2, 12)
     assert prediction.branch_logits.shape == (2, branches, 12)
-    per_class = ij.METHODS[method].fusion == "class"
+    per_class = ALL[method].fusion == "class"
     assert prediction.weights.shape == ((branches, 12) if per_class else (branches,))
-    assert ("fusion" in variables["params"]) == (ij.METHODS[method].fusion != "fixed")
+    assert ("fusion" in variables["params"]) == (ALL[method].fusion != "fixed")
 
 
 @lru_cache  # the branches are the same for every method with these taps: fusion comes after them
@@ -109,7 +111,7 @@ def reached_by_branches(taps):
     ]
 
 
-@pytest.mark.parametrize("method", ij.METHODS)
+@pytest.mark.parametrize("method", ALL)
 def test_a_branch_reaches_every_layer_before_it_and_none_after(method):
     """Paper, III-C: branches carry the gradient straight to the shallower layers."""
     taps = ij.build(method, 10).backbone.taps
@@ -132,11 +134,23 @@ def test_logits_are_the_weighted_sum_of_the_branches(key, tiny, method):
     np.testing.assert_allclose(prediction.logits, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_normal_is_the_last_branch_alone(key, tiny):
+@pytest.mark.parametrize("method", ["Normal", *ij.BASELINES])
+def test_normal_and_the_baselines_predict_from_the_last_branch_alone(key, tiny, method):
     x = jax.random.normal(key, (2, 80, 80, 3))
-    init = jax.jit(partial(tiny("Normal").init_with_output, train=False))
+    init = jax.jit(partial(tiny(method).init_with_output, train=False))
     prediction, _ = init(key, x)
-    np.testing.assert_array_equal(prediction.logits, prediction.branch_logits[:, 0])
+    np.testing.assert_array_equal(prediction.logits, prediction.branch_logits[:, -1])
+    assert jnp.all(prediction.branch_logits != 0)
+
+
+@pytest.mark.parametrize("method", ij.BASELINES)
+@pytest.mark.parametrize(("depth", "taps"), [(13, None), (60, None), (5, (3, 5)), (5, (5,))])
+def test_baselines_have_the_branches_of_s1_at_every_depth(key, method, depth, taps):
+    model, s1 = (ij.build(name, 10, depth, taps=taps) for name in (method, "S1"))
+    assert model.backbone == s1.backbone
+    scores = jax.random.normal(key, (2, len(s1.backbone.taps), 10))
+    logits, _ = model.fusion.apply({}, scores)
+    np.testing.assert_array_equal(logits, scores[:, -1])
 
 
 @pytest.mark.parametrize(

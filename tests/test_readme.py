@@ -51,6 +51,15 @@ def test_its_table_is_that_of_the_code(method):
     assert tuple(numbers) == (known.initial_weights or ())
 
 
+@pytest.mark.parametrize("baseline", ij.BASELINES)
+def test_its_baselines_are_those_of_the_code(baseline):
+    (row,) = re.findall(rf"^\| {baseline} \| (.*) \|$", README, re.MULTILINE)
+    taps, loss = row.split(" | ")
+    assert taps == ", ".join(map(str, ij.BASELINES[baseline].taps))
+    (weight,) = re.findall(r"\+ ([\d.]+) \u00d7", loss)
+    assert float(weight) == ij.BASELINES[baseline].auxiliary_loss
+
+
 def test_its_results_are_those_of_the_files():
     root = Path(__file__).parent.parent / "results"
     files = sorted(root.glob("*/*/seed*/result.json"))

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import interflow_jax as ij
@@ -103,6 +104,64 @@ def test_loss_is_that_of_the_fused_logits_alone(key, tiny):
     prediction, _ = apply(variables, images)
     chosen = jax.nn.log_softmax(prediction.logits)[jnp.arange(4), jnp.arange(4)]
     np.testing.assert_allclose(metrics.loss_sum, -chosen.sum(), rtol=1e-4)
+
+
+@pytest.mark.parametrize(("method", "weight"), [("Aux", 0.3), ("DSN", 1.0)])
+def test_baselines_minimise_the_weighted_sum_of_all_branches_losses(key, tiny, method, weight):
+    """The last branch's at weight 1; with plain SGD at rate 1 an update is the gradient."""
+    model = tiny(method, depth=5, taps=(3, 4, 5))
+    optimizer = optax.sgd(1.0)
+    state = ij.create_state(model, optimizer, key, (16, 16, 1))
+    images, labels = jax.random.normal(key, (4, 16, 16, 1)), jnp.array([1, 7, 1, 4])
+
+    def branch_losses(params):
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        prediction, _ = model.apply(variables, images, train=True, mutable=["batch_stats"])
+        return [
+            -jnp.mean(
+                jax.nn.log_softmax(prediction.branch_logits[:, branch])[jnp.arange(4), labels]
+            )
+            for branch in range(3)
+        ]
+
+    gradients = jax.jit(jax.jacrev(branch_losses))(state.params)
+    for gradient in gradients:
+        assert jnp.any(jnp.abs(gradient["backbone"]["conv1"]["kernel"]) > 1e-3)
+    auxiliary_loss = ij.BASELINES[method].auxiliary_loss
+    step = partial(ij.train_step, model, optimizer, auxiliary_loss=auxiliary_loss)
+    after, metrics = jax.jit(step)(state, images, labels)
+    moved = jax.tree.map(jnp.subtract, state.params, after.params)
+    expected = jax.tree.map(lambda a, b, last: last + weight * (a + b), *gradients)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), moved, expected)
+    last_alone = jax.jit(branch_losses)(state.params)[-1]
+    np.testing.assert_allclose(metrics.loss_sum, 4 * last_alone, rtol=1e-4)
+
+
+def test_an_auxiliary_loss_of_weight_zero_leaves_normal(key, tiny):
+    """On the same network; and the program has the softmax of the fused logits alone."""
+    model, normal = tiny("Aux", depth=5, taps=(3, 4, 5)), tiny("Normal", depth=5)
+    optimizer = optax.sgd(1.0)
+    state = ij.create_state(model, optimizer, key, (16, 16, 1))
+    unused = "fully_connected_channels_8"  # that of the branches after 3 and 4 alone
+    params = {name: leaf for name, leaf in state.params.items() if name != unused}
+    batch = jax.random.normal(key, (4, 16, 16, 1)), jnp.arange(4)
+    expected, expected_metrics = jax.jit(partial(ij.train_step, normal, optimizer))(
+        state.replace(params=params), *batch
+    )
+    with_others, step = (
+        jax.jit(partial(ij.train_step, model, optimizer, auxiliary_loss=weight))
+        for weight in (0.3, 0.0)
+    )
+    softmaxes = [
+        program.lower(state, *batch).as_text().count("stablehlo.exponential")
+        for program in (with_others, step)
+    ]
+    assert softmaxes == [2, 1]
+    after, metrics = step(state, *batch)
+    np.testing.assert_allclose(metrics.loss_sum, expected_metrics.loss_sum, rtol=1e-5)
+    np.testing.assert_array_equal(after.params[unused]["kernel"], state.params[unused]["kernel"])
+    common = {name: after.params[name] for name in params}
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), common, expected.params)
 
 
 def test_evaluation_counts_only_what_the_mask_keeps(key, tiny):

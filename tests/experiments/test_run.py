@@ -132,6 +132,19 @@ def test_seeds_run_one_after_the_other_and_skip_the_finished(tmp_path, capsys, m
     assert expected in capsys.readouterr().out
 
 
+def test_baselines_train_on_the_losses_of_all_branches_and_predict_from_the_last(tmp_path):
+    flags = ["--depth=4", "--taps=2,4", "--width=0.0625", "--train_size=64", "--epochs=1"]
+    for method in ("Aux", "DSN"):
+        assert run.main([f"--method={method}", *flags, f"--out={tmp_path}"]) == 0
+    results = [result_in(tmp_path, method) for method in ("Aux", "DSN")]
+    for result in results:
+        assert result["weights"] == [0, 1]
+        assert result["test_accuracy"] == result["branch_accuracy"][-1]
+    # From one start and on the same images, only the weight of the other branch's loss differs.
+    assert results[0]["train_loss"] == results[1]["train_loss"]
+    assert results[0]["fingerprint"] != results[1]["fingerprint"]
+
+
 def test_streaming_trains_as_data_on_the_device_does(finished, tmp_path, monkeypatch):
     monkeypatch.setattr(epochs, "fits", lambda nbytes: False)
     assert run.main([*SMALL, f"--out={tmp_path}"]) == 0
