@@ -21,7 +21,8 @@ PLACES = ("data_dir", "out", "checkpoint_minutes", "seeds")
 """Flags that say where and how often, and so are no part of what a run computes."""
 
 
-def _integers(text: str) -> tuple[int, ...]:
+def integers(text: str) -> tuple[int, ...]:
+    """Reads "7,9,11" from the command line."""
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:
@@ -51,7 +52,7 @@ class Configuration:
     )
     seed: int = _flag(0, int, "of the initial parameters, the order of examples, the augmentation")
     seeds: tuple[int, ...] | None = _flag(
-        None, _integers, "several, as 0,1,2: one run after the other, in place of --seed"
+        None, integers, "several, as 0,1,2: one run after the other, in place of --seed"
     )
     epochs: int | None = _flag(
         None,
@@ -66,7 +67,7 @@ class Configuration:
         "first", str, "which convolution of a block has stride 2", get_args(Downsample)
     )
     taps: tuple[int, ...] | None = _flag(
-        None, _integers, "convolutions that branches follow, as 7,9,11,13; default: the method's"
+        None, integers, "convolutions that branches follow, as 7,9,11,13; default: the method's"
     )
     fc: FullyConnected = _flag(
         "shared",
@@ -187,19 +188,34 @@ def parse(arguments: list[str] | None = None) -> Configuration:
               python -m experiments.run --method=S1 --dataset=cifar10 --depth=60 --width=0.25
             """),
     )
+    add_flags(flags)
+    return Configuration(**vars(flags.parse_args(arguments)))
+
+
+def add_flags(
+    parser: argparse.ArgumentParser, leave_out: tuple[str, ...] = (), only_given: bool = False
+) -> None:
+    """Adds the fields of `Configuration` as flags.
+
+    Args:
+      parser: to add to.
+      leave_out: fields that are no flags.
+      only_given: whether parsing leaves out what the command line does not give.
+    """
     for item in dataclasses.fields(Configuration):
+        if item.name in leave_out:
+            continue
         default = "" if item.default is None else f" (default: {item.default})"
         choices = item.metadata["choices"]
         allowed = f": {' or '.join(choices)}" if choices and len(choices) < 4 else ""
-        flags.add_argument(
+        parser.add_argument(
             f"--{item.name}",
-            default=item.default,
+            default=argparse.SUPPRESS if only_given else item.default,
             type=item.metadata["parse"],
             choices=choices,
             metavar=item.name.upper().split("_")[-1],
-            help=item.metadata["help"] + allowed + default,
+            help=item.metadata["help"] + allowed + ("" if only_given else default),
         )
-    return Configuration(**vars(flags.parse_args(arguments)))
 
 
 def writable(folder: Path) -> None:

@@ -5,6 +5,7 @@ python -m experiments.run --method=S7 --dataset=svhn
 
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,12 +81,8 @@ def prepare(flags: Configuration, folders: dict[int, RunFolder], command: str) -
       ValueError: as `check`.
     """
 
-    def claim() -> None:
-        for seed, folder in folders.items():
-            configuration.writable(folder.path)
-            folder.claim(flags.identity(seed), {"command": command, "versions": versions()})
-
-    dataset = data.load(flags.dataset, flags.data_dir, flags.image_size, before_download=claim)
+    claimed = partial(claim, flags, folders, command)
+    dataset = data.load(flags.dataset, flags.data_dir, flags.image_size, before_download=claimed)
     if flags.train_size is not None:
         dataset = dataset._replace(train=splits.take(dataset.train, flags.train_size))
     if len(dataset.train) < flags.batch_size:
@@ -93,8 +90,19 @@ def prepare(flags: Configuration, folders: dict[int, RunFolder], command: str) -
             f"--batch_size={flags.batch_size} is more than the {len(dataset.train)} training "
             "examples; choose a smaller batch or a larger --train_size"
         )
-    claim()
+    claimed()
     return open_session(flags, dataset)
+
+
+def claim(flags: Configuration, folders: dict[int, RunFolder], command: str) -> None:
+    """Writes the configuration of every seed into its folder.
+
+    Raises:
+      ValueError: as `check`, or for a folder that cannot be written.
+    """
+    for seed, folder in folders.items():
+        configuration.writable(folder.path)
+        folder.claim(flags.identity(seed), {"command": command, "versions": versions()})
 
 
 def run(

@@ -121,3 +121,21 @@ def convolutions(depth: int, width: float, downsample: Downsample) -> list[tuple
             strides[0] = 2
         layers += [(max(1, round(channels * width)), stride) for stride in strides]
     return layers[:depth]
+
+
+def forward_flops(
+    depth: int, width: float, downsample: Downsample, image_shape: tuple[int, ...]
+) -> float:
+    """Operations of the convolutions for one image, two a multiply-add, padding counted as data.
+
+    Args:
+      depth, width, downsample: as in `StrideVGG`.
+      image_shape: (height, width, channels).
+    """
+    height, columns, channels_in = image_shape
+    total = 0.0
+    for channels, stride in convolutions(depth, width, downsample):
+        height, columns = -(-height // stride), -(-columns // stride)
+        total += 2 * 9 * height * columns * channels_in * channels
+        channels_in = channels
+    return total

@@ -1,0 +1,89 @@
+"""Comparing runs: intervals from paired seeds, outlying runs, and weights of a comparable sign."""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from interflow_jax.backbones import Downsample, convolutions
+
+CONFIDENCE = 0.95
+_OUTLYING = 3.5
+
+
+class Difference(NamedTuple):
+    """A mean of differences of paired seeds, and its 95 % confidence interval.
+
+    Attributes:
+      mean: of the differences.
+      low, high: the interval's ends (Student's t); None for fewer than two pairs.
+      pairs: seeds that both have.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+    pairs: int
+
+
+def difference(ours: dict[int, float], reference: dict[int, float]) -> Difference | None:
+    """Compares two methods' accuracies, by seed; None without a common seed."""
+    seeds = sorted(set(ours) & set(reference))
+    if not seeds:
+        return None
+    values = np.array([ours[seed] - reference[seed] for seed in seeds])
+    if len(values) < 2:
+        return Difference(float(values[0]), None, None, 1)
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * values.std(ddof=1)
+    half /= np.sqrt(len(values))
+    mean = values.mean()
+    return Difference(float(mean), float(mean - half), float(mean + half), len(values))
+
+
+def outlying(values: np.ndarray) -> np.ndarray:
+    """Marks runs that lie far from the others in some figure.
+
+    A run is outlying if a figure of it is farther from that figure's median than 3.5 times the
+    median distance, scaled to a normal distribution's deviation (Iglewicz and Hoaglin, 1993).
+
+    Args:
+      values: [runs, figures].
+
+    Returns:
+      [runs], bool.
+    """
+    distances = np.abs(values - np.median(values, axis=0))
+    scale = np.median(distances, axis=0) / stats.norm.ppf(0.75)
+    return np.any(distances > _OUTLYING * scale, axis=1)
+
+
+def with_comparable_signs(weights: np.ndarray, groups: list[list[int]]) -> np.ndarray:
+    """Turns signs that a model can trade without a change of what it computes.
+
+    A branch's weight and its fully connected layer may both change sign (paper, IV-E); branches
+    that share the layer do so together. Every group's deepest weight is made positive, in `class`
+    fusion for every class by itself. The paper's tables are of weights as learned.
+
+    Args:
+      weights: [..., branches] or, of `class` fusion, [..., branches, classes], moved so that
+        branches are the last axis.
+      groups: the branches, counted from 0, that share a fully connected layer.
+    """
+    turned = np.array(weights, dtype=float)
+    for group in groups:
+        sign = np.where(turned[..., group[-1]] < 0, -1.0, 1.0)
+        turned[..., group] *= sign[..., None]
+    return turned
+
+
+def sharing_groups(
+    taps: tuple[int, ...], depth: int, width: float, downsample: Downsample, shared: bool
+) -> list[list[int]]:
+    """The branches, counted from 0, of every fully connected layer, shallow to deep."""
+    if not shared:
+        return [[branch] for branch in range(len(taps))]
+    layers = convolutions(depth, width, downsample)
+    by_channels: dict[int, list[int]] = {}
+    for branch, tap in enumerate(taps):
+        by_channels.setdefault(layers[tap - 1][0], []).append(branch)
+    return list(by_channels.values())

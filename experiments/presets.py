@@ -1,0 +1,18 @@
+"""How long and how wide the runs behind the paper's tables are."""
+
+from typing import Any
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # Paper, IV-B: full width, all training examples, 100 epochs on CIFAR and 40 on the others.
+    "paper": {},
+    # What two cores do in hours; chosen by `python -m experiments.study`.
+    "cpu": {"width": 0.125, "train_size": 20_000, "epochs": 3},
+}
+
+
+def flags(preset: str, dataset: str) -> dict[str, Any]:
+    """The preset's values for a dataset, as fields of `Configuration`."""
+    chosen = dict(PRESETS[preset])
+    if dataset == "fashion_mini":
+        chosen.pop("train_size", None)  # it has 6,000 training examples
+    return chosen

@@ -1,0 +1,161 @@
+"""Reproduces the paper's tables and its figure of results.
+
+python -m experiments.reproduce --table=3 --datasets=cifar10 --methods=Normal,S3
+"""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import interflow_jax as ij
+from experiments import configuration, sweep, table_report, tables
+from experiments.configuration import Configuration
+from experiments.console import duration
+from experiments.presets import PRESETS
+from experiments.sweep import Planned
+from experiments.tables import TABLES, Cell, Choice
+from experiments.training_run import StoppedError
+from interflow_jax import allocation
+
+DECIDED = ("method", "dataset", "seed", "seeds", "depth", "out")
+"""Flags of the main command that the tables decide."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    command = shlex.join(["python", "-m", "experiments.reproduce", *arguments])
+    parser = _parser()
+    flags = vars(parser.parse_args(arguments))
+    number, figure, out = flags.pop("table"), flags.pop("figure"), Path(flags.pop("out"))
+    dry_run, only_report = flags.pop("dry_run"), flags.pop("report")
+    if (number is None) == (figure is None):
+        parser.error("give either --table=1 to 7 or --figure=4")
+    number = number or figure
+    if number == "2":
+        print(table_2())
+        return 0
+    narrowed = {name: flags.pop(name) for name in ("preset", "datasets", "methods", "depths")}
+    choice = Choice(**narrowed, seeds=flags.pop("seeds"), overrides=flags)
+    try:
+        made = _cells(number, choice)
+        runs = _runs(made, out)
+        if dry_run:
+            print(listing(runs))
+            return 0
+        if not only_report:
+            sweep.check(runs)
+        configuration.writable(out)
+    except ValueError as error:
+        print(f"reproduce: error: {error}", file=sys.stderr)
+        return 2
+
+    def report() -> None:
+        written = table_report.write(number, made, out / "runs", out, command, choice.preset)
+        print(f"wrote {', '.join(map(str, written))}", flush=True)
+
+    failed: list[tuple[Planned, Exception]] = []
+    if not only_report:
+        print(f"{TABLES[number].title}: {len(runs)} runs, {len(sweep.unfinished(runs))} to do")
+        try:
+            failed = sweep.work(runs, lambda line: print(line, flush=True))
+        except StoppedError as stopped:
+            report()
+            print(f"stopped and saved; to go on, run the same command again: {command}")
+            return 128 + stopped.args[0]
+    report()
+    for planned, error in failed:
+        print(f"reproduce: failed: {planned.folder.path}: {error}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _parser():
+    parser = configuration.parser(
+        "reproduce",
+        "Trains what a table of the paper needs and reports it beside the paper's figures: OUT/\n"
+        "tableN.md, .json and pictures, from run folders in OUT/runs. Finished runs are skipped,\n"
+        "an interrupted one goes on.",
+        "tables:\n"
+        + "\n".join(f"  {number}  {table.title}" for number, table in TABLES.items())
+        + "\n  2  Table II: the methods\n\npresets:\n"
+        + "\n".join(f"  {name:<7}{values or 'the paper, IV-B'}" for name, values in PRESETS.items())
+        + "\n\nexamples:\n"
+        "  python -m experiments.reproduce --table=3 --dry_run\n"
+        "  python -m experiments.reproduce --table=3 --datasets=cifar10 --seeds=0,1\n"
+        "  python -m experiments.reproduce --table=6 --depths=60,100 --epochs=10\n"
+        "  python -m experiments.reproduce --figure=4 --report\n",
+    )
+    parser.add_argument("--table", choices=sorted([*TABLES, "2"]), metavar="N", help="1 to 7")
+    parser.add_argument("--figure", choices=["4"], metavar="4", help="4, of Table IV's runs")
+    parser.add_argument("--preset", default="cpu", choices=PRESETS, help="below (default: cpu)")
+    for name, parse, default in (
+        ("datasets", _names, "the table's"),
+        ("methods", _names, "the table's"),
+        ("depths", configuration.integers, "the table's"),
+        ("seeds", configuration.integers, "the table's number of them, from 0 on"),
+    ):
+        parser.add_argument(f"--{name}", type=parse, help=f"as a,b,c (default: {default})")
+    parser.add_argument("--dry_run", action="store_true", help="list the runs, with an estimate")
+    parser.add_argument("--report", action="store_true", help="train nothing, gather what is there")
+    parser.add_argument("--out", default="results", help="folder of reports (default: results)")
+    group = parser.add_argument_group("flags of experiments.run, in place of the preset's values")
+    configuration.add_flags(group, DECIDED, only_given=True)
+    return parser
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
+
+
+def _cells(number: str, choice: Choice) -> list[Cell]:
+    """The table's cells; raises ValueError for a method, dataset or depth that it cannot have."""
+    known = (*ij.METHODS, *ij.BASELINES)
+    for method in choice.methods or ():
+        if method not in known:
+            raise ValueError(f"--methods={method}: choose from {', '.join(known)}")
+    made = tables.cells(number, choice)
+    for cell in made:
+        for seed in cell.seeds:
+            Configuration(**{**vars(cell.flags), "seed": seed}).check()
+    return made
+
+
+def _runs(made: list[Cell], out: Path) -> list[Planned]:
+    return [planned for cell in made for planned in cell.runs(out / "runs")]
+
+
+def listing(runs: list[Planned]) -> str:
+    """What would run, and how long it will take by what was measured."""
+    todo = sweep.unfinished(runs)
+    seconds = sweep.estimate(runs)
+    lines = []
+    for planned in todo:
+        expected = seconds[planned.folder.path]
+        known = "not measured yet" if expected is None else f"about {duration(expected)}"
+        lines.append(f"{planned.command()}  # {known}")
+    measured = [value for value in seconds.values() if value is not None]
+    total = f", about {duration(sum(measured))}" if measured and len(measured) == len(todo) else ""
+    lines.append(f"{len(runs)} runs, {len(runs) - len(todo)} finished, {len(todo)} to do{total}")
+    return "\n".join(lines)
+
+
+def table_2() -> str:
+    """Table II, from the methods as the code has them."""
+    lines = [
+        "| method | branches after convolutions | fusion | initial weights |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name, method in {**ij.METHODS, **ij.BASELINES}.items():
+        taps = ", ".join(map(str, method.taps))
+        initial: Any = method.initial_weights
+        start = "Xavier" if initial is None else ", ".join(f"{weight:g}" for weight in initial)
+        if name in ij.BASELINES:
+            start = "the last branch alone (a baseline, not the paper's)"
+        lines.append(f"| {name} | {taps} | {method.fusion} | {start} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    allocation.keep_freed_memory()
+    sys.exit(main())

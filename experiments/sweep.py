@@ -1,0 +1,170 @@
+"""A set of runs: which are finished, how long the others will take, and working them off."""
+
+import dataclasses
+import shlex
+import time
+from collections.abc import Callable, Iterable
+from itertools import groupby
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import jax
+
+from experiments import data, run
+from experiments.configuration import PLACES, Configuration
+from experiments.console import duration
+from experiments.folder import RunFolder
+from experiments.training_run import NonFiniteLossError
+from interflow_jax import datasets
+from interflow_jax.backbones import forward_flops
+from interflow_jax.checkpoints import UnreadableError, UnwritableError
+
+FAILURES = (ValueError, NonFiniteLossError, UnreadableError, UnwritableError, OSError)
+"""What one run may end with without ending the others."""
+
+_UNREAD_TEST_EXAMPLES = 10_000  # of five of the paper's six datasets
+_EVALUATION = 1 / 3  # of a training step's work: the forward pass
+
+
+class Planned(NamedTuple):
+    """One run of a sweep: a configuration of one seed, and its folder."""
+
+    flags: Configuration
+    folder: RunFolder
+
+    def __str__(self) -> str:
+        flags = self.flags
+        depth = "" if flags.depth == 13 else f" of depth {flags.depth}"
+        return f"{flags.method}{depth} on {flags.dataset}, seed {flags.seed}"
+
+    def command(self) -> str:
+        """The command that does this run alone."""
+        default = Configuration()
+        given = [
+            f"--{name}={','.join(map(str, value)) if isinstance(value, tuple) else value}"
+            for name, value in dataclasses.asdict(self.flags).items()
+            if name in ("method", "dataset", "seed") or value != getattr(default, name)
+        ]
+        return shlex.join(["python", "-m", "experiments.run", *given])
+
+
+def plan(flags: Configuration, runs: Path) -> Planned:
+    """Places a run where no other configuration's is: RUNS/VARIANT/DATASET/METHOD/seedN."""
+    flags = dataclasses.replace(flags, out=str(runs / _variant(flags)), seeds=None)
+    folder = RunFolder(Path(flags.out) / flags.dataset / flags.method / f"seed{flags.seed}")
+    return Planned(flags, folder)
+
+
+def _variant(flags: Configuration) -> str:
+    """What differs from the main command's defaults, beside dataset, method and seed."""
+    default = Configuration()
+    different = [
+        f"{name}{'.'.join(map(str, value)) if isinstance(value, tuple) else value}"
+        for name, value in dataclasses.asdict(flags).items()
+        if name not in (*PLACES, "dataset", "method", "seed") and value != getattr(default, name)
+    ]
+    return "-".join(different) or "paper"
+
+
+def check(sweep: Iterable[Planned]) -> None:
+    """Checks all that can be wrong, and that the data of unfinished runs is there.
+
+    Raises:
+      ValueError: as the main command's checks.
+    """
+    names = set()
+    for planned in sweep:
+        run.check(planned.flags)
+        if planned.folder.result() is None:
+            names.add((planned.flags.dataset, planned.flags.data_dir, planned.flags.image_size))
+    for place in sorted(names, key=str):
+        data.load(*place)
+
+
+def unfinished(sweep: Iterable[Planned]) -> list[Planned]:
+    """The runs without a result."""
+    return [planned for planned in sweep if planned.folder.result() is None]
+
+
+def estimate(sweep: list[Planned]) -> dict[Path, float | None]:
+    """Seconds that each unfinished run will take, from what finished ones took.
+
+    A run like it but for the seed counts most; others are scaled by the multiply-adds of their
+    convolutions. None where nothing was measured. Start, compilation and what an interrupted run
+    has done already are not counted.
+    """
+    finished = [(planned, result) for planned in sweep if (result := planned.folder.result())]
+    alike: dict[Any, list[float]] = {}
+    anything = []
+    for planned, result in finished:
+        rate = result["images_per_second"]
+        if rate > 0:
+            alike.setdefault(_but_for_seed(planned), []).append(rate)
+            anything.append(rate * _flops(planned.flags))
+    seconds: dict[Path, float | None] = {}
+    for planned in unfinished(sweep):
+        rates = alike.get(_but_for_seed(planned))
+        if not anything:
+            seconds[planned.folder.path] = None
+            continue
+        rate = median(rates) if rates else median(anything) / _flops(planned.flags)
+        seconds[planned.folder.path] = _passes(planned.flags) / rate
+    return seconds
+
+
+def _but_for_seed(planned: Planned) -> str:
+    return str(planned.folder.path.parent)
+
+
+def _flops(flags: Configuration) -> float:
+    shape = (32, 32, 3) if flags.dataset in ("cifar10", "cifar100", "svhn") else (28, 28, 1)
+    return forward_flops(flags.depth, flags.width, flags.downsample, shape)
+
+
+def _passes(flags: Configuration) -> float:
+    """Images trained on, and those of the evaluations as so many trained on."""
+    recipe = datasets.recipe(flags.dataset)
+    train = flags.train_size or {"fashion_mini": 6_000, "svhn": 73_257}.get(flags.dataset, 50_000)
+    return (flags.epochs or recipe.epochs) * (train + _EVALUATION * _UNREAD_TEST_EXAMPLES)
+
+
+def work(sweep: list[Planned], say: Callable[[str], None]) -> list[tuple[Planned, Exception]]:
+    """Does the unfinished runs, one after the other; runs that differ by seed share programs.
+
+    Returns:
+      The runs that failed, with their errors; the others go on.
+
+    Raises:
+      StoppedError: on a signal, once the run that it met is saved.
+    """
+    failed: list[tuple[Planned, Exception]] = []
+    todo = unfinished(sweep)
+    start, done = time.monotonic(), 0
+    for _, group in groupby(todo, _but_for_seed):
+        session = None
+        for planned in group:
+            said = f"[{done + 1}/{len(todo)}] {planned}"
+            say(f"{said}; {_remaining(sweep, start, done, len(todo))}" if done else said)
+            try:
+                folders = {planned.flags.seed: planned.folder}
+                if session is None:
+                    session = run.prepare(planned.flags, folders, planned.command())
+                else:
+                    run.claim(planned.flags, folders, planned.command())
+                run.run(
+                    planned.flags, session, planned.flags.seed, planned.folder, planned.command()
+                )
+            except FAILURES as error:
+                say(f"  failed: {planned.folder.path}: {error}")
+                failed.append((planned, error))
+            done += 1
+        jax.clear_caches()  # the programs of a configuration that does not come again
+    return failed
+
+
+def _remaining(sweep: list[Planned], start: float, done: int, total: int) -> str:
+    """The time left, by the measured estimates where there are some, else by the mean so far."""
+    seconds = [value for value in estimate(sweep).values() if value is not None]
+    left = sum(seconds) if seconds else (time.monotonic() - start) / done * (total - done)
+    return f"about {duration(left)} to go"

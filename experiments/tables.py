@@ -1,0 +1,165 @@
+"""The paper's tables as sets of runs: which runs fill which cell, beside which of its figures."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import interflow_jax as ij
+from experiments import paper, presets
+from experiments.configuration import Configuration
+from experiments.sweep import Planned, plan
+from interflow_jax.backbones import Downsample
+
+DATASETS = ("cifar10", "cifar100", "svhn", "mnist", "kmnist", "fashion_mnist")
+BASELINE_DEPTH = 60  # of Table VI: the depth at which the paper's plain network has failed
+
+
+class Table(NamedTuple):
+    """What a table's runs are by default.
+
+    Attributes:
+      title: of our report.
+      datasets, methods, depths, downsamples: every combination is a cell.
+      seeds: runs of a cell, from seed 0 on.
+    """
+
+    title: str
+    datasets: tuple[str, ...]
+    methods: tuple[str, ...]
+    depths: tuple[int, ...]
+    seeds: int
+    downsamples: tuple[Downsample, ...] = ("first",)
+
+
+TABLES: dict[str, Table] = {
+    "1": Table(
+        "Table I: accuracy by depth, without Interflow",
+        ("cifar10",),
+        ("Normal",),
+        tuple(range(4, 14)),
+        3,
+        ("first", "last"),
+    ),
+    "3": Table(
+        "Table III: accuracy of the methods, and of two baselines",
+        DATASETS,
+        (*ij.METHODS, *ij.BASELINES),
+        (13,),
+        5,
+    ),
+    "4": Table("Table IV and Figure 4: S1 time and again", ("cifar10",), ("S1",), (13,), 30),
+    "5": Table("Table V: S3's mean weights", ("cifar10",), ("S3",), (13,), 10),
+    "6": Table(
+        "Table VI: extremely deep networks",
+        ("cifar10",),
+        ("Normal", "S1", "Aux", "DSN"),
+        tuple(range(40, 101, 10)),
+        2,
+    ),
+    "7": Table("Table VII: S3 ten times", ("cifar10",), ("S3",), (13,), 10),
+}
+
+
+class Cell(NamedTuple):
+    """A figure of a table, and the runs behind it.
+
+    Attributes:
+      section: the rows' heading: dataset, and depth or downsampling where they differ.
+      row: the row's name.
+      flags: of every run but for the seed.
+      seeds: of the runs.
+      paper: the paper's accuracy in percent, if it has this cell.
+    """
+
+    section: str
+    row: str
+    flags: Configuration
+    seeds: tuple[int, ...]
+    paper: float | None
+
+    def runs(self, folder: Path) -> list[Planned]:
+        """The cell's runs, by seed."""
+        return [plan(replace(self.flags, seed=seed), folder) for seed in self.seeds]
+
+
+class Choice(NamedTuple):
+    """What the command line narrows a table to; None for the table's own."""
+
+    preset: str
+    datasets: tuple[str, ...] | None = None
+    methods: tuple[str, ...] | None = None
+    depths: tuple[int, ...] | None = None
+    seeds: tuple[int, ...] | None = None
+    overrides: dict | None = None
+
+
+def cells(number: str, choice: Choice) -> list[Cell]:
+    """All cells of a table, in the order in which they are run and printed."""
+    table = TABLES[number]
+    overrides = choice.overrides or {}
+    downsamples = (overrides["downsample"],) if "downsample" in overrides else table.downsamples
+    made = []
+    for dataset in choice.datasets or table.datasets:
+        for depth in choice.depths or table.depths:
+            for method in choice.methods or table.methods:
+                if _only_at_one_depth(number, method, choice) and depth != BASELINE_DEPTH:
+                    continue
+                for downsample in downsamples:
+                    values = {
+                        **presets.flags(choice.preset, dataset),
+                        "dataset": dataset,
+                        "method": method,
+                        "depth": depth,
+                        "downsample": downsample,
+                        **overrides,
+                    }
+                    section, row = _place(number, dataset, depth, method, downsample)
+                    seeds = choice.seeds or tuple(range(table.seeds))
+                    printed = _printed(number, dataset, depth, method)
+                    made.append(Cell(section, row, Configuration(**values), seeds, printed))
+    return made
+
+
+def _only_at_one_depth(number: str, method: str, choice: Choice) -> bool:
+    """Whether a baseline of Table VI was not asked for: it then stands at one depth only."""
+    return number == "6" and method in ij.BASELINES and not (choice.methods or choice.depths)
+
+
+def _place(number: str, dataset: str, depth: int, method: str, downsample: str) -> tuple[str, str]:
+    if number == "1":
+        return f"{dataset}, downsample={downsample}", f"depth {depth}"
+    if number == "6":
+        named = "Interflow (S1)" if method == "S1" else method
+        return f"{dataset}, depth {depth}", named
+    return dataset, method
+
+
+def _printed(number: str, dataset: str, depth: int, method: str) -> float | None:
+    """The paper's accuracy; its Tables I and IV to VII are of CIFAR-10."""
+    if number == "3":
+        return paper.value("3", method, dataset)
+    if dataset != "cifar10":
+        return None
+    if number == "1":
+        return paper.value("1", str(depth), "accuracy")
+    if number == "6":
+        return paper.value("6", str(depth), "Interflow" if method == "S1" else method)
+    if (number, method) == ("4", "S1"):
+        return paper.value("4", "mean", "accuracy")
+    if number in ("5", "7") and method == "S3":
+        return paper.value("7", "mean", "accuracy")
+    return None
+
+
+def is_reference(cell: Cell) -> bool:
+    """Whether the other rows of the cell's section are compared with it."""
+    return cell.flags.method == "Normal"
+
+
+def sections(made: Iterable[Cell]) -> dict[str, list[Cell]]:
+    """The cells by section, in order."""
+    by_section: dict[str, list[Cell]] = {}
+    for cell in made:
+        by_section.setdefault(cell.section, []).append(cell)
+    return by_section
