@@ -193,12 +193,12 @@ def parse(arguments: list[str] | None = None) -> Configuration:
 
 
 def add_flags(
-    parser: argparse.ArgumentParser, leave_out: tuple[str, ...] = (), only_given: bool = False
+    parser: argparse._ActionsContainer, leave_out: tuple[str, ...] = (), only_given: bool = False
 ) -> None:
     """Adds the fields of `Configuration` as flags.
 
     Args:
-      parser: to add to.
+      parser: a parser, or a group of its flags.
       leave_out: fields that are no flags.
       only_given: whether parsing leaves out what the command line does not give.
     """
