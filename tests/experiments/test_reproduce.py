@@ -1,0 +1,177 @@
+"""Every table's command in small: runs, skips, goes on, reports, and answers bad input."""
+
+import json
+
+import pytest
+
+import interflow_jax as ij
+from experiments import paper, reproduce, run, table_report, tables
+from experiments.configuration import Configuration
+from experiments.training_run import NonFiniteLossError
+
+TINY = ["--datasets=fashion_mini", "--width=0.0625", "--train_size=128", "--epochs=1"]
+COMMANDS = {
+    "1": ["--table=1", "--depths=4,5", "--seeds=0", *TINY],
+    "3": ["--table=3", "--depths=4", "--taps=4", "--methods=Normal,S1,Aux", "--seeds=0,1", *TINY],
+    "4": ["--figure=4", "--depths=5", "--taps=3,5", "--seeds=0,1,2", *TINY],
+    "5": ["--table=5", "--depths=5", "--taps=3,5", "--seeds=0,1", *TINY],
+    "6": ["--table=6", "--depths=20", "--methods=Normal,S1", "--seeds=0", *TINY],
+    "7": ["--table=7", "--depths=5", "--taps=3,5", "--seeds=0,1", *TINY],
+}
+RUNS = {"1": 4, "3": 6, "4": 3, "5": 2, "6": 2, "7": 2}
+PICTURES = {
+    "1": ["table1"],
+    "3": ["table3"],
+    "4": ["figure4"],
+    "5": ["table5"],
+    "6": ["table6", "table6-branches"],
+    "7": ["table7"],
+}
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    return tmp_path_factory.mktemp("results")
+
+
+@pytest.mark.parametrize("number", COMMANDS)
+def test_a_table_from_runs_to_report(number, out, capsys):
+    assert reproduce.main([*COMMANDS[number], f"--out={out}"]) == 0
+    said = capsys.readouterr().out
+    assert f"[{1}/" in said or "0 to do" in said  # Table VII's runs are Table V's
+    report = json.loads((out / f"table{number}.json").read_text())
+    assert sum(len(cell["runs"]) for cell in report["cells"]) == RUNS[number]
+    for cell in report["cells"]:
+        accuracies = [ran["test_accuracy"] for ran in cell["runs"]]
+        assert cell["mean"] == pytest.approx(sum(accuracies) / len(accuracies))
+        assert cell["best"] == max(accuracies)
+    text = (out / f"table{number}.md").read_text()
+    assert report["command"] in text
+    assert "128 training examples, 1 epochs" in text
+    for name in PICTURES[number]:
+        assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert f"({name}.png)" in text
+
+    assert reproduce.main([*COMMANDS[number], f"--out={out}"]) == 0
+    assert ", 0 to do" in capsys.readouterr().out
+
+
+def test_a_difference_is_to_normal_of_the_same_seeds(out):
+    reproduce.main([*COMMANDS["3"], f"--out={out}"])
+    normal, ours, _ = json.loads((out / "table3.json").read_text())["cells"]
+    pairs = zip(ours["runs"], normal["runs"], strict=True)
+    expected = [a["test_accuracy"] - b["test_accuracy"] for a, b in pairs]
+    assert ours["difference"]["mean"] == pytest.approx(sum(expected) / 2)
+    assert ours["difference"]["pairs"] == 2
+    assert normal["difference"] is None
+
+
+def test_missing_runs_show_as_missing_and_are_listed(out, capsys):
+    wider = [*COMMANDS["3"], "--seeds=0,1,2", f"--out={out}"]
+    reproduce.main([*COMMANDS["3"], f"--out={out}"])
+    capsys.readouterr()
+    assert reproduce.main([*wider, "--dry_run"]) == 0
+    *commands, total = capsys.readouterr().out.strip().split("\n")
+    assert len(commands) == 3
+    assert all("--seed=2" in command and "about 0:" in command for command in commands)
+    assert total.startswith("9 runs, 6 finished, 3 to do, about ")
+    assert reproduce.main([*wider, "--report"]) == 0
+    assert "| 2 of 3 |" in (out / "table3.md").read_text()
+    assert not list((out / "runs").glob("*/*/*/seed2/result.json"))
+
+
+def test_a_run_that_fails_is_named_and_does_not_stop_the_others(tmp_path, capsys, monkeypatch):
+    train = run.run
+
+    def failing(flags, *rest):
+        if flags.seed == 0:
+            raise NonFiniteLossError("the loss is nan in epoch 1, step 1 of 2")
+        return train(flags, *rest)
+
+    monkeypatch.setattr(run, "run", failing)
+    command = ["--table=1", "--depths=4", "--downsample=last", "--seeds=0,1", *TINY]
+    assert reproduce.main([*command, f"--out={tmp_path}"]) == 1
+    captured = capsys.readouterr()
+    assert "seed0: the loss is nan" in captured.err
+    assert "| 1 of 2 |" in (tmp_path / "table1.md").read_text()
+
+
+def test_a_run_of_a_sweep_is_the_main_command_s(out, tmp_path):
+    """The recorded command, run by itself elsewhere, gives the same parameters bit for bit."""
+    reproduce.main([*COMMANDS["1"], f"--out={out}"])
+    cell = json.loads((out / "table1.json").read_text())["cells"][0]
+    (ran,) = cell["runs"]
+    arguments = ran["command"].split()[3:]
+    assert arguments[-1].startswith("--out=")
+    assert run.main([*arguments[:-1], f"--out={tmp_path}"]) == 0
+    again = json.loads((tmp_path / "fashion_mini/Normal/seed0/result.json").read_text())
+    assert again["fingerprint"] == ran["fingerprint"]
+
+
+def test_runs_of_different_configurations_have_different_folders(tmp_path):
+    choices = [
+        tables.Choice(preset, overrides=overrides)
+        for preset in ("cpu", "paper")
+        for overrides in ({}, {"downsample": "last"}, {"fc": "separate"}, {"epochs": 7})
+    ]
+    planned = [
+        made
+        for choice in choices
+        for cell in tables.cells("7", choice)
+        for made in cell.runs(tmp_path)
+    ]
+    assert len({made.folder.path for made in planned}) == len(planned) == 8 * 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ([], "--table=1 to 7 or --figure=4"),
+        (["--table=3", "--figure=4"], "--table=1 to 7 or --figure=4"),
+        (["--table=8"], "choose from '1', '2'"),
+        (["--table=3", "--methods=S10"], "--methods=S10: choose from Normal, S0"),
+        (["--table=3", "--width=-1"], "width is -1.0"),
+        (["--table=6", "--depths=300"], "depth is 300"),
+        (["--table=3", "--seeds=-1"], "seed -1"),
+        (["--table=3", "--preset=gpu"], "choose from"),
+        (["--table=3", "--widht=1"], "did you mean --width?"),
+    ],
+)
+def test_bad_input_is_one_line_before_anything_starts(arguments, named, tmp_path, capsys):
+    try:
+        status = reproduce.main([*arguments, f"--out={tmp_path / 'results'}"])
+    except SystemExit as ended:
+        status = ended.code
+    assert status == 2
+    said = capsys.readouterr().err.strip()
+    assert named in said
+    assert len(said.split("\n")) == 1
+    assert not (tmp_path / "results").exists()
+
+
+def test_every_cell_of_the_paper_has_its_figure():
+    choice = tables.Choice("paper")
+    for number in ("1", "3", "6"):
+        for cell in tables.cells(number, choice):
+            baseline = cell.flags.method in ij.BASELINES
+            assert (cell.paper is None) == baseline, (number, cell.section, cell.row)
+    (cell,) = tables.cells("7", choice)
+    assert cell.paper == paper.value("7", "mean", "accuracy")
+    assert len(cell.seeds) == 10
+
+
+def test_the_paper_preset_is_the_main_command_s_default():
+    """Paper, IV-B."""
+    (cell,) = tables.cells("4", tables.Choice("paper"))
+    assert cell.flags == Configuration(method="S1", dataset="cifar10")
+
+
+def test_table_2_is_that_of_the_code(capsys):
+    assert reproduce.main(["--table=2"]) == 0
+    rows = capsys.readouterr().out.strip().split("\n")[2:]
+    assert [row.split(" | ")[0].strip("| ") for row in rows] == [*ij.METHODS, *ij.BASELINES]
+
+
+def test_weights_over_runs_need_a_run():
+    (cell,) = tables.cells("4", tables.Choice("cpu"))
+    assert table_report.weights(cell, []) is None
