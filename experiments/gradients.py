@@ -1,0 +1,195 @@
+"""Whether gradients reach the shallow layers: their norms by layer, with and without Interflow.
+
+python -m experiments.gradients
+"""
+
+import json
+import shlex
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+import interflow_jax as ij
+from experiments import configuration, data, predict, presets, sweep
+from experiments.configuration import Configuration
+from experiments.predict import FinishedRun
+from experiments.presets import PRESETS
+from experiments.training_run import StoppedError
+from interflow_jax import allocation, epochs, splits
+from interflow_jax.preprocessing import epoch_keys, initial_key, normalize
+from interflow_jax.training import BATCH_SIZE, TrainState, cross_entropy
+
+BATCHES = 8  # over which a norm is averaged
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    command = shlex.join(["python", "-m", "experiments.gradients", *arguments])
+    parser = configuration.parser(
+        "gradients",
+        "Trains networks for an epoch and reports, for every convolution, the norm of the loss's\n"
+        f"gradient at initialisation and after the epoch, mean over {BATCHES} batches: OUT/\n"
+        "gradients.md, .json and .png. Finished runs are skipped.",
+    )
+    parser.add_argument("--dataset", default="cifar10", help="default: cifar10")
+    parser.add_argument("--depths", type=configuration.integers, default=(13, 60, 100))
+    parser.add_argument("--methods", default="Normal,S1", help="default: Normal,S1")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--preset", default="cpu", choices=PRESETS, help="but for one epoch")
+    parser.add_argument("--out", default="results", help="folder of the report (default: results)")
+    group = parser.add_argument_group("flags of experiments.run, in place of the preset's values")
+    decided = ("method", "dataset", "seed", "seeds", "depth", "epochs", "out")
+    configuration.add_flags(group, decided, only_given=True)
+    flags = vars(parser.parse_args(arguments))
+    out, dataset, seed = Path(flags.pop("out")), flags.pop("dataset"), flags.pop("seed")
+    depths, methods = flags.pop("depths"), flags.pop("methods").split(",")
+    values = {**presets.flags(flags.pop("preset"), dataset), **flags, "epochs": 1}
+    try:
+        runs = [
+            sweep.plan(
+                Configuration(method=method, dataset=dataset, seed=seed, depth=depth, **values),
+                out / "runs",
+            )
+            for depth in depths
+            for method in methods
+        ]
+        sweep.check(runs)
+        configuration.writable(out)
+    except ValueError as error:
+        print(f"gradients: error: {error}", file=sys.stderr)
+        return 2
+    try:
+        failed = sweep.work(runs, lambda line: print(line, flush=True))
+    except StoppedError as stopped:
+        print(f"stopped and saved; to go on, run the same command again: {command}")
+        return 128 + stopped.args[0]
+    for run, error in failed:
+        print(f"gradients: failed: {run.folder.path}: {error}", file=sys.stderr)
+    if failed:
+        return 1
+    report = {"command": command, "dataset": dataset, "networks": [measure(run) for run in runs]}
+    (out / "gradients.json").write_text(json.dumps(report, indent=1) + "\n")
+    _draw(report, out / "gradients.png")
+    (out / "gradients.md").write_text(markdown(report))
+    print(markdown(report))
+    return 0
+
+
+def measure(planned: sweep.Planned) -> dict[str, Any]:
+    """Norms of a finished run of one epoch.
+
+    Returns:
+      method, depth, seed, and `at_start` and `after_epoch`: for every convolution, shallow to
+      deep, the Euclidean norm of the gradient of the batch's mean loss by its kernel.
+    """
+    finished = predict.load(planned.folder.path)
+    result = finished.result
+    batches = _batches(planned.flags, finished)
+    optimizer = ij.make_optimizer(ij.learning_rate_schedule(1, 1.0))
+    shape = tuple(result["image_shape"])
+    start = ij.create_state(finished.model, optimizer, initial_key(result["seed"]), shape)
+    norms = jax.jit(
+        partial(kernel_gradient_norms, finished.model),
+        compiler_options=ij.cpu_compiler_options(),
+    )
+    said = {name: result[name] for name in ("method", "depth", "seed", "branches", "versions")}
+    for name, state in (("at_start", start), ("after_epoch", finished.state)):
+        said[name] = np.mean([norms(state, *batch) for batch in batches], axis=0).tolist()
+    return said
+
+
+def kernel_gradient_norms(
+    model: Any, state: TrainState, images: jax.Array, labels: jax.Array
+) -> jax.Array:
+    """The norm of the loss's gradient by every convolution's kernel, [convolutions], float32.
+
+    Args:
+      model: an `Interflow` over a `StrideVGG`; its loss is that of the fused logits.
+      state: its parameters and BatchNorm statistics are used.
+      images: [batch, height, width, channels], float, normalised.
+      labels: [batch], int.
+    """
+
+    def loss_of(params):
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        prediction, _ = model.apply(variables, images, train=True, mutable=["batch_stats"])
+        return cross_entropy(prediction.logits, labels).mean()
+
+    gradients = jax.grad(loss_of)(state.params)["backbone"]
+    deepest = model.backbone.taps[-1]
+    kernels = [gradients[f"conv{number}"]["kernel"] for number in range(1, deepest + 1)]
+    return jnp.stack([jnp.linalg.norm(kernel.ravel()) for kernel in kernels])
+
+
+def _batches(flags: Configuration, finished: FinishedRun) -> list[tuple[jax.Array, np.ndarray]]:
+    """The first training batches of the first epoch, without augmentation."""
+    train = data.load(flags.dataset, flags.data_dir, flags.image_size).train
+    if flags.train_size is not None:
+        train = splits.take(train, flags.train_size)
+    order = epochs.training_order(epoch_keys(flags.seed, 0), len(train))
+    count = min(BATCHES, len(order) // BATCH_SIZE)
+    made = []
+    for visited in order[: count * BATCH_SIZE].reshape(count, BATCH_SIZE):
+        images, labels = train.read(visited)
+        made.append((normalize(finished.preprocessing, jnp.asarray(images)), labels))
+    return made
+
+
+def _draw(report: dict[str, Any], file: Path) -> None:
+    networks = report["networks"]
+    depths = list(dict.fromkeys(network["depth"] for network in networks))
+    with plt.rc_context({"axes.grid": True, "grid.alpha": 0.3, "figure.dpi": 120}):
+        chart, all_axes = plt.subplots(
+            1, len(depths), figsize=(4.6 * len(depths), 3.8), layout="constrained", squeeze=False
+        )
+        for axes, depth in zip(all_axes[0], depths, strict=True):
+            methods = [network for network in networks if network["depth"] == depth]
+            for place, network in enumerate(methods):
+                for key, style in (("at_start", ":"), ("after_epoch", "-")):
+                    norms = network[key]
+                    label = f"{network['method']}, {key.replace('_', ' ')}"
+                    axes.plot(range(1, len(norms) + 1), norms, f"C{place}{style}", label=label)
+            axes.set_yscale("log")
+            axes.set(title=f"{depth} convolutions", xlabel="convolution")
+            axes.legend(fontsize="x-small")
+        all_axes[0][0].set(ylabel="norm of the kernel's gradient")
+        chart.savefig(file)
+        plt.close(chart)
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The report for people: the first, the middle and the last convolution."""
+    text = [
+        "# Gradients by layer",
+        "",
+        f"`{report['command']}` on {report['dataset']}: norm of the gradient of the loss by a",
+        f"convolution's kernel, mean over {BATCHES} training batches, one seed.",
+        "",
+        "| depth | method | | first | middle | last | first / last |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for network in report["networks"]:
+        for key in ("at_start", "after_epoch"):
+            norms = network[key]
+            first, middle, last = norms[0], norms[len(norms) // 2], norms[-1]
+            text.append(
+                f"| {network['depth']} | {network['method']} | {key.replace('_', ' ')} | "
+                f"{first:.2e} | {middle:.2e} | {last:.2e} | {first / last:.2e} |"
+            )
+    return "\n".join([*text, "", "![gradients by layer](gradients.png)", ""])
+
+
+if __name__ == "__main__":
+    allocation.keep_freed_memory()
+    sys.exit(main())

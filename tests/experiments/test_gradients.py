@@ -1,0 +1,52 @@
+"""Gradient norms by layer: against gradients written out, and the command in small."""
+
+import json
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import interflow_jax as ij
+from experiments import gradients
+from interflow_jax.training import cross_entropy
+
+
+def test_norms_are_those_of_the_kernels_shallow_to_deep():
+    model = ij.build("S1", 10, depth=5, width=1 / 16, taps=(3, 5))
+    optimizer = ij.make_optimizer(1e-3)
+    state = ij.create_state(model, optimizer, jax.random.key(0), (8, 8, 1))
+    images = jax.random.normal(jax.random.key(1), (4, 8, 8, 1))
+    labels = jnp.arange(4)
+    norms = jax.jit(partial(gradients.kernel_gradient_norms, model))(state, images, labels)
+
+    def loss_of(kernel):
+        backbone = {**state.params["backbone"]}
+        backbone["conv2"] = {**backbone["conv2"], "kernel": kernel}
+        variables = {
+            "params": {**state.params, "backbone": backbone},
+            "batch_stats": state.batch_stats,
+        }
+        logits = model.apply(variables, images, train=True, mutable=["batch_stats"])[0].logits
+        return cross_entropy(logits, labels).mean()
+
+    gradient = jax.jit(jax.grad(loss_of))(state.params["backbone"]["conv2"]["kernel"])
+    assert norms.shape == (5,)
+    assert norms[1] == pytest.approx(np.sqrt(np.sum(gradient**2)), rel=1e-4)
+
+
+def test_the_command_in_small(tmp_path, capsys):
+    arguments = ["--dataset=fashion_mini", "--depths=4", "--methods=Normal,S1", "--taps=4"]
+    arguments += ["--width=0.0625", "--train_size=128", f"--out={tmp_path}"]
+    assert gradients.main(arguments) == 0
+    networks = json.loads((tmp_path / "gradients.json").read_text())["networks"]
+    assert [network["method"] for network in networks] == ["Normal", "S1"]
+    for network in networks:
+        assert len(network["at_start"]) == len(network["after_epoch"]) == 4
+        assert network["at_start"] != network["after_epoch"]
+        assert f"{network['after_epoch'][0]:.2e}" in (tmp_path / "gradients.md").read_text()
+    assert (tmp_path / "gradients.png").exists()
+    capsys.readouterr()
+    assert gradients.main([*arguments, "--methods=S99"]) == 2
+    assert "S99" in capsys.readouterr().err
