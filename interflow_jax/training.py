@@ -1,5 +1,6 @@
 """Training as pure functions: state, optimiser, schedule and steps (paper, IV-B)."""
 
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
@@ -84,7 +85,10 @@ def create_state(
       image_shape: (height, width, channels).
     """
 
-    @jax.jit
+    # It runs once, and optimising the code of so many draws takes longer than all else of a start.
+    options = {"xla_backend_optimization_level": "0"} if jax.default_backend() == "cpu" else None
+
+    @partial(jax.jit, compiler_options=options)
     def create(key: Array) -> TrainState:
         variables = model.init(key, jnp.zeros((1, *image_shape), jnp.float32), train=False)
         params = variables["params"]
