@@ -5,6 +5,7 @@ python -m experiments.run --method=S7 --dataset=svhn
 
 import shlex
 import sys
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,7 @@ def run(
         "device": device(),
         "versions": versions(),
         "command": command,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "train_loss": last["train_loss"],
         "test_loss": last["test_loss"],
         "test_split": session.dataset.test_name,

@@ -1,6 +1,7 @@
-"""The pictures of the paper's tables and of its Figure 4."""
+"""The pictures of the paper's tables: accuracies, and the differences to Normal."""
 
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -9,221 +10,210 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
-import numpy as np
+from matplotlib.ticker import MaxNLocator
+
+from experiments import weight_charts
+from experiments.table_markdown import by_section
 
 Histories = dict[tuple[str, str], list[list[dict[str, float]]]]
+Charts = Iterator[tuple[str, str, Any]]
+"""Of every picture: its file's name without ending, what it shows in words, and the figure."""
+
+MARKERS = "osD^vP"
+COLUMNS = 3  # panels beside each other: more would be unreadable at the width of a page
 
 
-def draw(number: str, report: dict[str, Any], histories: Histories, out: Path) -> list[Path]:
-    """Writes a table's pictures as PNG; returns their paths. Nothing finished, nothing drawn."""
+def draw(number: str, report: dict[str, Any], histories: Histories, out: Path) -> list[dict]:
+    """Writes a table's pictures as PNG; nothing finished, nothing drawn.
+
+    Returns:
+      A dict a picture: file, its name in OUT, and shows, what there is to see in words.
+    """
     makers = {
         "1": _accuracy_by_depth,
         "3": _differences,
-        "4": _figure_4,
-        "5": _heatmaps,
+        "4": weight_charts.figures,
+        "5": weight_charts.figures,
         "6": _extremely_deep,
         "7": _accuracy_by_run,
     }
-    written = []
+    if not any(record["runs"] for record in report["cells"]):
+        return []
+    pictures = []
     with plt.rc_context({"axes.grid": True, "grid.alpha": 0.3, "figure.dpi": 120}):
-        if any(record["runs"] for record in report["cells"]):
-            for name, chart in makers[number](report, histories):
-                written.append(out / f"{name}.png")
-                chart.savefig(written[-1])
-                plt.close(chart)
-    return written
+        for name, shows, chart in chain(
+            makers[number](report), _learning_curves(histories) if number == "6" else ()
+        ):
+            chart.savefig(out / f"{name}.png")
+            plt.close(chart)
+            pictures.append({"file": f"{name}.png", "shows": shows})
+    return pictures
 
 
-def _sections(report: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    by_section: dict[str, list[dict[str, Any]]] = {}
-    for record in report["cells"]:
-        by_section.setdefault(record["section"], []).append(record)
-    return by_section
+def _by_depth(axes, place: int, records: list[dict[str, Any]], label: str) -> None:
+    """Accuracy by depth as a line with deviations; the paper's, where it has some, dashed."""
+    there = [record for record in records if record["runs"]]
+    axes.errorbar(
+        [record["runs"][0]["depth"] for record in there],
+        [record["mean"] for record in there],
+        [record["deviation"] or 0 for record in there],
+        color=f"C{place}",
+        marker=MARKERS[place % len(MARKERS)],
+        markersize=5,
+        markerfacecolor="none",  # one that lies on another hides nothing
+        capsize=3,
+        label=label,
+    )
 
 
-def _accuracy_by_depth(report, histories) -> Iterator[tuple[str, Any]]:
-    del histories
-    chart, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
-    for section, records in _sections(report).items():
-        there = [record for record in records if record["runs"]]
-        depths = [record["runs"][0]["depth"] for record in there]
-        means = [record["mean"] for record in there]
-        axes.errorbar(
-            depths,
-            means,
-            [record["deviation"] or 0 for record in there],
-            marker="o",
-            capsize=3,
-            label=section,
-        )
+def _printed_by_depth(axes, records: list[dict[str, Any]], color: str, label: str) -> bool:
+    """The paper's accuracies by depth, dashed; whether it has any."""
     printed = {
-        int(record["row"].split()[1]): record["paper"]
-        for record in report["cells"]
-        if record["paper"] is not None
+        record["runs"][0]["depth"]: record["paper"]
+        for record in records
+        if record["runs"] and record["paper"] is not None
     }
     if printed:
-        axes.plot(list(printed), list(printed.values()), "k--", marker=".", label="paper")
+        axes.plot(*zip(*sorted(printed.items()), strict=True), color, ls="--", label=label)
+    return bool(printed)
+
+
+def _accuracy_by_depth(report: dict[str, Any]) -> Charts:
+    chart, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    for place, (section, records) in enumerate(by_section(report).items()):
+        _by_depth(axes, place, records, section)
+    _printed_by_depth(axes, report["cells"], "k", "paper (its own protocol)")
     axes.set(xlabel="convolutions", ylabel="test accuracy (%)")
-    axes.legend()
-    yield "table1", chart
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(fontsize="small")
+    shows = "Test accuracy by number of convolutions, a line each for "
+    shows += f"{' and '.join(by_section(report))}; bars are standard deviations over seeds"
+    yield "table1", shows, chart
 
 
-def _differences(report, histories) -> Iterator[tuple[str, Any]]:
-    del histories
-    by_section = {
-        section: [record for record in records if record["difference"]]
-        for section, records in _sections(report).items()
-    }
-    by_section = {section: records for section, records in by_section.items() if records}
-    if not by_section:
+def _differences(report: dict[str, Any]) -> Charts:
+    sections = by_section(report)
+    panels = [name for name in sections if any(record["difference"] for record in sections[name])]
+    if not panels:
+        return
+    # A row for every method in every panel: where one is missing, its row stays empty.
+    rows = dict.fromkeys(
+        record["row"] for name in panels for record in sections[name] if record["difference"]
+    )
+    places = {row: len(rows) - place for place, row in enumerate(rows)}
+    columns = min(COLUMNS, len(panels))
+    lines = -(-len(panels) // columns)
+    chart, all_axes = plt.subplots(
+        lines,
+        columns,
+        figsize=(1.5 + 2.5 * columns, 0.6 + lines * (0.8 + 0.22 * len(rows))),
+        layout="constrained",
+        squeeze=False,
+        sharey=True,
+    )
+    for axes in all_axes.flat[len(panels) :]:
+        axes.set_visible(False)
+    for axes, name in zip(all_axes.flat, panels, strict=False):
+        normal = {record["row"]: record["paper"] for record in sections[name]}.get("Normal")
+        for record in sections[name]:
+            found = record["difference"]
+            if found is None:
+                continue
+            place = places[record["row"]]
+            if found["low"] is not None:
+                axes.plot([found["low"], found["high"]], [place, place], "C0", lw=2)
+            axes.plot(found["mean"], place, "C0o", label="ours, 95 % interval")
+            if record["paper"] is not None and normal is not None:
+                axes.plot(record["paper"] - normal, place, "kD", mfc="none", label="paper")
+        axes.set_yticks(list(places.values()), list(places))
+        axes.axvline(0, color="k", lw=1)
+        axes.set(title=name)
+    chart.supxlabel("points of accuracy above Normal", fontsize="medium")
+    handles = {}
+    for axes in all_axes.flat[: len(panels)]:
+        handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    chart.legend(handles.values(), handles, loc="outside upper center", ncols=2, frameon=False)
+    shows = f"Accuracy above Normal's in points, by method, a panel each for {', '.join(panels)}; "
+    yield "table3", shows + "lines are 95 % confidence intervals, diamonds the paper's", chart
+
+
+def _extremely_deep(report: dict[str, Any]) -> Charts:
+    by_row: dict[str, list[dict[str, Any]]] = {}
+    datasets = {run["dataset"] for record in report["cells"] for run in record["runs"]}
+    for record in report["cells"]:
+        if record["runs"]:
+            of = f", {record['runs'][0]['dataset']}" if len(datasets) > 1 else ""
+            by_row.setdefault(record["row"] + of, []).append(record)
+    chart, axes = plt.subplots(figsize=(7, 4.6), layout="constrained")
+    for place, (row, records) in enumerate(by_row.items()):
+        _by_depth(axes, place, records, row)
+        _printed_by_depth(axes, records, f"C{place}", f"{row}, paper")
+    axes.set(xlabel="convolutions", ylabel="test accuracy (%)")
+    axes.set_xticks(sorted({run["depth"] for cell in report["cells"] for run in cell["runs"]}))
+    chart.legend(loc="outside lower center", ncols=3, fontsize="small", frameon=False)
+    shows = f"Test accuracy by number of convolutions, a line each for {', '.join(by_row)}; "
+    yield "table6", shows + "dashed, the paper's; bars are standard deviations over seeds", chart
+    for row, records in by_row.items():
+        if row.startswith("Interflow"):
+            of = row.partition(", ")[2]
+            name = f"table6-branches-{of}" if of else "table6-branches"
+            yield (name, *weight_charts.of_depths(records))
+
+
+def _learning_curves(histories: Histories) -> Charts:
+    """Two of Table VI's depths: where the paper's plain network has failed, and the deepest."""
+    panels: dict[str, dict[str, Any]] = {}
+    for (section, row), runs in histories.items():
+        if runs and section.endswith(("depth 60", "depth 100")):
+            panels.setdefault(section, {})[row] = runs
+    if not panels:
         return
     chart, all_axes = plt.subplots(
         1,
-        len(by_section),
-        figsize=(1.5 + 3 * len(by_section), 4.6),
+        len(panels),
+        figsize=(1 + 4 * len(panels), 3.8),
         layout="constrained",
         squeeze=False,
+        sharey=True,
     )
-    for axes, (section, records) in zip(all_axes[0], by_section.items(), strict=True):
-        for place, record in enumerate(reversed(records)):
-            found = record["difference"]
-            if found["low"] is not None:
-                axes.plot([found["low"], found["high"]], [place, place], "C0", lw=2)
-            axes.plot(found["mean"], place, "C0o")
-        axes.set_yticks(range(len(records)), [record["row"] for record in reversed(records)])
-        axes.axvline(0, color="k", lw=1)
-        axes.set(title=section, xlabel="points of accuracy above Normal")
-    yield "table3", chart
-
-
-def _figure_4(report, histories) -> Iterator[tuple[str, Any]]:
-    del histories
-    for record in _weighted(report):
-        yield _named("figure4", record, report), _over_runs(record)
-
-
-def _weighted(report: dict[str, Any]) -> list[dict[str, Any]]:
-    return [record for record in report["cells"] if record["weights_over_runs"]]
-
-
-def _named(name: str, record: dict[str, Any], report: dict[str, Any]) -> str:
-    alone = len(report["cells"]) == 1
-    return name if alone else f"{name}-{record['section']}-{record['row']}"
-
-
-def _over_runs(record: dict[str, Any]):
-    found, ran = record["weights_over_runs"], record["runs"]
-    chart, all_axes = plt.subplots(3, 1, figsize=(8, 8), layout="constrained", sharex=True)
-    all_axes[0].plot(found["seeds"], [run["test_accuracy"] for run in ran], "k.-")
-    all_axes[0].set(ylabel="test accuracy (%)")
-    for axes, kind in zip(all_axes[1:], ("as_learned", "comparable"), strict=True):
-        for branch, values in zip(ran[0]["branches"], np.array(found[kind]).T, strict=True):
-            axes.plot(found["seeds"], values, marker=".", label=f"after {branch}")
-        axes.set(ylabel=f"weight, {kind.replace('_', ' ')}")
-        axes.legend(fontsize="small", ncols=4)
-    for axes in all_axes:
-        for seed in found["outlying"]:
-            axes.axvline(seed, color="C3", alpha=0.4, lw=4)
-    all_axes[-1].set(xlabel="seed (a red bar marks an outlying run)")
-    return chart
-
-
-def _heatmaps(report, histories) -> Iterator[tuple[str, Any]]:
-    del histories
-    for record in _weighted(report):
-        branches = [f"after {tap}" for tap in record["runs"][0]["branches"]]
-        chart, all_axes = plt.subplots(2, 1, figsize=(7.5, 5.4), layout="constrained")
-        for axes, kind in zip(all_axes, ("as_learned", "comparable"), strict=True):
-            mean = np.array(record["weights_over_runs"][kind]).mean(axis=0)
-            _heatmap(axes, np.atleast_2d(mean.T).T, branches)
-            axes.set(title=f"mean weights, {kind.replace('_', ' ')}", xlabel="class")
-        yield _named("table5", record, report), chart
-
-
-def _heatmap(axes, values: np.ndarray, rows: list[str]) -> None:
-    bound = np.nanmax(np.abs(values))
-    axes.imshow(values, cmap="RdBu_r", vmin=-bound, vmax=bound, aspect="auto")
-    axes.grid(False)
-    axes.set_yticks(range(len(rows)), rows)
-    axes.set_xticks(range(values.shape[1]), range(1, values.shape[1] + 1))
-    for (row, column), value in np.ndenumerate(values):
-        if np.isfinite(value):
-            shade = "white" if abs(value) > 0.6 * bound else "black"
-            place = {"ha": "center", "va": "center", "fontsize": 7}
-            axes.text(column, row, f"{value:.2f}", color=shade, **place)
-
-
-def _extremely_deep(report, histories) -> Iterator[tuple[str, Any]]:
-    by_row: dict[str, list[dict[str, Any]]] = {}
-    for record in report["cells"]:
-        if record["runs"]:
-            by_row.setdefault(record["row"], []).append(record)
-    chart, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
-    for row, records in by_row.items():
-        depths = [record["runs"][0]["depth"] for record in records]
-        means = [record["mean"] for record in records]
-        deviations = [record["deviation"] or 0 for record in records]
-        axes.errorbar(depths, means, deviations, marker="o", capsize=3, label=row)
-    axes.set(xlabel="convolutions", ylabel="test accuracy (%)")
-    axes.legend()
-    yield "table6", chart
-
-    learned = by_row.get("Interflow (S1)", [])
-    if learned:
-        most = max(len(record["runs"][0]["branches"]) for record in learned)
-        weights = np.full((len(learned), most), np.nan)
-        alone = np.full((len(learned), most), np.nan)
-        for place, record in enumerate(learned):
-            for into, key in ((weights, "weights"), (alone, "branch_accuracy")):
-                values = np.abs([run[key] for run in record["runs"]]).mean(axis=0)
-                into[place, : len(values)] = values
-        chart, all_axes = plt.subplots(2, 1, figsize=(9, 7), layout="constrained")
-        names = [f"depth {record['runs'][0]['depth']}" for record in learned]
-        for axes, values, title in (
-            (all_axes[0], weights, "absolute weight, mean over seeds"),
-            (all_axes[1], alone, "accuracy of the branch alone (%), mean over seeds"),
-        ):
-            _heatmap(axes, values, names)
-            axes.set(title=title, xlabel="branch, shallow to deep")
-        yield "table6-branches", chart
-    yield from _learning_curves(histories)
-
-
-def _learning_curves(histories: Histories) -> Iterator[tuple[str, Any]]:
-    by_section: dict[str, dict[str, Any]] = {}
-    for (section, row), runs in histories.items():
-        if runs and section.endswith(("depth 60", "depth 100")):
-            by_section.setdefault(section, {})[row] = runs
-    if not by_section:
-        return
-    chart, all_axes = plt.subplots(
-        1, len(by_section), figsize=(5 * len(by_section), 3.8), layout="constrained", squeeze=False
-    )
-    for axes, (section, rows) in zip(all_axes[0], by_section.items(), strict=True):
-        for place, (row, runs) in enumerate(rows.items()):
+    colors: dict[str, int] = {}
+    for axes, (section, rows) in zip(all_axes.flat, panels.items(), strict=True):
+        for row, runs in rows.items():
+            first = row not in colors
+            place = colors.setdefault(row, len(colors))
             for order, epochs in enumerate(runs):
                 axes.plot(
                     [epoch["epoch"] for epoch in epochs],
                     [epoch["test_accuracy"] for epoch in epochs],
-                    f"C{place}.-",
+                    f"C{place}-",
+                    marker=MARKERS[place % len(MARKERS)],
+                    markersize=4,
                     alpha=0.7,
-                    label=row if order == 0 else None,
+                    label=row if first and order == 0 else None,
                 )
-        axes.set(title=section, xlabel="epoch", ylabel="test accuracy (%)")
-        axes.legend(fontsize="small")
-    yield "table6-learning", chart
+        axes.set(title=section, xlabel="epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    all_axes.flat[0].set(ylabel="test accuracy (%)")
+    chart.legend(loc="outside lower center", ncols=4, fontsize="small", frameon=False)
+    shows = f"Test accuracy by epoch, a line a run of {', '.join(colors)}; a panel each for "
+    yield "table6-learning", shows + " and ".join(panels), chart
 
 
-def _accuracy_by_run(report, histories) -> Iterator[tuple[str, Any]]:
-    del histories
-    chart, axes = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
-    for place, record in enumerate(report["cells"]):
-        if record["runs"]:
-            seeds = [run["seed"] for run in record["runs"]]
-            accuracies = [run["test_accuracy"] for run in record["runs"]]
-            named = f"{record['row']}, {record['section']}"
-            axes.plot(seeds, accuracies, f"C{place}o-", label=named)
-            axes.axhline(record["mean"], color=f"C{place}", linestyle="--")
+def _accuracy_by_run(report: dict[str, Any]) -> Charts:
+    chart, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
+    shown = [record for record in report["cells"] if record["runs"]]
+    for place, record in enumerate(shown):
+        axes.plot(
+            [run["seed"] for run in record["runs"]],
+            [run["test_accuracy"] for run in record["runs"]],
+            f"C{place}",
+            ls="none",
+            marker=MARKERS[place % len(MARKERS)],
+            label=f"{record['row']}, {record['section']}; dashed, its mean",
+        )
+        axes.axhline(record["mean"], color=f"C{place}", ls="--")
     axes.set(xlabel="seed", ylabel="test accuracy (%)")
-    axes.legend()
-    yield "table7", chart
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    chart.legend(loc="outside upper center", fontsize="small", frameon=False)
+    named = " and ".join(f"{record['row']} on {record['section']}" for record in shown)
+    yield "table7", f"Test accuracy of every run of {named}, by seed, with their mean", chart

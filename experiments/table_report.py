@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments import comparison, paper, table_charts
+from experiments import comparison, table_charts
+from experiments.table_markdown import markdown
 from experiments.tables import TABLES, Cell, is_reference, sections
 
 KEPT = (
@@ -24,8 +25,9 @@ def gather(number: str, made: list[Cell], runs: Path) -> list[dict[str, Any]]:
 
     Returns:
       A dict a cell: section, row, paper (percent), seeds (asked for), runs (what `KEPT` names,
-      and `history`, the epochs' figures), mean, deviation (over n - 1) and best of their accuracy
-      in percent, and difference to Normal in points with its interval; None where there is none.
+      and `finished`, the time, if the run recorded it), mean, deviation (over n - 1) and best of
+      their accuracy in percent, and difference in points with its interval and the name of the
+      row that it is to, a Normal; None where there is none.
     """
     gathered = []
     for section in sections(made).values():
@@ -45,7 +47,10 @@ def gather(number: str, made: list[Cell], runs: Path) -> list[dict[str, Any]]:
                     "deviation": float(np.std(values, ddof=1)) if len(values) > 1 else None,
                     "best": max(values, default=None),
                     "difference": None,
-                    "runs": [{key: run[key] for key in KEPT} for run in there],
+                    "runs": [
+                        {**{key: run[key] for key in KEPT}, "finished": run.get("finished")}
+                        for run in there
+                    ],
                 }
             )
         references = [cell.row for cell in section if is_reference(cell)]
@@ -55,7 +60,7 @@ def gather(number: str, made: list[Cell], runs: Path) -> list[dict[str, Any]]:
                     found = comparison.difference(
                         accuracies[record["row"]], accuracies[references[0]]
                     )
-                    record["difference"] = found and found._asdict()
+                    record["difference"] = found and {**found._asdict(), "to": references[0]}
     return gathered
 
 
@@ -91,12 +96,12 @@ def write(
     if number in ("4", "5"):
         for cell, record in zip(made, gathered, strict=True):
             record["weights_over_runs"] = weights(cell, record["runs"])
-    pictures = table_charts.draw(number, report, histories(made, runs), out)
+    report["pictures"] = table_charts.draw(number, report, histories(made, runs), out)
     file = out / f"table{number}.json"
     file.write_text(json.dumps(report, indent=1) + "\n")
     text = out / f"table{number}.md"
-    text.write_text(markdown(report, pictures))
-    return [file, text, *pictures]
+    text.write_text(markdown(report))
+    return [file, text, *(out / picture["file"] for picture in report["pictures"])]
 
 
 def protocol(made: list[Cell], gathered: list[dict[str, Any]]) -> str:
@@ -112,11 +117,12 @@ def protocol(made: list[Cell], gathered: list[dict[str, Any]]) -> str:
     said += " (the paper's)" if same else "; the paper's: width 1, all examples, 100 or 40 epochs"
     ran = [run for cell in gathered for run in cell["runs"]]
     devices = sorted({run["device"] for run in ran})
-    versions = sorted({_versions(run["versions"]) for run in ran})
+    versions = sorted({versions_line(run["versions"]) for run in ran})
     return ". ".join([said, *devices, *versions])
 
 
-def _versions(versions: dict[str, str]) -> str:
+def versions_line(versions: dict[str, str]) -> str:
+    """A run's versions in words."""
     return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
@@ -147,110 +153,3 @@ def weights(cell: Cell, ran: list[dict[str, Any]]) -> dict[str, Any] | None:
         "seeds": [run["seed"] for run in ran],
         "outlying": [run["seed"] for run, mark in zip(ran, marks, strict=True) if mark],
     }
-
-
-def markdown(report: dict[str, Any], pictures: list[Path]) -> str:
-    """The report for people."""
-    text = [
-        f"# {report['title']}",
-        "",
-        f"`{report['command']}`",
-        "",
-        f"Preset `{report['preset']}`: {report['protocol']}.",
-        "",
-        "Accuracy on the whole test split after the last epoch, percent; mean ± standard deviation",
-        "over seeds. The difference is to Normal in points, of paired seeds, with the 95 %",
-        "confidence interval of its mean. A dash stands for what is missing.",
-        "",
-    ]
-    by_section: dict[str, list[dict[str, Any]]] = {}
-    for record in report["cells"]:
-        by_section.setdefault(record["section"], []).append(record)
-    for section, records in by_section.items():
-        text += [
-            f"## {section}",
-            "",
-            "| | paper | ours | best | seeds | difference to Normal |",
-            "| --- | --- | --- | --- | --- | --- |",
-            *(_row(record) for record in records),
-            "",
-        ]
-    for record in report["cells"]:
-        if record.get("weights_over_runs"):
-            text += _weights_lines(report["table"], record)
-    text += [line for picture in pictures for line in (f"![{picture.stem}]({picture.name})", "")]
-    return "\n".join(text)
-
-
-def _row(record: dict[str, Any]) -> str:
-    def number(value: float | None) -> str:
-        return "-" if value is None else f"{value:.2f}"
-
-    ours = number(record["mean"])
-    if record["deviation"] is not None:
-        ours += f" ± {record['deviation']:.2f}"
-    found = record["difference"]
-    apart = "-"
-    if found is not None:
-        apart = f"{found['mean']:+.2f}"
-        if found["low"] is not None:
-            apart += f" ({found['low']:+.2f} to {found['high']:+.2f})"
-    seeds = f"{len(record['runs'])} of {len(record['seeds'])}"
-    return (
-        f"| {record['row']} | {number(record['paper'])} | {ours} | {number(record['best'])} | "
-        f"{seeds} | {apart} |"
-    )
-
-
-def _weights_lines(number: str, record: dict[str, Any]) -> list[str]:
-    found = record["weights_over_runs"]
-    branches = [f"after {tap}" for tap in record["runs"][0]["branches"]]
-    accuracy = np.array([run["test_accuracy"] for run in record["runs"]])
-    inside = np.array([seed not in found["outlying"] for seed in found["seeds"]])
-    text = [
-        f"## Weights of {record['row']} on {record['section']}",
-        "",
-        "A branch's weight and its fully connected layer may trade their signs, branches that",
-        "share the layer together; *comparable* weights have the deepest of each group positive.",
-        "A run is outlying if its accuracy or a comparable weight is more than 3.5 scaled median",
-        "distances from the median: "
-        + (", ".join(f"seed {seed}" for seed in found["outlying"]) or "none")
-        + ".",
-        "",
-    ]
-    if number == "4":
-        text += [
-            f"| | accuracy | {' | '.join(branches)} |",
-            "| --- |" + " --- |" * (len(branches) + 1),
-        ]
-        for name, suffix in (("mean", ""), ("variance", ""), ("mean", "_without_13")):
-            row = paper.table("4")["cells"].get(name + suffix, {})
-            shown = [row.get(column) for column in ("accuracy", "1", "2", "3", "4")]
-            cells = " | ".join("-" if value is None else f"{value:.4f}" for value in shown)
-            text.append(f"| paper, {name}{suffix.replace('_', ' ')} | {cells} |")
-        for kind in ("as_learned", "comparable"):
-            values = np.column_stack([accuracy, np.array(found[kind])])
-            for which, rows in (("all", values), ("without outlying", values[inside])):
-                for name, figures in (
-                    ("mean", rows.mean(axis=0)),
-                    ("variance", rows.var(axis=0)),
-                ):
-                    cells = " | ".join(f"{value:.4f}" for value in figures)
-                    text.append(f"| {kind.replace('_', ' ')}, {which}, {name} | {cells} |")
-        return [*text, ""]
-    for kind in ("as_learned", "comparable"):
-        mean = np.array(found[kind]).mean(axis=0)
-        classes = range(1, mean.shape[1] + 1)
-        text += [
-            f"Mean weights, {kind.replace('_', ' ')}, by branch and class:",
-            "",
-            f"| | {' | '.join(map(str, classes))} | mean of absolutes |",
-            "| --- |" + " --- |" * (mean.shape[1] + 1),
-            *(
-                f"| {branch} | {' | '.join(f'{value:+.2f}' for value in row)} | "
-                f"{np.abs(row).mean():.2f} |"
-                for branch, row in zip(branches, mean, strict=True)
-            ),
-            "",
-        ]
-    return text

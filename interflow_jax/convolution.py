@@ -117,7 +117,7 @@ def _backward(stride: int, inputs: tuple[Array, Array], gradient: Array) -> tupl
             if choice_of_x is _multiples:
                 turned = _in_order(turned)
             of_x = choice_of_x(gradient, turned, stride)
-        elif choice is not _sum_over_taps and max(gradient.shape[1:3]) > _SMALL:
+        elif max(gradient.shape[1:3]) > _SMALL and min(kernel.shape[2:]) < _MANY_CHANNELS:
             of_x = _input_gradient_by_phases(kernel, gradient, *x.shape[1:3])
         else:
             (of_x,) = jax.vjp(lambda x: choice(x, kernel, stride), x)[1](gradient)

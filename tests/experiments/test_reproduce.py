@@ -77,7 +77,9 @@ def test_missing_runs_show_as_missing_and_are_listed(out, capsys):
     assert total.startswith("9 runs, 6 finished, 3 to do, about ")
     assert reproduce.main([*wider, "--report"]) == 0
     assert "| 2 of 3 |" in (out / "table3.md").read_text()
-    assert not list((out / "runs").glob("*/*/*/seed2/result.json"))
+    capsys.readouterr()
+    assert reproduce.main([*wider, "--dry_run"]) == 0
+    assert "6 finished, 3 to do" in capsys.readouterr().out
 
 
 def test_a_run_that_fails_is_named_and_does_not_stop_the_others(tmp_path, capsys, monkeypatch):

@@ -19,7 +19,7 @@ from tests.experiments.conftest import SMALL, folder_in, result_in
 CONTRACT = {
     *("method", "dataset", "seed", "epochs", "depth", "width", "train_size", "test_accuracy"),
     *("branch_accuracy", "branches", "weights", "train_seconds", "images_per_second", "device"),
-    *("versions", "command"),
+    *("versions", "command", "finished"),
 }
 
 

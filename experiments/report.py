@@ -1,0 +1,182 @@
+"""Puts all that is in the folder of results on one page.
+
+python -m experiments.report
+"""
+
+import json
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+from experiments import benchmark, configuration, reproduce
+from experiments.page import page
+from experiments.table_markdown import markdown, table
+from experiments.table_report import versions_line
+from experiments.tables import TABLES
+
+_LEAD = """\
+# Interflow in JAX: the paper's tables, reproduced
+
+Zhicheng Cai, “Interflow: Aggregating Multi-layer Feature Mappings with Attention Mechanism”, 2021,
+[arXiv:2106.14073](https://arxiv.org/abs/2106.14073), lets every stage of a network predict, and
+learns how much each prediction counts. `interflow_jax` implements it in JAX and Flax. Here are its
+figures beside the paper's, table by table, with the protocol of the runs and the commands that made
+them. Where a protocol is smaller than the paper's, compare the differences between methods, not
+the accuracies.
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    parser = configuration.parser(
+        "report",
+        "Writes OUT/index.html: one page with OUT/README.md, every OUT/tableN.json that\n"
+        "`python -m experiments.reproduce` wrote, their pictures, Table II and the benchmark in\n"
+        "short. The page needs no other file, and says what is missing and how to make it.",
+        "example:\n  python -m experiments.report --out=results\n",
+    )
+    parser.add_argument("--out", default="results", help="folder of reports (default: results)")
+    flags = parser.parse_args(arguments)
+    out = Path(flags.out)
+    try:
+        lead, sections = contents(out)
+        text = page(lead, sections, out)
+        configuration.writable(out)
+    except ValueError as error:
+        print(f"report: error: {error}", file=sys.stderr)
+        return 2
+    (out / "index.html").write_text(text)
+    print(f"wrote {out / 'index.html'}")
+    return 0
+
+
+class _Made(NamedTuple):
+    """What a command has written.
+
+    Attributes:
+      markdown: for people.
+      command: that wrote it.
+      runs: behind it, by their commands, for tables share some: device, versions, and the time
+        if it is known.
+    """
+
+    markdown: str
+    command: str
+    runs: dict[str, tuple[str, str, str | None]]
+
+
+def contents(out: Path) -> tuple[str, dict[str, str]]:
+    """The page's head, and its sections by anchor, as Markdown.
+
+    Raises:
+      ValueError: if there is no table, or a file is not what our commands write.
+    """
+    made = {}
+    for number in TABLES:
+        file = out / f"table{number}.json"
+        if file.exists():
+            made[number] = _read(file, _table, f"{_command(number, out)} --report")
+    if not made:
+        raise ValueError(f"{out} has no table1.json to table7.json; try {_command('3', out)}")
+    sections = {}
+    findings = out / "README.md"
+    if findings.exists():
+        text = findings.read_text(errors="replace").lstrip()
+        sections["findings"] = text if text.startswith("# ") else f"# Findings\n\n{text}"
+    for number in sorted([*TABLES, "2"]):
+        if number in made:
+            text = made[number].markdown
+        elif number == "2":
+            text = f"# Table II: the methods\n\n{_block(_command('2', out))}{reproduce.table_2()}"
+        else:
+            text = f"# {TABLES[number].title} (missing)\n\nThis command makes it:\n\n"
+            text += _block(_command(number, out))
+        sections[f"table{number}"] = text
+    if (out / "benchmark.json").exists():
+        made["benchmark"] = _read(out / "benchmark.json", _benchmark, _with(out, "benchmark"))
+        sections["benchmark"] = made["benchmark"].markdown
+    wanted = [*TABLES, *(name for name in made if name not in TABLES)]
+    commands = [made[name].command if name in made else _command(name, out) for name in wanted]
+    sections["commands"] = (
+        "# All commands\n\n`experiments.reproduce` goes on where it was interrupted, and trains "
+        "nothing twice. The last command makes this page.\n\n"
+        + _block(*commands, _with(out, "report"))
+    )
+    runs = {command: run for each in made.values() for command, run in each.runs.items()}
+    return _LEAD + _origins(list(runs.values())), sections
+
+
+def _with(out: Path, *command: str) -> str:
+    """One of our commands for this folder of results."""
+    place = [] if out == Path("results") else [f"--out={out}"]
+    return shlex.join(["python", "-m", f"experiments.{command[0]}", *command[1:], *place])
+
+
+def _command(number: str, out: Path) -> str:
+    return _with(out, "reproduce", f"--table={number}")
+
+
+def _block(*lines: str) -> str:
+    return "\n".join(["```", *lines, "```", "", ""])
+
+
+def _read(file: Path, form: Callable[[dict[str, Any]], _Made], remedy: str) -> _Made:
+    """Reads a report.
+
+    Raises:
+      ValueError: naming the file, if it cannot be read or has another form.
+    """
+    try:
+        return form(json.loads(file.read_text()))
+    except (OSError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{file} is not a report of this version ({error!r}); delete it, or write it anew "
+            f"with the flags of its runs: {remedy}"
+        ) from error
+
+
+def _table(report: dict[str, Any]) -> _Made:
+    runs = {
+        run["command"]: (run["device"], versions_line(run["versions"]), run["finished"])
+        for record in report["cells"]
+        for run in record["runs"]
+    }
+    return _Made(markdown(report), report["command"], runs)
+
+
+def _benchmark(report: dict[str, Any]) -> _Made:
+    text = (
+        "# A training step's time beside plain Flax and PyTorch\n\n"
+        f"{_block(report['command'])}{report['device']}. {versions_line(report['versions'])}. "
+        "A ratio above 1 says that ours is faster; PyTorch's is its fastest mode.\n\n"
+    )
+    rows = []
+    for measured in report["networks"].values():
+        seconds = measured["contenders"]["ours"].get("step_seconds")  # without, it failed
+        rate = measured["network"]["batch_size"] / median(seconds) if seconds else None
+        best = benchmark.best_torch(measured)
+        flax = benchmark.ratio(measured, "ours", "flax")
+        torch = best and benchmark.ratio(measured, "ours", best)
+        figures = ((rate, ".0f"), (flax, ".2f"), (torch, ".2f"))
+        shown = ["-" if figure is None else format(figure, form) for figure, form in figures]
+        rows.append([measured["description"], *shown])
+    head = ["", "ours, images/s", "ours / Flax", "ours / PyTorch"]
+    return _Made(text + "\n".join(table(head, rows)), report["command"], {})
+
+
+def _origins(runs: list[tuple[str, str, str | None]]) -> str:
+    """When, on what and with which versions the runs were made."""
+    days = sorted({finished[:10] for _, _, finished in runs if finished})
+    count = f"Runs: {len(runs)}"
+    if days:
+        count += f", finished on {days[0]}" + (f" to {days[-1]}" if days[1:] else "") + " (UTC)"
+    devices = sorted({f"On: {device}" for device, _, _ in runs})
+    versions = sorted({f"With: {versions}" for _, versions, _ in runs})
+    return "\n".join(["", *(f"- {line}" for line in (count, *devices, *versions))])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

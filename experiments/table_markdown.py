@@ -1,0 +1,131 @@
+"""A table's report as Markdown, which `experiments.report` also renders as a page."""
+
+from typing import Any
+
+import numpy as np
+
+from experiments import paper
+
+MISSING = "missing"
+"""Stands where a run has not been made."""
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The report for people."""
+    text = [
+        f"# {report['title']}",
+        "",
+        *("```", report["command"], "```"),
+        "",
+        f"Preset `{report['preset']}`: {report['protocol']}.",
+        "",
+        "Accuracy on the whole test split after the last epoch, percent; mean ± standard deviation",
+        "over seeds. A difference is in points, of paired seeds, with the 95 % confidence interval",
+        "of its mean. A dash stands for a figure that the paper does not print, and for no",
+        "difference.",
+        "",
+    ]
+    for section, records in by_section(report).items():
+        text += [f"## {section}", ""]
+        to = [record["difference"]["to"] for record in records if record["difference"]]
+        text += table(
+            ["", "paper", "ours", "best", "seeds", f"difference to {to[0] if to else 'Normal'}"],
+            [_row(record) for record in records],
+        )
+    for record in report["cells"]:
+        if record.get("weights_over_runs"):
+            text += _weights(report["table"], record)
+    for picture in report["pictures"]:
+        text += [f"![{picture['shows']}]({picture['file']})", ""]
+    return "\n".join(text)
+
+
+def by_section(report: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The report's cells by section, in order."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for record in report["cells"]:
+        found.setdefault(record["section"], []).append(record)
+    return found
+
+
+def table(head: list[str], rows: list[list[str]]) -> list[str]:
+    """A table's lines: names on the left, figures to the right of their columns."""
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
+    return [*(f"| {' | '.join(line)} |" for line in lines), ""]
+
+
+def _row(record: dict[str, Any]) -> list[str]:
+    def number(value: float | None) -> str:
+        return "-" if value is None else f"{value:.2f}"
+
+    there = len(record["runs"])
+    ours, best = (number(record[name]) if there else MISSING for name in ("mean", "best"))
+    if record["deviation"] is not None:
+        ours += f" ± {record['deviation']:.2f}"
+    found = record["difference"]
+    apart = "-"
+    if found is not None:
+        apart = f"{found['mean']:+.2f}"
+        if found["low"] is not None:
+            apart += f" ({found['low']:+.2f} to {found['high']:+.2f})"
+    seeds = f"{there} of {len(record['seeds'])}"
+    return [record["row"], number(record["paper"]), ours, best, seeds, apart]
+
+
+def _weights(number: str, record: dict[str, Any]) -> list[str]:
+    found = record["weights_over_runs"]
+    branches = [f"after {tap}" for tap in record["runs"][0]["branches"]]
+    outlying = ", ".join(f"seed {seed}" for seed in found["outlying"]) or "none"
+    text = [
+        f"## Weights of {record['row']} on {record['section']}",
+        "",
+        "A branch's weight and its fully connected layer may trade their signs, branches that",
+        "share the layer together; *comparable* weights have the deepest of each group positive.",
+        "A run is outlying if its accuracy or a comparable weight is more than 3.5 scaled median",
+        f"distances from the median: {outlying}.",
+        "",
+    ]
+    if np.ndim(found["as_learned"]) == 2:  # one weight a branch, not one a branch and class
+        rows = _printed_moments() if number == "4" and record["paper"] is not None else []
+        return text + table(["", "accuracy", *branches], rows + _moments(record))
+    for kind in ("as_learned", "comparable"):
+        mean = np.array(found[kind]).mean(axis=0)
+        classes = [str(place) for place in range(1, mean.shape[1] + 1)]
+        text += [f"Mean weights, {kind.replace('_', ' ')}, by branch and class:", ""]
+        text += table(
+            ["", *classes, "mean of absolutes"],
+            [
+                [branch, *(f"{value:+z.2f}" for value in row), f"{np.abs(row).mean():.2f}"]
+                for branch, row in zip(branches, mean, strict=True)
+            ],
+        )
+    return text
+
+
+def _printed_moments() -> list[list[str]]:
+    """The paper's rows of Table IV."""
+    rows = []
+    for name in ("mean", "variance", "mean_without_13", "variance_without_13"):
+        printed = paper.table("4")["cells"][name]
+        shown = [printed.get(column) for column in ("accuracy", "1", "2", "3", "4")]
+        figures = ["-" if value is None else f"{value:.4f}" for value in shown]
+        rows.append([f"paper, {name.replace('_', ' ')}", *figures])
+    return rows
+
+
+def _moments(record: dict[str, Any]) -> list[list[str]]:
+    """Our rows of Table IV: of all runs, and of those that are not outlying, if any is not."""
+    found = record["weights_over_runs"]
+    accuracy = np.array([run["test_accuracy"] for run in record["runs"]])
+    inside = np.array([seed not in found["outlying"] for seed in found["seeds"]])
+    rows = []
+    for kind in ("as_learned", "comparable"):
+        values = np.column_stack([accuracy, np.array(found[kind])])
+        of = {"all": values, "without outlying": values[inside]}
+        for which, some in of.items():
+            if len(some) == 0:
+                continue
+            for name, figures in (("mean", some.mean(axis=0)), ("variance", some.var(axis=0))):
+                said = f"{kind.replace('_', ' ')}, {which}, {name}"
+                rows.append([said, *(f"{value:.4f}" for value in figures)])
+    return rows

@@ -1,0 +1,243 @@
+"""The page of results, from invented runs that the table's own report gathers."""
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from experiments import report, table_report, tables
+from experiments.tables import Choice
+
+VOID = ("meta", "img", "br", "hr", "wbr")
+
+
+def result(cell, seed, accuracy):
+    """What a run's result.json holds."""
+    identity = cell.flags.identity(seed)
+    taps = identity["taps"]
+    weight = [0.25 + seed] * 10 if cell.flags.method == "S3" else 0.25 + seed
+    return {
+        **identity,
+        "test_accuracy": accuracy,
+        "branch_accuracy": [50.0] * len(taps),
+        "branches": taps,
+        "weights": [weight] * len(taps),
+        "train_loss": 1.0,
+        "test_loss": 1.0,
+        "test_examples": 10_000,
+        "train_seconds": 1.0,
+        "images_per_second": 1.0,
+        "parameters": 1,
+        "fingerprint": "",
+        "device": "an invented <device>",
+        "versions": {"jax": "0.0.7"},
+        "command": f"run {cell.section} {cell.row} {seed}",
+        "finished": f"2026-01-0{seed + 1}T00:00:00+00:00",
+    }
+
+
+def write(out, number, accuracies, command="made & written by <someone>", **choice):
+    """Writes a table's report from accuracies by row, as {"S1": [61.5, 62]}; others lack runs."""
+    cells = tables.cells(number, Choice("cpu", **choice))
+    for cell in cells:
+        for planned, accuracy in zip(
+            cell.runs(out / "runs"), accuracies.get(cell.row, ()), strict=False
+        ):
+            planned.folder.path.mkdir(parents=True, exist_ok=True)
+            planned.folder.write_json("result.json", result(cell, planned.flags.seed, accuracy))
+            planned.folder.write_history([{"epoch": 1, "test_accuracy": accuracy}])
+    table_report.write(number, cells, out / "runs", out, command, "cpu")
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and the text of every table's rows."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.rows, self._open = [], [], []
+        self.feed(text)
+        self.close()
+        assert not self._open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self._open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag):
+        assert self._open.pop() == tag
+
+    def handle_data(self, data):
+        if self._open and {"td", "th"} & set(self._open):
+            self.rows[-1][-1] += data
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def page_of(out):
+    assert report.main([f"--out={out}"]) == 0
+    text = (out / "index.html").read_text()
+    return Page(text), text
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    out = tmp_path_factory.mktemp("results")
+    accuracies = {"Normal": [60, 61], "S3": [62.5, 63]}
+    several = {"datasets": ("cifar10", "svhn"), "methods": ("Normal", "S3", "S4"), "seeds": (0, 1)}
+    write(out, "3", accuracies, **several)
+    write(out, "4", {"S1": [60, 61, 62]}, seeds=(0, 1, 2))
+    write(out, "5", {"S3": [62.5, 63]}, seeds=(0, 1))
+    (out / "README.md").write_text(
+        "# Plain words\n\nSee [III](table3.md) <script>alert(1)</script>\n\n"
+        "| a | b |\n| --- | --- |\n| <i>c</i> | 1 |\n\n"
+        "![far](https://example.org/far.png) ![gone](gone.png)\n"
+    )
+    return out
+
+
+@pytest.fixture(scope="module")
+def page(results):
+    return page_of(results)
+
+
+def test_every_figure_of_a_cell_is_there(page):
+    rows = page[0].rows
+    assert ["Normal", "91.12", "60.50 ± 0.71", "61.00", "2 of 2", "-"] in rows
+    # Paired: 2.5 and 2; the half interval is 12.706 * 0.3536 / √2.
+    assert [
+        *("S3", "92.12", "62.75 ± 0.35", "63.00", "2 of 2"),
+        "+2.25 (-0.93 to +5.43)",
+    ] in rows
+
+
+def test_the_weights_of_tables_4_and_5_are_there(page):
+    rows = page[0].rows
+    assert ["paper, variance", "0.0200", "0.0439", "-", "0.2256", "0.4428"] in rows
+    assert ["as learned, all, mean", "61.0000", *["1.2500"] * 4] in rows
+    assert ["after 13", *["+0.75"] * 10, "0.75"] in rows
+
+
+def test_what_is_missing_shows(page):
+    parsed, text = page
+    assert ["S4", "91.93", "missing", "missing", "0 of 2", "-"] in parsed.rows
+    assert "Table VII: S3 ten times (missing)" in text
+    assert "python -m experiments.reproduce --table=7 --out=" in text
+    for name in ("https://example.org/far.png", "gone.png"):
+        assert f"({name})</span>" in text
+
+
+def test_nothing_is_run_or_loaded(page):
+    parsed, text = page
+    assert {"script", "link", "iframe", "object", "style"} & {tag for tag, _ in parsed.tags} == {
+        "style"
+    }
+    assert len(parsed.all("img")) == 3
+    assert all(image["src"].startswith("data:image/png;base64,") for image in parsed.all("img"))
+    assert "url(" not in text
+    assert "@import" not in text
+    assert "&lt;script&gt;" in text
+    assert "made &amp; written by &lt;someone&gt;" in text
+    assert "an invented &lt;device&gt;" in text
+
+
+def test_it_can_be_read_by_all(page):
+    parsed, _ = page
+    assert len(parsed.all("h1")) == 1
+    assert all(image["alt"] for image in parsed.all("img"))
+    heads = parsed.all("th")
+    assert {head["scope"] for head in heads} == {"col", "row"}
+    assert all(row for row in parsed.rows)
+    names = [attributes["id"] for _, attributes in parsed.tags if "id" in attributes]
+    assert len(names) == len(set(names))
+    targets = [link["href"][1:] for link in parsed.all("a") if link["href"].startswith("#")]
+    assert targets[0] == "findings"  # plain words come first
+    assert {"table1", "table2", "table3", "table4", "commands"} <= set(targets) <= set(names)
+    assert targets.count("table3") == 2  # from the contents and the findings
+
+
+def test_its_head_says_when_and_with_what(page):
+    text = page[1]
+    # Table V shares its runs with Table III.
+    assert "Runs: 11, finished on 2026-01-01 to 2026-01-03 (UTC)" in text
+    assert "With: jax 0.0.7" in text
+
+
+S1_AND_S3 = {"S1": [60, 61], "S3": [62, 63]}
+
+
+@pytest.mark.parametrize(
+    ("number", "accuracies", "choice", "pictures"),
+    [
+        ("1", {"depth 4": [50, 51], "depth 6": [52]}, {"depths": (4, 5, 6)}, ["table1"]),
+        ("3", S1_AND_S3, {"methods": ("S1", "S3")}, []),  # there is no Normal to compare with
+        (
+            *("4", S1_AND_S3, {"methods": ("S1", "S3")}),
+            ["figure4-cifar10-S1", "figure4-cifar10-S3"],
+        ),
+        ("5", S1_AND_S3, {"methods": ("S1",)}, ["table5"]),
+        (
+            *("6", {"Normal": [10, 11], "Interflow (S1)": [60, 61]}),
+            {"depths": (40, 60), "datasets": ("cifar10", "svhn")},
+            ["table6-branches-cifar10", "table6-branches-svhn", "table6", "table6-learning"],
+        ),
+        ("7", S1_AND_S3, {}, ["table7"]),
+        ("7", {}, {}, []),
+    ],
+)
+def test_pictures_of_any_choice_of_runs(tmp_path, number, accuracies, choice, pictures):
+    write(tmp_path, number, accuracies, seeds=(0, 1), **choice)
+    assert sorted(file.stem for file in tmp_path.glob("*.png")) == sorted(pictures)
+    assert len(page_of(tmp_path)[0].all("img")) == len(pictures)
+
+
+def test_the_benchmark_in_short(tmp_path):
+    write(tmp_path, "7", {"S3": [62]}, seeds=(0,))
+    committed = Path(report.__file__).parent.parent / "results" / "benchmark.json"
+    (tmp_path / "benchmark.json").write_text(committed.read_text())
+    rows = page_of(tmp_path)[0].rows
+    assert ["", "ours, images/s", "ours / Flax", "ours / PyTorch"] in rows
+    (row,) = [row for row in rows if row[0] == "S1, 13 layers, width 1, 32x32x3"]
+    assert all(float(figure) > 0 for figure in row[1:])
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"title": "x", "cells": 1}', "\udcff"])
+@pytest.mark.parametrize("name", ["table3.json", "benchmark.json"])
+def test_a_broken_file_is_named(tmp_path, capsys, name, content):
+    write(tmp_path, "7", {}, seeds=(0,))
+    (tmp_path / name).write_bytes(content.encode(errors="surrogateescape"))
+    assert report.main([f"--out={tmp_path}"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"report: error: {tmp_path / name} is not a report")
+    assert said.count("\n") == 1
+    command = "reproduce --table=3" if name == "table3.json" else "benchmark"
+    assert f"python -m experiments.{command} --out={tmp_path}" in said
+    assert not (tmp_path / "index.html").exists()
+
+
+def test_a_figure_that_is_none_of_a_number(tmp_path, capsys):
+    write(tmp_path, "7", {"S3": [62]}, seeds=(0,))
+    file = tmp_path / "table7.json"
+    made = json.loads(file.read_text())
+    made["cells"][0]["mean"] = "<b>62</b>"
+    file.write_text(json.dumps(made))
+    assert report.main([f"--out={tmp_path}"]) == 2
+    assert "table7.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_no_table_at_all(tmp_path, capsys, there):
+    out = tmp_path if there else tmp_path / "nowhere"
+    assert report.main([f"--out={out}"]) == 2
+    said = capsys.readouterr().err
+    assert said == (
+        f"report: error: {out} has no table1.json to table7.json; "
+        f"try python -m experiments.reproduce --table=3 --out={out}\n"
+    )
+    assert list(tmp_path.iterdir()) == []
