@@ -40,13 +40,17 @@ def main(arguments: list[str] | None = None) -> int:
         "Times training steps: ours, the same network in plain Flax, and in PyTorch (eager,\n"
         "channels last, compiled) where it is installed (pip install '.[benchmark]'). Each has\n"
         "a process of its own; they take turns, and ratios are medians over the turns. One that\n"
-        "fails or dies is reported, and the others go on. Writes OUT/benchmark.json and\n"
-        "OUT/benchmark.md after every network.",
+        "fails or dies is reported, and the others go on. After the turns our step is profiled:\n"
+        "the report says what kinds of operations take its time, and which take longest.\n"
+        "Writes OUT/benchmark.json and OUT/benchmark.md after every network.",
         "networks:\n" + "\n".join(f"  {name:<12}{network}" for name, network in NETWORKS.items()),
     )
     parser.add_argument("--networks", default=",".join(NETWORKS), help="default: all, as a,b,c")
     parser.add_argument("--turns", type=int, default=7, help="of each contender (default: 7)")
     parser.add_argument("--out", default="results", help="folder of the report (default: results)")
+    parser.add_argument(
+        "--profile", metavar="DIR", help="keep the profile's traces there, for xprof or perfetto"
+    )
     flags = parser.parse_args(arguments)
     names = flags.networks.split(",")
     unknown = [name for name in names if name not in NETWORKS]
@@ -75,7 +79,8 @@ def main(arguments: list[str] | None = None) -> int:
         network = NETWORKS[name]
         print(f"[{number}/{len(names)}] {network}", flush=True)
         there = [*contenders, "epoch"] if name == EPOCH_OF else contenders
-        measured = measure(network, {who: CONTENDERS[who] for who in there}, flags.turns)
+        trace = f"{flags.profile}/{name}" if flags.profile else None
+        measured = measure(network, {who: CONTENDERS[who] for who in there}, flags.turns, trace)
         report["networks"][name] = measured
         for line in benchmark_report.lines(measured):
             print(f"  {line}", flush=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.contenders import Contender, Network, Step
+from experiments.profile_summary import profile
 
 SECONDS_A_TURN = 1.0  # a contender takes as many steps at once as fit, at least one
 PAUSE_SECONDS = 0.3  # until the threads of a contender have stopped waiting actively
@@ -25,19 +26,21 @@ def measure(
     network: Network,
     contenders: dict[str, Contender],
     turns: int,
+    trace: str | None = None,
 ) -> dict[str, Any]:
     """Lets contenders take turns on a network.
 
     Args:
       network: that they train.
-      contenders: by name.
+      contenders: by name; the one named "ours" is profiled after the turns.
       turns: of each.
+      trace: the folder that the profile's trace goes to; None: nowhere.
 
     Returns:
       JSON-able: the network, its FLOPs a step, the share of processor time that a hypervisor took
       away, and for every contender an `error` or `compile_seconds`, `batches` (that a step trains
-      on), `step_seconds` (one figure a turn, the mean of the turn's steps) and `peak_bytes` (of the
-      process).
+      on), `step_seconds` (one figure a turn, the mean of the turn's steps), `peak_bytes` (of the
+      process) and, of ours, the `profile` (see `profile_summary.summarize`, or an `error`).
     """
     with contextlib.ExitStack() as stack:
         peers: dict[str, _Peer] = {}
@@ -75,6 +78,11 @@ def measure(
         for name, peer in list(peers.items()):
             with alone(name):
                 results[name]["peak_bytes"] = peer.ask(_peak_bytes)
+        if "ours" in peers:
+            try:
+                results["ours"]["profile"] = peers["ours"].ask(profile, trace)
+            except ContenderFailed as failure:
+                results["ours"]["profile"] = {"error": str(failure)}
     return {
         "network": network._asdict(),
         "description": str(network),

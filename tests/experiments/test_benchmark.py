@@ -109,11 +109,11 @@ def test_the_report_copes_without(failed):
 
 
 def test_from_end_to_end(tmp_path, monkeypatch, capsys):
-    smaller = Network("Normal", 4, 1 / 16, (8, 8, 1), 8)
+    smaller = Network("Normal", 4, 0.25, (8, 8, 1), 8)
     monkeypatch.setattr(benchmark, "NETWORKS", {"small": smaller})
     monkeypatch.setattr(turns, "SECONDS_A_TURN", 0.01)
     monkeypatch.setattr(benchmark, "PYTORCH", False)
-    flags = ["--turns=2", f"--out={tmp_path}"]
+    flags = ["--turns=2", f"--out={tmp_path}", f"--profile={tmp_path}/traces"]
     assert benchmark.main(flags) == 0
     report = json.loads((tmp_path / "benchmark.json").read_text())
     measured = report["networks"]["small"]
@@ -125,6 +125,11 @@ def test_from_end_to_end(tmp_path, monkeypatch, capsys):
     text = (tmp_path / "benchmark.md").read_text()
     assert line in " ".join(capsys.readouterr().out.split())
     assert line in " ".join(text.split())
+    profile = measured["contenders"]["ours"]["profile"]
+    assert profile["kinds_ms"]["reductions"] > 0
+    assert any("backbone/conv" in one["layer"] for one in profile["longest"])
+    assert f"| {profile['longest'][0]['operation']} |" in text
+    assert list((tmp_path / "traces" / "small").rglob("*.xplane.pb"))
 
 
 def test_a_contender_that_fails_is_said_and_the_others_go_on():
@@ -165,6 +170,15 @@ def test_a_contender_that_dies_between_turns_is_said_and_the_others_go_on(monkey
     assert results["product"] == {"error": "RuntimeError: RESOURCE_EXHAUSTED: Out of memory"}
     assert len(results["ours"]["step_seconds"]) == 3
     assert results["ours"]["peak_bytes"] > 1e7
+    assert "no program" in results["ours"]["profile"]["error"]
+    report = {
+        "command": "c",
+        "device": "d",
+        "versions": {},
+        "turns": 3,
+        "networks": {"a": measured},
+    }
+    assert "profile failed: AssertionError" in benchmark_report.markdown(report)
 
 
 def test_an_epoch_says_how_many_batches_it_has(monkeypatch):
