@@ -7,14 +7,16 @@ import importlib.metadata
 import importlib.util
 import json
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
-from experiments import benchmark_report, configuration
+from experiments import benchmark_report, configuration, convolution_times
 from experiments.benchmark_report import TORCH
 from experiments.contenders import CONTENDERS, Network
 from experiments.folder import device
 from experiments.turns import measure
+from interflow_jax import allocation
 from interflow_jax.training import BATCH_SIZE
 
 NETWORKS = {
@@ -42,14 +44,23 @@ def main(arguments: list[str] | None = None) -> int:
         "a process of its own; they take turns, and ratios are medians over the turns. One that\n"
         "fails or dies is reported, and the others go on. After the turns our step is profiled:\n"
         "the report says what kinds of operations take its time, and which take longest.\n"
-        "Writes OUT/benchmark.json and OUT/benchmark.md after every network.",
-        "networks:\n" + "\n".join(f"  {name:<12}{network}" for name, network in NETWORKS.items()),
+        "Writes OUT/benchmark.json and OUT/benchmark.md after every network.\n\n"
+        "With --convolutions, times the forward pass and both gradients of ij.conv3x3 against\n"
+        "XLA's convolution in place of networks, at the sizes below, in about three minutes, and\n"
+        "writes OUT/convolutions.json and OUT/convolutions.md.",
+        "networks:\n"
+        + "\n".join(f"  {name:<12}{network}" for name, network in NETWORKS.items())
+        + "\n\nsizes of --convolutions, as channels@map/stride:\n"
+        + textwrap.indent(textwrap.fill(", ".join(map(str, convolution_times.SIZES)), 80), "  "),
     )
     parser.add_argument("--networks", default=",".join(NETWORKS), help="default: all, as a,b,c")
     parser.add_argument("--turns", type=int, default=7, help="of each contender (default: 7)")
     parser.add_argument("--out", default="results", help="folder of the report (default: results)")
     parser.add_argument(
         "--profile", metavar="DIR", help="keep the profile's traces there, for xprof or perfetto"
+    )
+    parser.add_argument(
+        "--convolutions", action="store_true", help="time convolutions in place of networks"
     )
     flags = parser.parse_args(arguments)
     names = flags.networks.split(",")
@@ -68,6 +79,10 @@ def main(arguments: list[str] | None = None) -> int:
         "command": " ".join(["python -m experiments.benchmark", *arguments]),
         "device": device(),
     }
+    if flags.convolutions:
+        report["versions"] = versions("jax", "jaxlib")
+        time_convolutions(report, out)
+        return 0
     contenders = ["ours", "flax", "product"]
     if PYTORCH:
         contenders[2:2] = TORCH
@@ -86,6 +101,17 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"  {line}", flush=True)
         _write(out / "benchmark", report, benchmark_report.markdown(report))
     return 0
+
+
+def time_convolutions(report: dict[str, Any], out: Path) -> None:
+    """Times every size, and writes the report anew after each."""
+    allocation.keep_freed_memory()
+    report["rows"] = []
+    print(convolution_times.HEAD)
+    for size in convolution_times.SIZES:
+        report["rows"].append(convolution_times.measure(size))
+        print(convolution_times.table_row(report["rows"][-1]), flush=True)
+        _write(out / "convolutions", report, convolution_times.markdown(report))
 
 
 def _write(path: Path, report: dict[str, Any], text: str) -> None:
