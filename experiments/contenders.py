@@ -1,21 +1,16 @@
-"""The training steps that the benchmark compares, each in a process of its own.
+"""The training steps that the benchmark compares.
 
 All train the same network on the same batch: ours as `experiments.run` does, Flax's own modules
 under `jax.jit` as its examples do, PyTorch as its tutorials do (eager, channels last, compiled).
 """
 
 import atexit
-import contextlib
-import os
-import resource
 import shutil
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -26,7 +21,20 @@ from interflow_jax import allocation
 from interflow_jax.backbones import convolutions
 
 CLASSES = 10
-Step = Callable[[], None]
+
+
+class Step(NamedTuple):
+    """What a contender does at a time.
+
+    Attributes:
+      take: does it, and waits until it is done.
+      batches: that it trains on.
+      compiled: returns its program, if XLA compiled one.
+    """
+
+    take: Callable[[], None]
+    batches: int = 1
+    compiled: Callable[[], jax.stages.Compiled] | None = None
 
 
 class Network(NamedTuple):
@@ -97,12 +105,13 @@ def _jax_step(model: nn.Module, network: Network, options: dict | None) -> Step:
         partial(ij.train_step, model, optimizer), donate_argnums=0, compiler_options=options
     )
 
-    def step() -> None:
+    def take() -> None:
         nonlocal state
         state, metrics = program(state, images, labels)
         jax.block_until_ready((state, metrics))
 
-    return step
+    # Once a step was taken, JAX has this program: nothing is compiled again.
+    return Step(take, compiled=lambda: program.lower(state, images, labels).compile())
 
 
 def _build(network: Network) -> ij.Interflow:
@@ -128,10 +137,7 @@ def product(network: Network) -> Step:
     matrix = jnp.ones((2048, 2048))
     multiply = jax.jit(jnp.matmul)
 
-    def step() -> None:
-        jax.block_until_ready(multiply(matrix, matrix))
-
-    return step
+    return Step(lambda: jax.block_until_ready(multiply(matrix, matrix)), batches=0)
 
 
 PRODUCT_FLOPS = 2 * 2048**3
@@ -162,14 +168,14 @@ def epoch(network: Network) -> Step:
     stop.__enter__()
     epochs = 0
 
-    def step() -> None:
+    def take() -> None:
         nonlocal epochs
         training.train_epoch(stop, Progress(session.steps * session.batch_size, 0))
         epochs += 1
         training.position = Position(epoch=epochs)
         training.save(print)
 
-    return step
+    return Step(take, batches=session.steps)
 
 
 def torch_eager(network: Network) -> Step:
@@ -239,57 +245,16 @@ def _torch_step(network: Network, channels_last: bool, compiled: bool) -> Step:
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.95, weight_decay=5e-4)
     forward = torch.compile(model) if compiled else model
 
-    def step() -> None:
+    def take() -> None:
         optimizer.zero_grad(set_to_none=True)
         cross_entropy(forward(images), labels).backward()
         optimizer.step()
 
-    return step
+    return Step(take)
 
 
-CONTENDERS: dict[str, Callable[[Network], Step]] = {
+Contender = Callable[[Network], Step]
+CONTENDERS: dict[str, Contender] = {
     contender.__name__: contender
     for contender in (ours, flax, torch_eager, torch_channels_last, torch_compiled, product, epoch)
 }
-
-
-def serve(pipe: Connection, name: str, network: Network, profile: str | None) -> None:
-    """A contender's process: makes its step, then takes as many as are asked for, until 0.
-
-    Sends the seconds of making and compiling, then for every request the seconds that it took,
-    and at the end the process's peak memory in bytes.
-    """
-    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
-        _serve(pipe, name, network, profile)
-
-
-def _serve(pipe: Connection, name: str, network: Network, profile: str | None) -> None:
-    start = time.perf_counter()
-    try:
-        step = CONTENDERS[name](network)
-        step()
-    except Exception as error:  # it is for the parent to say
-        pipe.send(f"{type(error).__name__}: {error}".splitlines()[0])
-        return
-    pipe.send(time.perf_counter() - start)
-    step()  # the first after compiling still allocates
-    if profile and name == "ours":
-        with jax.profiler.trace(profile):
-            step()
-    while count := pipe.recv():
-        start = time.perf_counter()
-        for _ in range(count):
-            step()
-        pipe.send(time.perf_counter() - start)
-    pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
-
-
-def facts() -> dict[str, Any]:
-    """Versions of what is compared."""
-    import importlib.metadata
-    import importlib.util
-
-    names = ["jax", "jaxlib", "flax", "optax"]
-    if importlib.util.find_spec("torch"):
-        names.append("torch")
-    return {name: importlib.metadata.version(name) for name in names}

@@ -1,14 +1,18 @@
 """The benchmark in small: its turns, its figures, its report."""
 
+import contextlib
 import json
+import os
+import signal
+import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import benchmark, contenders
-from experiments.contenders import FlaxVGG, Network
+from experiments import benchmark, benchmark_report, contenders, training_run, turns
+from experiments.contenders import CONTENDERS, FlaxVGG, Network, Step
 
 SMALL = Network("S1", 13, 1 / 16, (16, 16, 1), 8)
 
@@ -39,10 +43,10 @@ def test_flaxs_network_is_ours(key):
 def test_torchs_network_is_ours(key):
     torch = pytest.importorskip("torch")
     step = contenders.torch_channels_last(SMALL)
-    step()
+    step.take()
     (model,) = (
         cell.cell_contents
-        for cell in step.__closure__
+        for cell in step.take.__closure__
         if isinstance(cell.cell_contents, torch.nn.Module)
     )
     theirs = sum(parameter.numel() for parameter in model.parameters())
@@ -55,34 +59,62 @@ def test_torchs_network_is_ours(key):
 def of_turns(**seconds):
     return {
         "network": SMALL._asdict(),
-        "contenders": {name: {"step_seconds": times} for name, times in seconds.items()},
+        "flops": SMALL.flops(),
+        "contenders": {
+            name: {
+                "step_seconds": times,
+                "batches": 100,
+                "compile_seconds": 1.0,
+                "peak_bytes": 1e6,
+            }
+            for name, times in seconds.items()
+        },
     }
 
 
 def test_ratios_are_of_neighbouring_turns():
     measured = of_turns(ours=[1.0, 2.0, 4.0], flax=[3.0, 4.0, 4.0])
-    assert benchmark.ratio(measured, "ours", "flax") == 2.0
-    assert benchmark.ratio(measured, "ours", "torch_eager") is None
+    assert benchmark_report.ratio(measured, "ours", "flax") == 2.0
+    assert benchmark_report.ratio(measured, "ours", "torch_eager") is None
 
 
 def test_the_best_of_torch_is_by_the_median():
     measured = of_turns(ours=[1.0], torch_eager=[1.0, 9.0, 9.0], torch_compiled=[5.0, 5.0, 5.0])
-    assert benchmark.best_torch(measured) == "torch_compiled"
-    assert benchmark.best_torch(of_turns(ours=[1.0])) is None
+    assert benchmark_report.best_torch(measured) == "torch_compiled"
+    assert benchmark_report.best_torch(of_turns(ours=[1.0])) is None
 
 
-def test_an_epoch_is_compared_with_its_steps():
-    network = SMALL._replace(batch_size=64)  # 93 steps of fashion_mini's 6,000 images
-    measured = {**of_turns(ours=[0.5, 1.0, 1.0], epoch=[93.0, 93.0, 186.0]), "network": {}}
-    measured["network"] = network._asdict()
-    assert benchmark.epoch_overhead(measured) == 2.0
+def test_an_epoch_is_compared_with_as_many_steps():
+    measured = of_turns(ours=[0.5, 1.0, 1.0], epoch=[100.0, 100.0, 200.0])
+    assert benchmark_report.epoch_overhead(measured) == 2.0
+
+
+@pytest.mark.parametrize("failed", ["ours", "flax", "torch_eager", "product", "epoch"])
+def test_the_report_copes_without(failed):
+    names = ("ours", "flax", "torch_eager", "product", "epoch")
+    measured = of_turns(**{name: [1.0, 2.0] for name in names if name != failed})
+    measured["contenders"][failed] = {"error": "its process ended (signal 9)"}
+    measured |= {"description": "small", "taken_by_hypervisor": 0.0}
+    said = dict(line.split(maxsplit=1) for line in benchmark_report.lines(measured))
+    assert said.pop(failed) == "its process ended (signal 9)"
+    assert sorted([failed, *said]) == sorted(names)
+    report = {
+        "command": "c",
+        "device": "d",
+        "versions": {},
+        "turns": 2,
+        "networks": {"a": measured},
+    }
+    assert "its process ended (signal 9)" in benchmark_report.markdown(report)
 
 
 def test_from_end_to_end(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(benchmark, "NETWORKS", {"small": SMALL})
-    monkeypatch.setattr(benchmark, "SECONDS_A_TURN", 0.01)
+    smaller = Network("Normal", 4, 0.25, (8, 8, 1), 8)
+    monkeypatch.setattr(benchmark, "NETWORKS", {"small": smaller})
+    monkeypatch.setattr(turns, "SECONDS_A_TURN", 0.01)
     monkeypatch.setattr(benchmark, "PYTORCH", False)
-    assert benchmark.main(["--turns=2", f"--out={tmp_path}"]) == 0
+    flags = ["--turns=2", f"--out={tmp_path}", f"--profile={tmp_path}/traces"]
+    assert benchmark.main(flags) == 0
     report = json.loads((tmp_path / "benchmark.json").read_text())
     measured = report["networks"]["small"]
     for name in ("ours", "flax", "product"):
@@ -90,15 +122,69 @@ def test_from_end_to_end(tmp_path, monkeypatch, capsys):
         assert measured["contenders"][name]["peak_bytes"] > 1e7
     speed = 8 / np.median(measured["contenders"]["ours"]["step_seconds"])
     line = f"ours {speed:.0f} images/s"
+    text = (tmp_path / "benchmark.md").read_text()
     assert line in " ".join(capsys.readouterr().out.split())
-    assert line in " ".join((tmp_path / "benchmark.md").read_text().split())
+    assert line in " ".join(text.split())
+    profile = measured["contenders"]["ours"]["profile"]
+    assert profile["kinds_ms"]["reductions"] > 0
+    assert any("backbone/conv" in one["layer"] for one in profile["longest"])
+    assert f"| {profile['longest'][0]['operation']} |" in text
+    assert list((tmp_path / "traces" / "small").rglob("*.xplane.pb"))
 
 
-def test_a_contender_that_fails_is_said_and_the_others_go_on(monkeypatch):
+def test_a_contender_that_fails_is_said_and_the_others_go_on():
     impossible = SMALL._replace(method="S1", depth=15)  # no branches by default
-    measured = benchmark.measure(impossible, ["ours", "product"], 1)
+    there = {name: CONTENDERS[name] for name in ("ours", "product")}
+    measured = turns.measure(impossible, there, 1)
     assert "depth 15 has no branches" in measured["contenders"]["ours"]["error"]
     assert len(measured["contenders"]["product"]["step_seconds"]) == 1
+
+
+def steady(network):
+    return Step(lambda: time.sleep(0.01))
+
+
+def dies(network):
+    """In its second turn: after making, warming up, the step that is counted, and a turn."""
+    return _at_step(5, lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def breaks(network):
+    def out_of_memory():
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory\nallocating 1 byte")
+
+    return _at_step(4, out_of_memory)
+
+
+def _at_step(last, end):
+    steps = iter(range(1, last))
+    return Step(lambda: None if next(steps, None) else end())
+
+
+def test_a_contender_that_dies_between_turns_is_said_and_the_others_go_on(monkeypatch):
+    monkeypatch.setattr(turns, "SECONDS_A_TURN", 0.0)
+    there = {"ours": steady, "flax": dies, "product": breaks}
+    measured = turns.measure(SMALL, there, 3)
+    results = measured["contenders"]
+    assert results["flax"] == {"error": "its process ended (signal 9)"}
+    assert results["product"] == {"error": "RuntimeError: RESOURCE_EXHAUSTED: Out of memory"}
+    assert len(results["ours"]["step_seconds"]) == 3
+    assert results["ours"]["peak_bytes"] > 1e7
+    assert "no program" in results["ours"]["profile"]["error"]
+    report = {
+        "command": "c",
+        "device": "d",
+        "versions": {},
+        "turns": 3,
+        "networks": {"a": measured},
+    }
+    assert "profile failed: AssertionError" in benchmark_report.markdown(report)
+
+
+def test_an_epoch_says_how_many_batches_it_has(monkeypatch):
+    monkeypatch.setattr(training_run, "StopSignals", contextlib.nullcontext)  # not this process's
+    network = Network("Normal", 4, 1 / 16, (28, 28, 1), 2500)
+    assert contenders.epoch(network).batches == 2  # of fashion_mini's 6,000 images
 
 
 @pytest.mark.parametrize(
