@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from experiments import benchmark, configuration, reproduce
+from experiments import benchmark_report, configuration, reproduce
 from experiments.page import page
 from experiments.table_markdown import markdown, table
 from experiments.table_report import versions_line
@@ -157,9 +157,9 @@ def _benchmark(report: dict[str, Any]) -> _Made:
     for measured in report["networks"].values():
         seconds = measured["contenders"]["ours"].get("step_seconds")  # without, it failed
         rate = measured["network"]["batch_size"] / median(seconds) if seconds else None
-        best = benchmark.best_torch(measured)
-        flax = benchmark.ratio(measured, "ours", "flax")
-        torch = best and benchmark.ratio(measured, "ours", best)
+        best = benchmark_report.best_torch(measured)
+        flax = benchmark_report.ratio(measured, "ours", "flax")
+        torch = best and benchmark_report.ratio(measured, "ours", best)
         figures = ((rate, ".0f"), (flax, ".2f"), (torch, ".2f"))
         shown = ["-" if figure is None else format(figure, form) for figure, form in figures]
         rows.append([measured["description"], *shown])
