@@ -45,8 +45,8 @@ from jax import Array, lax
 
 # Channels, of input and of output, from which fewer products are worth more operations.
 _MANY_CHANNELS = 128
-# Input channels up to which a product has too little to do for its cost, and the most products of
-# input and output channels for which adding multiples is the faster.
+# Input channels (at stride 2: half as many) up to which a product has too little to do for its
+# cost, and the most products of input and output channels for which adding multiples is the faster.
 _FEW_CHANNELS = 8
 _FEW_MULTIPLES = 256
 # Height and width up to which a map is mostly border.
@@ -142,7 +142,8 @@ def _choice(x: Array, kernel: Array, stride: int) -> Callable[..., Array]:
         return _dense
     if size <= 2 or (size <= _SMALL and many_channels):
         return _sum_over_taps
-    if channels_in <= _FEW_CHANNELS and channels_in * channels_out <= _FEW_MULTIPLES:
+    few_multiples = channels_in * channels_out <= _FEW_MULTIPLES
+    if channels_in * stride <= _FEW_CHANNELS and few_multiples:
         return _multiples
     if stride == 1 and size > _SMALL and many_channels:
         return _winograd
