@@ -11,11 +11,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from experiments import benchmark_report, configuration, reproduce
+from experiments import benchmark_report, configuration, gradients, reproduce, study
 from experiments.page import page
 from experiments.table_markdown import markdown, table
 from experiments.table_report import versions_line
-from experiments.tables import TABLES
+from experiments.tables import TABLES, stem
 
 _LEAD = """\
 # Interflow in JAX: the paper's tables, reproduced
@@ -33,9 +33,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     parser = configuration.parser(
         "report",
-        "Writes OUT/index.html: one page with OUT/README.md, every OUT/tableN.json that\n"
-        "`python -m experiments.reproduce` wrote, their pictures, Table II and the benchmark in\n"
-        "short. The page needs no other file, and says what is missing and how to make it.",
+        "Writes OUT/index.html: one page with OUT/README.md, every table that `python -m\n"
+        "experiments.reproduce` wrote, their pictures, Table II, what `gradients` and `study`\n"
+        "wrote, and the benchmark in short. The page needs no other file, and says what is\n"
+        "missing and how to make it.",
         "example:\n  python -m experiments.report --out=results\n",
     )
     parser.add_argument("--out", default="results", help="folder of reports (default: results)")
@@ -76,11 +77,11 @@ def contents(out: Path) -> tuple[str, dict[str, str]]:
     """
     made = {}
     for number in TABLES:
-        file = out / f"table{number}.json"
+        file = out / f"{stem(number)}.json"
         if file.exists():
             made[number] = _read(file, _table, f"{_command(number, out)} --report")
     if not made:
-        raise ValueError(f"{out} has no table1.json to table7.json; try {_command('3', out)}")
+        raise ValueError(f"{out} has no table's report; try {_command('3', out)}")
     sections = {}
     findings = out / "README.md"
     if findings.exists():
@@ -94,7 +95,11 @@ def contents(out: Path) -> tuple[str, dict[str, str]]:
         else:
             text = f"# {TABLES[number].title} (missing)\n\nThis command makes it:\n\n"
             text += _block(_command(number, out))
-        sections[f"table{number}"] = text
+        sections[stem(number)] = text
+    for name, form in (("gradients", gradients.markdown), ("study", study.markdown)):
+        if (out / f"{name}.json").exists():
+            made[name] = _read(out / f"{name}.json", _text(form), _with(out, name))
+            sections[name] = made[name].markdown
     if (out / "benchmark.json").exists():
         made["benchmark"] = _read(out / "benchmark.json", _benchmark, _with(out, "benchmark"))
         sections["benchmark"] = made["benchmark"].markdown
@@ -145,6 +150,10 @@ def _table(report: dict[str, Any]) -> _Made:
         for run in record["runs"]
     }
     return _Made(markdown(report), report["command"], runs)
+
+
+def _text(markdown_of: Callable[[dict[str, Any]], str]) -> Callable[[dict[str, Any]], _Made]:
+    return lambda report: _Made(markdown_of(report), report["command"], {})
 
 
 def _benchmark(report: dict[str, Any]) -> _Made:

@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     number, figure, out = flags.pop("table"), flags.pop("figure"), Path(flags.pop("out"))
     dry_run, only_report = flags.pop("dry_run"), flags.pop("report")
     if (number is None) == (figure is None):
-        parser.error("give either --table=1 to 7 or --figure=4")
+        parser.error("give either --table=1 to 7, --table=branches or --figure=4")
     number = number or figure
     if number == "2":
         print(table_2())
@@ -77,8 +77,8 @@ def _parser():
         "tableN.md, .json and pictures, from run folders in OUT/runs. Finished runs are skipped,\n"
         "an interrupted one goes on.",
         "tables:\n"
-        + "\n".join(f"  {number}  {table.title}" for number, table in TABLES.items())
-        + "\n  2  Table II: the methods\n\npresets:\n"
+        + "\n".join(f"  {number:<8}  {table.title}" for number, table in TABLES.items())
+        + "\n  2         Table II: the methods\n\npresets:\n"
         + "\n".join(f"  {name:<7}{values or 'the paper, IV-B'}" for name, values in PRESETS.items())
         + "\n\nexamples:\n"
         "  python -m experiments.reproduce --table=3 --dry_run\n"
@@ -86,7 +86,9 @@ def _parser():
         "  python -m experiments.reproduce --table=6 --depths=60,100 --epochs=10\n"
         "  python -m experiments.reproduce --figure=4 --report\n",
     )
-    parser.add_argument("--table", choices=sorted([*TABLES, "2"]), metavar="N", help="1 to 7")
+    parser.add_argument(
+        "--table", choices=sorted([*TABLES, "2"]), metavar="N", help="1 to 7, or branches"
+    )
     parser.add_argument("--figure", choices=["4"], metavar="4", help="4, of Table IV's runs")
     parser.add_argument("--preset", default="cpu", choices=PRESETS, help="below (default: cpu)")
     for name, parse, default in (

@@ -10,6 +10,7 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from experiments import weight_charts
@@ -36,6 +37,7 @@ def draw(number: str, report: dict[str, Any], histories: Histories, out: Path) -
         "5": weight_charts.figures,
         "6": _extremely_deep,
         "7": _accuracy_by_run,
+        "branches": _branches_alone,
     }
     if not any(record["runs"] for record in report["cells"]):
         return []
@@ -217,3 +219,41 @@ def _accuracy_by_run(report: dict[str, Any]) -> Charts:
     chart.legend(loc="outside upper center", fontsize="small", frameon=False)
     named = " and ".join(f"{record['row']} on {record['section']}" for record in shown)
     yield "table7", f"Test accuracy of every run of {named}, by seed, with their mean", chart
+
+
+def _branches_alone(report: dict[str, Any]) -> Charts:
+    sections = {
+        name: there
+        for name, records in by_section(report).items()
+        if (there := [record for record in records if record["runs"]])
+    }
+    columns = min(2, len(sections))
+    lines = -(-len(sections) // columns)
+    chart, all_axes = plt.subplots(
+        lines, columns, figsize=(1 + 3.6 * columns, 0.6 + 3 * lines), layout="constrained"
+    )
+    all_axes = np.ravel(all_axes)
+    for axes in all_axes[len(sections) :]:
+        axes.set_visible(False)
+    for axes, (name, records) in zip(all_axes, sections.items(), strict=False):
+        for place, record in enumerate(records):
+            alone = record["branches_alone"]
+            axes.errorbar(
+                [branch["after"] for branch in alone],
+                [branch["mean"] for branch in alone],
+                [branch["deviation"] or 0 for branch in alone],
+                color=f"C{place}",
+                marker=MARKERS[place % len(MARKERS)],
+                markerfacecolor="none",
+                capsize=3,
+                label=f"branch alone, {record['row']}",
+            )
+            axes.axhline(
+                record["mean"], color=f"C{place}", ls="--", label=f"all fused, {record['row']}"
+            )
+        axes.set(title=name, xlabel="branch after convolution", ylabel="test accuracy (%)")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    handles, labels = all_axes[0].get_legend_handles_labels()
+    chart.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
+    shows = f"Test accuracy of every branch alone, a panel each for {', '.join(sections)}; dashed, "
+    yield "branches", shows + "that of all branches fused; bars are standard deviations", chart

@@ -35,6 +35,11 @@ def markdown(report: dict[str, Any]) -> str:
     for record in report["cells"]:
         if record.get("weights_over_runs"):
             text += _weights(report["table"], record)
+    for section, records in by_section(report).items():
+        rows = [row for record in records for row in _alone(record)]
+        if rows:
+            text += [f"## Branches alone: {section}", ""]
+            text += table(["", "accuracy", "difference to the fusion of all"], rows)
     for picture in report["pictures"]:
         text += [f"![{picture['shows']}]({picture['file']})", ""]
     return "\n".join(text)
@@ -55,37 +60,61 @@ def table(head: list[str], rows: list[list[str]]) -> list[str]:
 
 
 def _row(record: dict[str, Any]) -> list[str]:
-    def number(value: float | None) -> str:
-        return "-" if value is None else f"{value:.2f}"
-
     there = len(record["runs"])
-    ours, best = (number(record[name]) if there else MISSING for name in ("mean", "best"))
-    if record["deviation"] is not None:
-        ours += f" ± {record['deviation']:.2f}"
-    found = record["difference"]
-    apart = "-"
-    if found is not None:
-        apart = f"{found['mean']:+.2f}"
-        if found["low"] is not None:
-            apart += f" ({found['low']:+.2f} to {found['high']:+.2f})"
+    best = _number(record["best"]) if there else MISSING
+    ours = _spread(record) if there else MISSING
     seeds = f"{there} of {len(record['seeds'])}"
-    return [record["row"], number(record["paper"]), ours, best, seeds, apart]
+    apart = _interval(record["difference"])
+    return [record["row"], _number(record["paper"]), ours, best, seeds, apart]
+
+
+def _alone(record: dict[str, Any]) -> list[list[str]]:
+    """A row a branch, where the report has them."""
+    return [
+        [
+            f"after {branch['after']}, {record['row']}",
+            _spread(branch),
+            _interval(branch["difference"]),
+        ]
+        for branch in record.get("branches_alone", ())
+    ]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _spread(found: dict[str, Any]) -> str:
+    """A mean, and its standard deviation if there is one."""
+    deviation = found["deviation"]
+    return _number(found["mean"]) + ("" if deviation is None else f" ± {deviation:.2f}")
+
+
+def _interval(found: dict[str, Any] | None) -> str:
+    """A difference, and its interval if there is one."""
+    if found is None:
+        return "-"
+    interval = "" if found["low"] is None else f" ({found['low']:+.2f} to {found['high']:+.2f})"
+    return f"{found['mean']:+.2f}{interval}"
 
 
 def _weights(number: str, record: dict[str, Any]) -> list[str]:
     found = record["weights_over_runs"]
     branches = [f"after {tap}" for tap in record["runs"][0]["branches"]]
-    outlying = ", ".join(f"seed {seed}" for seed in found["outlying"]) or "none"
     text = [
         f"## Weights of {record['row']} on {record['section']}",
         "",
         "A branch's weight and its fully connected layer may trade their signs, branches that",
         "share the layer together; *comparable* weights have the deepest of each group positive.",
-        "A run is outlying if its accuracy or a comparable weight is more than 3.5 scaled median",
-        f"distances from the median: {outlying}.",
         "",
     ]
-    if np.ndim(found["as_learned"]) == 2:  # one weight a branch, not one a branch and class
+    if "outlying" in found:  # one weight a branch, not one a branch and class
+        outlying = ", ".join(f"seed {seed}" for seed in found["outlying"]) or "none"
+        text += [
+            "A run is outlying if its accuracy or a comparable weight is more than 3.5 scaled",
+            f"median distances from the median: {outlying}.",
+            "",
+        ]
         rows = _printed_moments() if number == "4" and record["paper"] is not None else []
         return text + table(["", "accuracy", *branches], rows + _moments(record))
     for kind in ("as_learned", "comparable"):

@@ -9,7 +9,7 @@ import numpy as np
 
 from experiments import comparison, table_charts
 from experiments.table_markdown import markdown
-from experiments.tables import TABLES, Cell, is_reference, sections
+from experiments.tables import TABLES, Cell, is_reference, sections, stem
 
 KEPT = (
     *("method", "dataset", "seed", "depth", "width", "downsample", "epochs", "train_size"),
@@ -27,7 +27,7 @@ def gather(number: str, made: list[Cell], runs: Path) -> list[dict[str, Any]]:
       A dict a cell: section, row, paper (percent), seeds (asked for), runs (what `KEPT` names,
       and `finished`, the time, if the run recorded it), mean, deviation (over n - 1) and best of
       their accuracy in percent, and difference in points with its interval and the name of the
-      row that it is to, a Normal; None where there is none.
+      row that it is to, a Normal or `shared`; None where there is none.
     """
     gathered = []
     for section in sections(made).values():
@@ -83,7 +83,7 @@ def histories(made: list[Cell], runs: Path) -> dict[tuple[str, str], list[list[d
 def write(
     number: str, made: list[Cell], runs: Path, out: Path, command: str, preset: str
 ) -> list[Path]:
-    """Writes OUT/tableN.json, OUT/tableN.md and the pictures; returns their paths."""
+    """Writes the table's JSON, Markdown and pictures in OUT; returns their paths."""
     gathered = gather(number, made, runs)
     report = {
         "table": number,
@@ -96,10 +96,13 @@ def write(
     if number in ("4", "5"):
         for cell, record in zip(made, gathered, strict=True):
             record["weights_over_runs"] = weights(cell, record["runs"])
+    if number == "branches":
+        for record in gathered:
+            record["branches_alone"] = branches_alone(record["runs"])
     report["pictures"] = table_charts.draw(number, report, histories(made, runs), out)
-    file = out / f"table{number}.json"
+    file = out / f"{stem(number)}.json"
     file.write_text(json.dumps(report, indent=1) + "\n")
-    text = out / f"table{number}.md"
+    text = out / f"{stem(number)}.md"
     text.write_text(markdown(report))
     return [file, text, *(out / picture["file"] for picture in report["pictures"])]
 
@@ -110,8 +113,8 @@ def protocol(made: list[Cell], gathered: list[dict[str, Any]]) -> str:
     recipe = flags.identity(0)
     examples = "all" if flags.train_size is None else f"{flags.train_size:,}"
     said = (
-        f"width {flags.width:g}, {examples} training examples, {recipe['epochs']} epochs, batch "
-        f"{flags.batch_size}, {flags.dtype}"
+        f"width {flags.width:g}, {examples} training examples, {recipe['epochs']} epoch"
+        f"{'' if recipe['epochs'] == 1 else 's'}, batch {flags.batch_size}, {flags.dtype}"
     )
     same = flags.width == 1 and flags.train_size is None and flags.epochs is None
     said += " (the paper's)" if same else "; the paper's: width 1, all examples, 100 or 40 epochs"
@@ -131,8 +134,9 @@ def weights(cell: Cell, ran: list[dict[str, Any]]) -> dict[str, Any] | None:
 
     Returns:
       as_learned and comparable (see `comparison.with_comparable_signs`): the weights by run,
-      [runs][branches] or [runs][branches][classes]; seeds; and outlying, the seeds of outlying
-      runs by accuracy and comparable weights. None without a run.
+      [runs][branches] or [runs][branches][classes]; seeds; and, of one weight a branch, outlying:
+      the seeds of outlying runs by accuracy and comparable weights. (Of forty weights, one or
+      another is far from its median in most runs.) None without a run.
     """
     if not ran:
         return None
@@ -141,15 +145,41 @@ def weights(cell: Cell, ran: list[dict[str, Any]]) -> dict[str, Any] | None:
     groups = comparison.sharing_groups(
         tuple(ran[0]["branches"]), flags.depth, flags.width, flags.downsample, flags.fc == "shared"
     )
+    seeds = [run["seed"] for run in ran]
     if learned.ndim == 3:
         turned = comparison.with_comparable_signs(learned.swapaxes(1, 2), groups).swapaxes(1, 2)
-    else:
-        turned = comparison.with_comparable_signs(learned, groups)
+        return {"as_learned": learned.tolist(), "comparable": turned.tolist(), "seeds": seeds}
+    turned = comparison.with_comparable_signs(learned, groups)
     accuracy = np.array([[run["test_accuracy"]] for run in ran])
-    marks = comparison.outlying(np.hstack([accuracy, turned.reshape(len(turned), -1)]))
+    marks = comparison.outlying(np.hstack([accuracy, turned]))
     return {
         "as_learned": learned.tolist(),
         "comparable": turned.tolist(),
-        "seeds": [run["seed"] for run in ran],
-        "outlying": [run["seed"] for run, mark in zip(ran, marks, strict=True) if mark],
+        "seeds": seeds,
+        "outlying": [seed for seed, mark in zip(seeds, marks, strict=True) if mark],
     }
+
+
+def branches_alone(ran: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """How well every branch predicts by itself, beside the fusion of all.
+
+    Returns:
+      A dict a branch, shallow to deep: after (the convolution), mean and deviation of its accuracy
+      in percent, and difference, in points, to that of the fusion in the same runs.
+    """
+    fused = {run["seed"]: run["test_accuracy"] for run in ran}
+    made = []
+    for branch, after in enumerate(ran[0]["branches"] if ran else ()):
+        alone = {run["seed"]: run["branch_accuracy"][branch] for run in ran}
+        values = list(alone.values())
+        found = comparison.difference(alone, fused)
+        assert found is not None  # the runs are the same
+        made.append(
+            {
+                "after": after,
+                "mean": float(np.mean(values)),
+                "deviation": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+                "difference": found._asdict(),
+            }
+        )
+    return made

@@ -1,5 +1,6 @@
 """The paper's tables as sets of runs: which runs fill which cell, beside which of its figures."""
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ class Table(NamedTuple):
 
     Attributes:
       title: of our report.
-      datasets, methods, depths, downsamples: every combination is a cell.
+      datasets, methods, depths, downsamples, fcs: every combination is a cell.
       seeds: runs of a cell, from seed 0 on.
     """
 
@@ -30,6 +31,7 @@ class Table(NamedTuple):
     depths: tuple[int, ...]
     seeds: int
     downsamples: tuple[Downsample, ...] = ("first",)
+    fcs: tuple[str, ...] = ("shared",)
 
 
 TABLES: dict[str, Table] = {
@@ -58,7 +60,20 @@ TABLES: dict[str, Table] = {
         2,
     ),
     "7": Table("Table VII: S3 ten times", ("cifar10",), ("S3",), (13,), 10),
+    "branches": Table(
+        "Not in the paper: branches alone, and each with a fully connected layer of its own",
+        ("cifar10", "fashion_mnist"),
+        ("S1", "S3"),
+        (13,),
+        5,
+        fcs=("shared", "separate"),
+    ),
 }
+
+
+def stem(number: str) -> str:
+    """The name of a table's files, without their ending."""
+    return f"table{number}" if number.isdigit() else number
 
 
 class Cell(NamedTuple):
@@ -99,25 +114,31 @@ def cells(number: str, choice: Choice) -> list[Cell]:
     table = TABLES[number]
     overrides = choice.overrides or {}
     downsamples = (overrides["downsample"],) if "downsample" in overrides else table.downsamples
+    fcs = (overrides["fc"],) if "fc" in overrides else table.fcs
     made = []
-    for dataset in choice.datasets or table.datasets:
-        for depth in choice.depths or table.depths:
-            for method in choice.methods or table.methods:
-                if _only_at_one_depth(number, method, choice) and depth != BASELINE_DEPTH:
-                    continue
-                for downsample in downsamples:
-                    values = {
-                        **presets.flags(choice.preset, dataset),
-                        "dataset": dataset,
-                        "method": method,
-                        "depth": depth,
-                        "downsample": downsample,
-                        **overrides,
-                    }
-                    section, row = _place(number, dataset, depth, method, downsample)
-                    seeds = choice.seeds or tuple(range(table.seeds))
-                    printed = _printed(number, dataset, depth, method)
-                    made.append(Cell(section, row, Configuration(**values), seeds, printed))
+    for dataset, depth, method, downsample, fc in itertools.product(
+        choice.datasets or table.datasets,
+        choice.depths or table.depths,
+        choice.methods or table.methods,
+        downsamples,
+        fcs,
+    ):
+        if _only_at_one_depth(number, method, choice) and depth != BASELINE_DEPTH:
+            continue
+        values = {
+            **presets.flags(choice.preset, dataset),
+            "dataset": dataset,
+            "method": method,
+            "depth": depth,
+            **overrides,
+            "downsample": downsample,
+            "fc": fc,
+        }
+        flags = Configuration(**values)
+        section, row = _place(number, flags)
+        seeds = choice.seeds or tuple(range(table.seeds))
+        printed = _printed(number, dataset, depth, method)
+        made.append(Cell(section, row, flags, seeds, printed))
     return made
 
 
@@ -126,13 +147,15 @@ def _only_at_one_depth(number: str, method: str, choice: Choice) -> bool:
     return number == "6" and method in ij.BASELINES and not (choice.methods or choice.depths)
 
 
-def _place(number: str, dataset: str, depth: int, method: str, downsample: str) -> tuple[str, str]:
+def _place(number: str, flags: Configuration) -> tuple[str, str]:
     if number == "1":
-        return f"{dataset}, downsample={downsample}", f"depth {depth}"
+        return f"{flags.dataset}, downsample={flags.downsample}", f"depth {flags.depth}"
     if number == "6":
-        named = "Interflow (S1)" if method == "S1" else method
-        return f"{dataset}, depth {depth}", named
-    return dataset, method
+        named = "Interflow (S1)" if flags.method == "S1" else flags.method
+        return f"{flags.dataset}, depth {flags.depth}", named
+    if number == "branches":
+        return f"{flags.dataset}, {flags.method}", flags.fc
+    return flags.dataset, flags.method
 
 
 def _printed(number: str, dataset: str, depth: int, method: str) -> float | None:
@@ -154,7 +177,7 @@ def _printed(number: str, dataset: str, depth: int, method: str) -> float | None
 
 def is_reference(cell: Cell) -> bool:
     """Whether the other rows of the cell's section are compared with it."""
-    return cell.flags.method == "Normal"
+    return cell.flags.method == "Normal" or cell.row == "shared"
 
 
 def sections(made: Iterable[Cell]) -> dict[str, list[Cell]]:

@@ -4,6 +4,8 @@ import ctypes
 import mmap
 import sys
 
+import jax.monitoring
+
 # glibc's malloc.h; mallopt takes ints.
 _M_TRIM_THRESHOLD = -1
 _M_TOP_PAD = -2
@@ -11,6 +13,8 @@ _M_MMAP_MAX = -4
 _M_ARENA_MAX = -8
 _NEVER = -1
 _RESERVED_BYTES = 2**31 - 2**21  # address space, not memory; the largest int of whole large pages
+_COMPILATION = "/jax/core/compile/backend_compile_duration"
+_LONG_SECONDS = 0.5  # compilations from which on there is something to give back
 
 
 def keep_freed_memory() -> bool:
@@ -19,8 +23,9 @@ def keep_freed_memory() -> bool:
     XLA's CPU runtime allocates the temporaries of a step anew for every step. By default glibc
     returns such blocks to the system at once, so that every step first faults in hundreds of
     megabytes, page by page. Call this once, before the first array exists. It changes the whole
-    process (peak memory stays, freed memory is not given back), so the library never calls it
-    by itself; the commands do.
+    process (only what compilations freed goes back to the system: hundreds of megabytes in pieces,
+    between which a step's temporaries would not fit), so the library never calls it by itself; the
+    commands do.
 
     Returns:
       Whether it could: on Linux with glibc only.
@@ -45,4 +50,10 @@ def keep_freed_memory() -> bool:
     libc.free(libc.malloc(ctypes.c_size_t(64 * 2**20)))  # grows the heap by what is reserved
     end = libc.sbrk(0) // mmap.PAGESIZE * mmap.PAGESIZE
     libc.madvise(end - _RESERVED_BYTES, _RESERVED_BYTES, mmap.MADV_HUGEPAGE)
+
+    def give_back(event: str, seconds: float, **_) -> None:
+        if event == _COMPILATION and seconds > _LONG_SECONDS:
+            libc.malloc_trim(0)
+
+    jax.monitoring.register_event_duration_secs_listener(give_back)
     return kept

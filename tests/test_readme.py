@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import interflow_jax as ij
+from experiments import paper
 from experiments.configuration import parse
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -73,9 +74,11 @@ def test_its_results_are_those_of_the_files():
             **given.identity(given.seed),
             "train_size": result["train_size"],
         }
-        accuracy, examples = figures.split(" | ")[:2]
+        accuracy, examples, _, _, printed = figures.split(" | ")
         assert accuracy == f"{result['test_accuracy']:.2f}"
         assert examples == f"{result['test_examples']:,}"
+        expected = paper.value("3", given.method, given.dataset)
+        assert printed.split()[0] == ("none:" if expected is None else f"{expected:.2f}")
 
 
 def test_its_layout_names_every_module():

@@ -237,7 +237,7 @@ def test_no_table_at_all(tmp_path, capsys, there):
     assert report.main([f"--out={out}"]) == 2
     said = capsys.readouterr().err
     assert said == (
-        f"report: error: {out} has no table1.json to table7.json; "
+        f"report: error: {out} has no table's report; "
         f"try python -m experiments.reproduce --table=3 --out={out}\n"
     )
     assert list(tmp_path.iterdir()) == []

@@ -17,8 +17,12 @@ COMMANDS = {
     "5": ["--table=5", "--depths=5", "--taps=3,5", "--seeds=0,1", *TINY],
     "6": ["--table=6", "--depths=20", "--methods=Normal,S1", "--seeds=0", *TINY],
     "7": ["--table=7", "--depths=5", "--taps=3,5", "--seeds=0,1", *TINY],
+    "branches": [
+        *("--table=branches", "--methods=S1", "--depths=5", "--taps=3,4,5", "--seeds=0,1"),
+        *TINY,
+    ],
 }
-RUNS = {"1": 4, "3": 6, "4": 3, "5": 2, "6": 2, "7": 2}
+RUNS = {"1": 4, "3": 6, "4": 3, "5": 2, "6": 2, "7": 2, "branches": 4}
 PICTURES = {
     "1": ["table1"],
     "3": ["table3"],
@@ -26,6 +30,7 @@ PICTURES = {
     "5": ["table5"],
     "6": ["table6", "table6-branches"],
     "7": ["table7"],
+    "branches": ["branches"],
 }
 
 
@@ -39,15 +44,15 @@ def test_a_table_from_runs_to_report(number, out, capsys):
     assert reproduce.main([*COMMANDS[number], f"--out={out}"]) == 0
     said = capsys.readouterr().out
     assert f"[{1}/" in said or "0 to do" in said  # Table VII's runs are Table V's
-    report = json.loads((out / f"table{number}.json").read_text())
+    report = json.loads((out / f"{tables.stem(number)}.json").read_text())
     assert sum(len(cell["runs"]) for cell in report["cells"]) == RUNS[number]
     for cell in report["cells"]:
         accuracies = [ran["test_accuracy"] for ran in cell["runs"]]
         assert cell["mean"] == pytest.approx(sum(accuracies) / len(accuracies))
         assert cell["best"] == max(accuracies)
-    text = (out / f"table{number}.md").read_text()
+    text = (out / f"{tables.stem(number)}.md").read_text()
     assert report["command"] in text
-    assert "128 training examples, 1 epochs" in text
+    assert "128 training examples, 1 epoch," in text
     for name in PICTURES[number]:
         assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert f"({name}.png)" in text
@@ -64,6 +69,20 @@ def test_a_difference_is_to_normal_of_the_same_seeds(out):
     assert ours["difference"]["mean"] == pytest.approx(sum(expected) / 2)
     assert ours["difference"]["pairs"] == 2
     assert normal["difference"] is None
+
+
+def test_branches_stand_beside_the_fusion_of_the_same_runs(out):
+    reproduce.main([*COMMANDS["branches"], f"--out={out}"])
+    shared, separate = json.loads((out / "branches.json").read_text())["cells"]
+    assert separate["difference"]["to"] == "shared"
+    assert separate["runs"][0]["parameters"] > shared["runs"][0]["parameters"]
+    for cell in (shared, separate):
+        for branch, found in enumerate(cell["branches_alone"]):
+            alone = [ran["branch_accuracy"][branch] for ran in cell["runs"]]
+            fused = [ran["test_accuracy"] for ran in cell["runs"]]
+            assert found["after"] == (3, 4, 5)[branch]
+            assert found["mean"] == pytest.approx(sum(alone) / 2)
+            assert found["difference"]["mean"] == pytest.approx((sum(alone) - sum(fused)) / 2)
 
 
 def test_missing_runs_show_as_missing_and_are_listed(out, capsys):
