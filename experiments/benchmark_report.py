@@ -5,6 +5,7 @@ from typing import Any
 
 from experiments import profile_summary
 from experiments.contenders import PRODUCT_FLOPS
+from experiments.table_markdown import table
 
 TORCH = ("torch_eager", "torch_channels_last", "torch_compiled")
 
@@ -103,3 +104,18 @@ def origin(report: dict[str, Any]) -> str:
     """The command, the device and the versions of a report."""
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     return f"`{report['command']}`: {report['device']}; {versions}"
+
+
+def in_short(report: dict[str, Any]) -> list[str]:
+    """The lines of a Markdown table: a row a network, with ours beside the others' best."""
+    rows = []
+    for measured in report["networks"].values():
+        seconds = measured["contenders"]["ours"].get("step_seconds")  # without, it failed
+        rate = measured["network"]["batch_size"] / median(seconds) if seconds else None
+        best = best_torch(measured)
+        flax = ratio(measured, "ours", "flax")
+        torch = best and ratio(measured, "ours", best)
+        figures = ((rate, ".0f"), (flax, ".2f"), (torch, ".2f"))
+        shown = ["-" if figure is None else format(figure, form) for figure, form in figures]
+        rows.append([measured["description"], *shown])
+    return table(["", "ours, images/s", "ours / Flax", "ours / PyTorch"], rows)

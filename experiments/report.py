@@ -8,12 +8,11 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from typing import Any, NamedTuple
 
 from experiments import benchmark_report, configuration, gradients, reproduce, study
 from experiments.page import page
-from experiments.table_markdown import markdown, table
+from experiments.table_markdown import markdown
 from experiments.table_report import versions_line
 from experiments.tables import TABLES, stem
 
@@ -162,18 +161,7 @@ def _benchmark(report: dict[str, Any]) -> _Made:
         f"{_block(report['command'])}{report['device']}. {versions_line(report['versions'])}. "
         "A ratio above 1 says that ours is faster; PyTorch's is its fastest mode.\n\n"
     )
-    rows = []
-    for measured in report["networks"].values():
-        seconds = measured["contenders"]["ours"].get("step_seconds")  # without, it failed
-        rate = measured["network"]["batch_size"] / median(seconds) if seconds else None
-        best = benchmark_report.best_torch(measured)
-        flax = benchmark_report.ratio(measured, "ours", "flax")
-        torch = best and benchmark_report.ratio(measured, "ours", best)
-        figures = ((rate, ".0f"), (flax, ".2f"), (torch, ".2f"))
-        shown = ["-" if figure is None else format(figure, form) for figure, form in figures]
-        rows.append([measured["description"], *shown])
-    head = ["", "ours, images/s", "ours / Flax", "ours / PyTorch"]
-    return _Made(text + "\n".join(table(head, rows)), report["command"], {})
+    return _Made(text + "\n".join(benchmark_report.in_short(report)), report["command"], {})
 
 
 def _origins(runs: list[tuple[str, str, str | None]]) -> str:

@@ -51,8 +51,8 @@ def keep_freed_memory() -> bool:
     end = libc.sbrk(0) // mmap.PAGESIZE * mmap.PAGESIZE
     libc.madvise(end - _RESERVED_BYTES, _RESERVED_BYTES, mmap.MADV_HUGEPAGE)
 
-    def give_back(event: str, seconds: float, **_) -> None:
-        if event == _COMPILATION and seconds > _LONG_SECONDS:
+    def give_back(event: str, duration_secs: float, **_) -> None:
+        if event == _COMPILATION and duration_secs > _LONG_SECONDS:
             libc.malloc_trim(0)
 
     jax.monitoring.register_event_duration_secs_listener(give_back)

@@ -15,21 +15,28 @@ and TPU always get `lax.conv_general_dilated`:
 - XLA's own, best through Eigen, elsewhere (`cpu_compiler_options`; YNNPACK, its default, takes two
   to three times as long for kernel gradients).
 
-Milliseconds, batch 64, 2 cores with AVX-512, medians of the runs from which the hypervisor took no
-time away:
+Milliseconds, batch 64, float32, 2 cores with AVX-512, from one run of `python -m
+experiments.benchmark --convolutions` (all of it: results/convolutions.md):
 
-    channels    input map, stride      forward           input gradient     kernel gradient
-                                   XLA  Winogr. taps   XLA  Winogr. taps   XLA  Winogr. taps
-    512              2x2, 1        412           5.6   338           5.1   7.7           6.7
-    512              4x4, 1         29     31     21    39     69     22    30     25     30
-    256 to 512       8x8, 2         16            20    27            18    23            27
-    256              8x8, 1         38     21           29     22           42     19
-    128              16x16, 1       43     23           25     24           38     30
-    64               32x32, 1       49     37           48     42           67     65
-    64               8x8, 1        3.5    3.4          3.7    3.6          3.8    5.2
-    64               4x4, 1        1.3           1.5   1.3           1.6   1.5           4.6
-    32               16x16, 1      3.8    5.0          3.6    5.4          6.9    6.8
-    16               32x32, 1      5.2     12          7.4     15          9.1     14
+    channels     input map, stride   way             forward      input gradient   kernel gradient
+                                                   XLA    ours     XLA    ours       XLA    ours
+    512              2x2, 1          sum over taps 395     6.6     403     15        9.8    10
+    512              4x4, 1          sum over taps  29      24      44     37         38    41
+    256 to 512       8x8, 2          sum over taps  18      19      25     18         21    22
+    128              2x2, 1          dense          10     1.9      11    1.6        1.1   0.8
+    64               2x2, 1          dense         3.2     0.6     3.4    0.6        0.6   0.4
+    256              8x8, 1          Winograd       36      19      30     22         39    21
+    128              16x16, 1        Winograd       33      24      34     26         38    26
+    64 to 128        32x32, 2        phases         18      18      27     19         23    24
+    16 to 32         32x32, 2        phases        2.6     2.6     8.0    4.3        6.8   6.0
+    3 to 64          32x32, 1        multiples     8.3     4.6      21     21        7.8   7.8
+    1 to 16          28x28, 1        multiples     3.3     0.3     4.6    4.6        1.1   1.0
+    8                28x28, 1        multiples     4.3     2.0     4.2    2.2        5.1   4.9
+    64               32x32, 1        XLA's          37      37      32     36         44    40
+    16               32x32, 1        XLA's         6.8     6.6     7.1    7.1         10    10
+
+What is not chosen, there: at 64 channels, 32x32, Winograd takes 0.76 (forward) to 0.97 of XLA's
+time, but no less in a whole step; at 16 channels, 32x32, its transforms take 2 to 3 times as long.
 
 To delete this file's CPU paths, the day XLA is faster, let `conv3x3` return `_xla`.
 """

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import interflow_jax as ij
-from experiments import paper
+from experiments import benchmark_report, paper
 from experiments.configuration import parse
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -79,6 +79,15 @@ def test_its_results_are_those_of_the_files():
         assert examples == f"{result['test_examples']:,}"
         expected = paper.value("3", given.method, given.dataset)
         assert printed.split()[0] == ("none:" if expected is None else f"{expected:.2f}")
+
+
+def test_its_benchmark_is_that_of_the_file():
+    root = Path(__file__).parent.parent / "results"
+    measured = json.loads((root / "benchmark.json").read_text())
+    table = benchmark_report.in_short(measured)[:-1]
+    assert len(table) == 2 + len(measured["networks"])
+    assert "\n".join(table) in README
+    assert measured["command"] in README
 
 
 def test_its_layout_names_every_module():

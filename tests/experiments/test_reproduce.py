@@ -147,8 +147,8 @@ def test_runs_of_different_configurations_have_different_folders(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ([], "--table=1 to 7 or --figure=4"),
-        (["--table=3", "--figure=4"], "--table=1 to 7 or --figure=4"),
+        ([], "--table=1 to 7, --table=branches or --figure=4"),
+        (["--table=3", "--figure=4"], "--table=1 to 7, --table=branches or --figure=4"),
         (["--table=8"], "choose from '1', '2'"),
         (["--table=3", "--methods=S10"], "--methods=S10: choose from Normal, S0"),
         (["--table=3", "--width=-1"], "width is -1.0"),
