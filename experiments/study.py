@@ -20,7 +20,7 @@ from experiments.console import duration
 from experiments.training_run import StoppedError
 from interflow_jax import allocation
 
-CANDIDATES = "0.0625x30000x4,0.125x20000x3,0.125x10000x6,0.25x10000x3"
+CANDIDATES = "0.125x20000x3,0.125x10000x3,0.25x12000x3"
 METHOD = "S1"  # what Normal is compared with
 SEEDS_LATER = 5  # of Table III's runs, for which the preset is chosen
 
