@@ -5,6 +5,7 @@ python -m experiments.reproduce --table=3 --datasets=cifar10 --methods=Normal,S3
 
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,11 @@ def main(arguments: list[str] | None = None) -> int:
     flags = vars(parser.parse_args(arguments))
     number, figure, out = flags.pop("table"), flags.pop("figure"), Path(flags.pop("out"))
     dry_run, only_report = flags.pop("dry_run"), flags.pop("report")
+    workers, cpus = flags.pop("workers"), flags.pop("cpus")
     if (number is None) == (figure is None):
         parser.error("give either --table=1 to 7, --table=branches or --figure=4")
+    if cpus is not None and not (workers and cpus > 0):
+        parser.error(f"--cpus={cpus}: choose a number above 0, with --workers")
     number = number or figure
     if number == "2":
         print(table_2())
@@ -44,7 +48,10 @@ def main(arguments: list[str] | None = None) -> int:
         if dry_run:
             print(listing(runs))
             return 0
+        work = sweep.work
         if not only_report:
+            if workers and sweep.unfinished(runs):
+                work = _on_ray(cpus)
             sweep.check(runs)
         configuration.writable(out)
     except ValueError as error:
@@ -59,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not only_report:
         print(f"{TABLES[number].title}: {len(runs)} runs, {len(sweep.unfinished(runs))} to do")
         try:
-            failed = sweep.work(runs, lambda line: print(line, flush=True))
+            failed = work(runs, lambda line: print(line, flush=True))
         except StoppedError as stopped:
             report()
             print(f"stopped and saved; to go on, run the same command again: {command}")
@@ -84,7 +91,14 @@ def _parser():
         "  python -m experiments.reproduce --table=3 --dry_run\n"
         "  python -m experiments.reproduce --table=3 --datasets=cifar10 --seeds=0,1\n"
         "  python -m experiments.reproduce --table=6 --depths=60,100 --epochs=10\n"
-        "  python -m experiments.reproduce --figure=4 --report\n",
+        "  python -m experiments.reproduce --figure=4 --report\n"
+        "  python -m experiments.reproduce --table=3 --preset=paper --workers=ray\n"
+        "\nworkers:\n"
+        "  ray  one run a GPU of a Ray cluster, without GPUs one for some CPUs; the cluster is\n"
+        "       $RAY_ADDRESS, else one that runs on this machine or is started there. Other\n"
+        "       machines need the same Python environment and, under the same paths, this\n"
+        "       checkout, OUT and the data (a shared filesystem). A run whose worker dies goes on\n"
+        "       from its checkpoint in another. Ctrl-C saves what trains first; needs '.[ray]'.\n",
     )
     parser.add_argument(
         "--table", choices=sorted([*TABLES, "2"]), metavar="N", help="1 to 7, or branches"
@@ -100,10 +114,30 @@ def _parser():
         parser.add_argument(f"--{name}", type=parse, help=f"as a,b,c (default: {default})")
     parser.add_argument("--dry_run", action="store_true", help="list the runs, with an estimate")
     parser.add_argument("--report", action="store_true", help="train nothing, gather what is there")
+    parser.add_argument("--workers", choices=["ray"], help="train at once, as below")
+    parser.add_argument(
+        "--cpus",
+        type=int,
+        help="of a run on --workers, at most a machine's (default: 4, or 1 beside a GPU)",
+    )
     parser.add_argument("--out", default="results", help="folder of reports (default: results)")
     group = parser.add_argument_group("flags of experiments.run, in place of the preset's values")
     configuration.add_flags(group, DECIDED, only_given=True)
     return parser
+
+
+def _on_ray(cpus: int | None):
+    """Joins the Ray cluster; returns what does the work of `sweep.work` there.
+
+    Raises:
+      ValueError: without Ray or a cluster.
+    """
+    try:
+        from experiments import ray_workers
+    except ImportError as error:
+        raise ValueError(f"--workers=ray needs pip install '.[ray]' ({error})") from error
+    ray_workers.connect()
+    return partial(ray_workers.work, cpus=cpus)
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -122,6 +122,11 @@ def _flops(flags: Configuration) -> float:
     return forward_flops(flags.depth, flags.width, flags.downsample, shape)
 
 
+def multiply_adds(flags: Configuration) -> float:
+    """Of all epochs of a run, in its convolutions: what runs of a sweep are weighed by."""
+    return _flops(flags) * _passes(flags)
+
+
 def _passes(flags: Configuration) -> float:
     """Images trained on, and those of the evaluations as so many trained on."""
     recipe = datasets.recipe(flags.dataset)
