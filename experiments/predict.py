@@ -86,7 +86,7 @@ def load(path: Path) -> FinishedRun:
 
 
 def probabilities(run: FinishedRun, batches: Iterator[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities, fused and of every branch alone.
+    """Probabilities, fused and of every branch alone (see `ij.Prediction.alone`).
 
     Args:
       run: from `load`.
@@ -99,7 +99,7 @@ def probabilities(run: FinishedRun, batches: Iterator[np.ndarray]) -> tuple[np.n
     @jax.jit
     def softmaxes(state: TrainState, images: jax.Array):
         prediction = ij.predict(run.model, state, normalize(run.preprocessing, images))
-        return jax.nn.softmax(prediction.logits), jax.nn.softmax(prediction.branch_logits)
+        return jax.nn.softmax(prediction.logits), jax.nn.softmax(prediction.alone)
 
     fused, branches = [], []
     for images in batches:

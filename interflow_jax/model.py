@@ -24,6 +24,16 @@ class Prediction(NamedTuple):
     branch_logits: Array
     weights: Array
 
+    @property
+    def alone(self) -> Array:
+        """The scores by which each branch predicts alone: [batch, branches, classes], float32.
+
+        They are what the fusion adds up, so a branch that learned its scores turned, with a
+        negative weight, predicts rightly. A branch of weight zero has its scores as they are.
+        """
+        weights = self.weights if self.weights.ndim == 2 else self.weights[:, None]
+        return self.branch_logits * jnp.where(weights == 0, 1.0, weights)[None]
+
 
 class Interflow(nn.Module):
     """Predicts from every feature map of a backbone and fuses the predictions.

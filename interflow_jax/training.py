@@ -44,7 +44,10 @@ class TrainMetrics(NamedTuple):
 
 
 class EvalMetrics(NamedTuple):
-    """As `TrainMetrics`, and the hits of every branch alone, [branches], int32."""
+    """As `TrainMetrics`, and the hits of every branch alone, [branches], int32.
+
+    What a branch predicts alone is `Prediction.alone`.
+    """
 
     loss_sum: Array
     correct: Array
@@ -166,7 +169,7 @@ def eval_step(
     """
     prediction = predict(model, state, images)
     loss = cross_entropy(prediction.logits, labels)
-    branch_hits = prediction.branch_logits.argmax(-1) == labels[:, None]
+    branch_hits = prediction.alone.argmax(-1) == labels[:, None]
     return EvalMetrics(
         loss_sum=jnp.sum(jnp.where(mask, loss, 0.0)),
         correct=jnp.sum(mask & (prediction.logits.argmax(-1) == labels)),

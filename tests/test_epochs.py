@@ -132,7 +132,7 @@ def test_evaluation_does_not_depend_on_batch_size(setting, initial, split, batch
     images = preprocessing.normalize(plain, jnp.asarray(split.images))
     prediction = jax.jit(partial(ij.predict, model))(state, images)
     chosen = jax.nn.log_softmax(prediction.logits)[np.arange(50), split.labels]
-    hits = prediction.branch_logits.argmax(-1) == split.labels[:, None]
+    hits = prediction.alone.argmax(-1) == split.labels[:, None]
     np.testing.assert_allclose(sums[0], -chosen.sum(), rtol=1e-5)
     assert sums[1] == (prediction.logits.argmax(-1) == split.labels).sum()
     assert sums[2] == 50

@@ -179,6 +179,30 @@ def test_evaluation_counts_only_what_the_mask_keeps(key, tiny):
     assert masked.branch_correct.shape == (3,)
 
 
+@pytest.mark.parametrize("method", ["S1", "S3"])
+def test_a_branch_alone_is_what_the_fusion_makes_of_it(key, tiny, method):
+    """Also with a negative weight: no other branch may weigh anything, and nothing changes."""
+    model = tiny(method, depth=5, taps=(3, 4, 5))
+    state = ij.create_state(model, ij.make_optimizer(0.1), key, (16, 16, 1))
+    images = jax.random.normal(key, (6, 16, 16, 1))
+    weights = jnp.array([-0.5, 0.7, -2.0])
+    if method == "S3":
+        weights = weights[:, None] * jnp.linspace(-0.5, 2.0, 10)[None]
+    state.params["fusion"]["weights"] = weights
+    all_at_once = ij.predict(model, state, images)
+    everything = jnp.ones(6, bool)
+    for branch in range(3):
+        only = jnp.zeros_like(weights).at[branch].set(weights[branch])
+        state.params["fusion"]["weights"] = only
+        fused = ij.predict(model, state, images)
+        np.testing.assert_array_equal(all_at_once.alone[:, branch], fused.logits)
+        labels = fused.logits.argmax(-1)
+        hits = ij.eval_step(model, state, images, labels, everything).branch_correct
+        assert hits[branch] == 6
+        other = (branch + 1) % 3  # its weight is zero
+        np.testing.assert_array_equal(fused.alone[:, other], fused.branch_logits[:, other])
+
+
 def test_trains_in_bfloat16_with_float32_state(key, tiny):
     model = tiny("S1", depth=5, taps=(3, 5), dtype=jnp.bfloat16)
     optimizer = ij.make_optimizer(1e-3)
