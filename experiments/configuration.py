@@ -94,6 +94,10 @@ class Configuration:
         """The seeds to run, in order."""
         return (self.seed,) if self.seeds is None else self.seeds
 
+    def resolved_epochs(self) -> int:
+        """As given, or the dataset's."""
+        return self.epochs or datasets.recipe(self.dataset).epochs
+
     def identity(self, seed: int) -> dict[str, Any]:
         """What a run of this seed computes, JSON-able; resuming needs an equal one."""
         values = {
@@ -104,7 +108,7 @@ class Configuration:
         return {
             **values,
             "seed": seed,
-            "epochs": self.epochs or datasets.recipe(self.dataset).epochs,
+            "epochs": self.resolved_epochs(),
             "taps": list(self.taps or ij.default_taps(self.method, self.depth)),
         }
 

@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     dry_run, only_report = flags.pop("dry_run"), flags.pop("report")
     workers, cpus = flags.pop("workers"), flags.pop("cpus")
     if (number is None) == (figure is None):
-        parser.error("give either --table=1 to 7, --table=branches or --figure=4")
+        parser.error("give either --table=1 to 7, --table=branches, --table=longer or --figure=4")
     if cpus is not None and not (workers and cpus > 0):
         parser.error(f"--cpus={cpus}: choose a number above 0, with --workers")
     number = number or figure
@@ -101,7 +101,7 @@ def _parser():
         "       from its checkpoint in another. Ctrl-C saves what trains first; needs '.[ray]'.\n",
     )
     parser.add_argument(
-        "--table", choices=sorted([*TABLES, "2"]), metavar="N", help="1 to 7, or branches"
+        "--table", choices=sorted([*TABLES, "2"]), metavar="N", help="1 to 7, branches or longer"
     )
     parser.add_argument("--figure", choices=["4"], metavar="4", help="4, of Table IV's runs")
     parser.add_argument("--preset", default="cpu", choices=PRESETS, help="below (default: cpu)")

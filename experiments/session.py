@@ -87,7 +87,7 @@ def open_session(configuration: Configuration, dataset: Dataset) -> Session:
     """
     batch_size = configuration.batch_size
     trained_by = recipe(configuration.dataset)
-    number_of_epochs = configuration.epochs or trained_by.epochs
+    number_of_epochs = configuration.resolved_epochs()
     steps = len(dataset.train) // batch_size
     mesh = epochs.local_mesh()
     examples = len(dataset.train) + len(dataset.test)

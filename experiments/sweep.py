@@ -16,7 +16,6 @@ from experiments.configuration import PLACES, Configuration
 from experiments.console import duration
 from experiments.folder import RunFolder
 from experiments.training_run import NonFiniteLossError
-from interflow_jax import datasets
 from interflow_jax.backbones import forward_flops
 from interflow_jax.checkpoints import UnreadableError, UnwritableError
 
@@ -129,9 +128,8 @@ def multiply_adds(flags: Configuration) -> float:
 
 def _passes(flags: Configuration) -> float:
     """Images trained on, and those of the evaluations as so many trained on."""
-    recipe = datasets.recipe(flags.dataset)
     train = flags.train_size or {"fashion_mini": 6_000, "svhn": 73_257}.get(flags.dataset, 50_000)
-    return (flags.epochs or recipe.epochs) * (train + _EVALUATION * _UNREAD_TEST_EXAMPLES)
+    return flags.resolved_epochs() * (train + _EVALUATION * _UNREAD_TEST_EXAMPLES)
 
 
 def work(sweep: list[Planned], say: Callable[[str], None]) -> list[tuple[Planned, Exception]]:

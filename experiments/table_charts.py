@@ -15,8 +15,8 @@ from matplotlib.ticker import MaxNLocator
 
 from experiments import weight_charts
 from experiments.table_markdown import by_section
+from experiments.weight_charts import Histories
 
-Histories = dict[tuple[str, str], list[list[dict[str, float]]]]
 Charts = Iterator[tuple[str, str, Any]]
 """Of every picture: its file's name without ending, what it shows in words, and the figure."""
 
@@ -35,17 +35,20 @@ def draw(number: str, report: dict[str, Any], histories: Histories, out: Path) -
         "3": _differences,
         "4": weight_charts.figures,
         "5": weight_charts.figures,
-        "6": _extremely_deep,
+        "6": lambda report: chain(
+            _extremely_deep(report), _learning_curves(_two_depths(histories), "table6-learning")
+        ),
         "7": _accuracy_by_run,
         "branches": _branches_alone,
+        "longer": lambda _: chain(
+            _learning_curves(histories, "longer"), weight_charts.over_epochs(histories)
+        ),
     }
     if not any(record["runs"] for record in report["cells"]):
         return []
     pictures = []
     with plt.rc_context({"axes.grid": True, "grid.alpha": 0.3, "figure.dpi": 120}):
-        for name, shows, chart in chain(
-            makers[number](report), _learning_curves(histories) if number == "6" else ()
-        ):
+        for name, shows, chart in makers[number](report):
             chart.savefig(out / f"{name}.png")
             plt.close(chart)
             pictures.append({"file": f"{name}.png", "shows": shows})
@@ -162,11 +165,16 @@ def _extremely_deep(report: dict[str, Any]) -> Charts:
             yield (name, *weight_charts.of_depths(records))
 
 
-def _learning_curves(histories: Histories) -> Charts:
-    """Two of Table VI's depths: where the paper's plain network has failed, and the deepest."""
+def _two_depths(histories: Histories) -> Histories:
+    """Of Table VI: where the paper's plain network has failed, and the deepest."""
+    ends = ("depth 60", "depth 100")
+    return {place: runs for place, runs in histories.items() if place[0].endswith(ends)}
+
+
+def _learning_curves(histories: Histories, name: str) -> Charts:
     panels: dict[str, dict[str, Any]] = {}
     for (section, row), runs in histories.items():
-        if runs and section.endswith(("depth 60", "depth 100")):
+        if runs:
             panels.setdefault(section, {})[row] = runs
     if not panels:
         return
@@ -198,7 +206,7 @@ def _learning_curves(histories: Histories) -> Charts:
     all_axes.flat[0].set(ylabel="test accuracy (%)")
     chart.legend(loc="outside lower center", ncols=4, fontsize="small", frameon=False)
     shows = f"Test accuracy by epoch, a line a run of {', '.join(colors)}; a panel each for "
-    yield "table6-learning", shows + " and ".join(panels), chart
+    yield name, shows + " and ".join(panels), chart
 
 
 def _accuracy_by_run(report: dict[str, Any]) -> Charts:

@@ -110,11 +110,12 @@ def write(
 def protocol(made: list[Cell], gathered: list[dict[str, Any]]) -> str:
     """How the runs differ from the paper's, and on what they ran, in words."""
     flags = made[0].flags
-    recipe = flags.identity(0)
+    lengths = sorted({cell.flags.resolved_epochs() for cell in made})
     examples = "all" if flags.train_size is None else f"{flags.train_size:,}"
     said = (
-        f"width {flags.width:g}, {examples} training examples, {recipe['epochs']} epoch"
-        f"{'' if recipe['epochs'] == 1 else 's'}, batch {flags.batch_size}, {flags.dtype}"
+        f"width {flags.width:g}, {examples} training examples, "
+        f"{' or '.join(map(str, lengths))} epoch{'' if lengths == [1] else 's'}, "
+        f"batch {flags.batch_size}, {flags.dtype}"
     )
     same = flags.width == 1 and flags.train_size is None and flags.epochs is None
     said += " (the paper's)" if same else "; the paper's: width 1, all examples, 100 or 40 epochs"

@@ -21,7 +21,8 @@ class Table(NamedTuple):
 
     Attributes:
       title: of our report.
-      datasets, methods, depths, downsamples, fcs: every combination is a cell.
+      datasets, methods, depths, downsamples, fcs, lengths: every combination is a cell; lengths
+        multiply the epochs.
       seeds: runs of a cell, from seed 0 on.
     """
 
@@ -32,6 +33,7 @@ class Table(NamedTuple):
     seeds: int
     downsamples: tuple[Downsample, ...] = ("first",)
     fcs: tuple[str, ...] = ("shared",)
+    lengths: tuple[int, ...] = (1,)
 
 
 TABLES: dict[str, Table] = {
@@ -67,6 +69,14 @@ TABLES: dict[str, Table] = {
         (13,),
         5,
         fcs=("shared", "separate"),
+    ),
+    "longer": Table(
+        "Not in the paper: extremely deep networks, trained longer",
+        ("fashion_mnist",),
+        ("Normal", "S1"),
+        (BASELINE_DEPTH,),
+        2,
+        lengths=(1, 4),
     ),
 }
 
@@ -116,9 +126,10 @@ def cells(number: str, choice: Choice) -> list[Cell]:
     downsamples = (overrides["downsample"],) if "downsample" in overrides else table.downsamples
     fcs = (overrides["fc"],) if "fc" in overrides else table.fcs
     made = []
-    for dataset, depth, method, downsample, fc in itertools.product(
+    for dataset, depth, length, method, downsample, fc in itertools.product(
         choice.datasets or table.datasets,
         choice.depths or table.depths,
+        table.lengths,
         choice.methods or table.methods,
         downsamples,
         fcs,
@@ -135,6 +146,8 @@ def cells(number: str, choice: Choice) -> list[Cell]:
             "fc": fc,
         }
         flags = Configuration(**values)
+        if length > 1:
+            flags = replace(flags, epochs=flags.resolved_epochs() * length)
         section, row = _place(number, flags)
         seeds = choice.seeds or tuple(range(table.seeds))
         printed = _printed(number, dataset, depth, method)
@@ -150,9 +163,13 @@ def _only_at_one_depth(number: str, method: str, choice: Choice) -> bool:
 def _place(number: str, flags: Configuration) -> tuple[str, str]:
     if number == "1":
         return f"{flags.dataset}, downsample={flags.downsample}", f"depth {flags.depth}"
-    if number == "6":
+    if number in ("6", "longer"):
         named = "Interflow (S1)" if flags.method == "S1" else flags.method
-        return f"{flags.dataset}, depth {flags.depth}", named
+        section = f"{flags.dataset}, depth {flags.depth}"
+        if number == "longer":
+            epochs = flags.resolved_epochs()
+            section += f", {epochs} epoch{'' if epochs == 1 else 's'}"
+        return section, named
     if number == "branches":
         return f"{flags.dataset}, {flags.method}", flags.fc
     return flags.dataset, flags.method

@@ -7,6 +7,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
+Histories = dict[tuple[str, str], list[list[dict[str, float]]]]
+"""The metrics of every run by section and row: a dict an epoch."""
+
 MOST_NUMBERED = 20  # columns of a heat map whose cells have room for their figure
 
 
@@ -82,6 +85,41 @@ def of_depths(records: list[dict[str, Any]]) -> tuple[str, Any]:
         axes.set(title=title, xlabel="branch, shallow to deep")
     shows = "Two heat maps by depth and branch, shallow to deep: the absolute weight, and the "
     return shows + "test accuracy of the branch alone", chart
+
+
+def over_epochs(histories: Histories) -> Iterator[tuple[str, str, Any]]:
+    """The learned weights of the first run of every section, a line a branch."""
+    panels = {
+        section: runs[0]
+        for (section, row), runs in histories.items()
+        if runs and row.startswith("Interflow")
+    }
+    if not panels:
+        return
+    chart, all_axes = plt.subplots(
+        1,
+        len(panels),
+        figsize=(1.6 + 4 * len(panels), 3.8),
+        layout="constrained",
+        squeeze=False,
+        sharey=True,
+    )
+    for axes, (section, epochs) in zip(all_axes.flat, panels.items(), strict=True):
+        branches = [name for name in epochs[0] if name.startswith("weights/")]
+        for place, branch in enumerate(branches):
+            axes.plot(
+                [epoch["epoch"] for epoch in epochs],
+                [epoch[branch] for epoch in epochs],
+                color=plt.get_cmap("viridis")(place / len(branches)),
+                marker=".",
+                label=f"after {branch.partition('/')[2]}",
+            )
+        axes.set(title=section, xlabel="epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    all_axes.flat[0].set(ylabel="weight, as learned")
+    chart.legend(*axes.get_legend_handles_labels(), loc="outside right center", fontsize="small")
+    shows = "The fusion's weights by epoch in the first run, a line a branch, light the deepest; a "
+    yield "longer-weights", f"{shows}panel each for {' and '.join(panels)}", chart
 
 
 def _heatmap(axes, values: np.ndarray, rows: list[str], bounds: tuple | None = None) -> Any:

@@ -21,8 +21,9 @@ COMMANDS = {
         *("--table=branches", "--methods=S1", "--depths=5", "--taps=3,4,5", "--seeds=0,1"),
         *TINY,
     ],
+    "longer": ["--table=longer", "--depths=4", "--taps=4", "--seeds=0", *TINY],
 }
-RUNS = {"1": 4, "3": 6, "4": 3, "5": 2, "6": 2, "7": 2, "branches": 4}
+RUNS = {"1": 4, "3": 6, "4": 3, "5": 2, "6": 2, "7": 2, "branches": 4, "longer": 4}
 PICTURES = {
     "1": ["table1"],
     "3": ["table3"],
@@ -31,6 +32,7 @@ PICTURES = {
     "6": ["table6", "table6-branches"],
     "7": ["table7"],
     "branches": ["branches"],
+    "longer": ["longer", "longer-weights"],
 }
 
 
@@ -52,7 +54,8 @@ def test_a_table_from_runs_to_report(number, out, capsys):
         assert cell["best"] == max(accuracies)
     text = (out / f"{tables.stem(number)}.md").read_text()
     assert report["command"] in text
-    assert "128 training examples, 1 epoch," in text
+    length = "1 or 4 epochs" if number == "longer" else "1 epoch"
+    assert f"128 training examples, {length}," in text
     for name in PICTURES[number]:
         assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert f"({name}.png)" in text
@@ -83,6 +86,19 @@ def test_branches_stand_beside_the_fusion_of_the_same_runs(out):
             assert found["after"] == (3, 4, 5)[branch]
             assert found["mean"] == pytest.approx(sum(alone) / 2)
             assert found["difference"]["mean"] == pytest.approx((sum(alone) - sum(fused)) / 2)
+
+
+def test_longer_training_is_told_apart(out):
+    reproduce.main([*COMMANDS["longer"], f"--out={out}"])
+    cells = json.loads((out / "longer.json").read_text())["cells"]
+    assert [(cell["section"].split(", ")[-1], cell["row"]) for cell in cells] == [
+        ("1 epoch", "Normal"),
+        ("1 epoch", "Interflow (S1)"),
+        ("4 epochs", "Normal"),
+        ("4 epochs", "Interflow (S1)"),
+    ]
+    assert [ran["epochs"] for cell in cells for ran in cell["runs"]] == [1, 1, 4, 4]
+    assert cells[3]["difference"]["to"] == "Normal"
 
 
 def test_missing_runs_show_as_missing_and_are_listed(out, capsys):
@@ -147,8 +163,11 @@ def test_runs_of_different_configurations_have_different_folders(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ([], "--table=1 to 7, --table=branches or --figure=4"),
-        (["--table=3", "--figure=4"], "--table=1 to 7, --table=branches or --figure=4"),
+        ([], "--table=1 to 7, --table=branches, --table=longer or --figure=4"),
+        (
+            ["--table=3", "--figure=4"],
+            "--table=1 to 7, --table=branches, --table=longer or --figure=4",
+        ),
         (["--table=8"], "choose from '1', '2'"),
         (["--table=3", "--methods=S10"], "--methods=S10: choose from Normal, S0"),
         (["--table=3", "--width=-1"], "width is -1.0"),
