@@ -24,9 +24,23 @@ PLACES = ("data_dir", "out", "checkpoint_minutes", "seeds")
 def integers(text: str) -> tuple[int, ...]:
     """Reads "7,9,11" from the command line."""
     try:
-        return tuple(int(part) for part in text.split(","))
+        return tuple(int(part) for part in names(text))
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list as 7,9,11") from error
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Reads "S1,S3" from the command line."""
+    given = tuple(text.split(","))
+    for name in given:
+        if given.count(name) > 1:
+            raise argparse.ArgumentTypeError(f"{text!r} has {name} more than once")
+    return given
+
+
+def as_flag(value: Any) -> str:
+    """A value as the command line takes it."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _flag(default: Any, parse: Any, meaning: str, choices: tuple[str, ...] = ()) -> Any:

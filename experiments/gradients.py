@@ -27,7 +27,7 @@ from experiments.presets import PRESETS
 from experiments.training_run import StoppedError
 from interflow_jax import allocation, epochs, splits
 from interflow_jax.preprocessing import epoch_keys, initial_key, normalize
-from interflow_jax.training import BATCH_SIZE, TrainState, cross_entropy
+from interflow_jax.training import TrainState, mean_losses
 
 BATCHES = 8  # over which a norm is averaged
 
@@ -38,9 +38,9 @@ def main(arguments: list[str] | None = None) -> int:
     command = shlex.join(["python", "-m", "experiments.gradients", *arguments])
     parser = configuration.parser(
         "gradients",
-        "Trains networks for an epoch and reports, for every convolution, the norm of the loss's\n"
-        f"gradient at initialisation and after the epoch, mean over {BATCHES} batches: OUT/\n"
-        "gradients.md, .json and .png. Finished runs are skipped.",
+        "Trains networks for an epoch and reports, for every convolution, the norm of the\n"
+        "gradient of the loss that it minimises, at initialisation and after the epoch, mean over\n"
+        f"up to {BATCHES} batches: OUT/gradients.md, .json and .png. Finished runs are skipped.",
     )
     parser.add_argument("--dataset", default="cifar10", help="default: cifar10")
     parser.add_argument("--depths", type=configuration.integers, default=(13, 60, 100))
@@ -66,19 +66,19 @@ def main(arguments: list[str] | None = None) -> int:
         ]
         sweep.check(runs)
         configuration.writable(out)
-    except ValueError as error:
-        print(f"gradients: error: {error}", file=sys.stderr)
-        return 2
-    try:
         failed = sweep.work(runs, lambda line: print(line, flush=True))
+        for run, error in failed:
+            print(f"gradients: failed: {run.folder.path}: {error}", file=sys.stderr)
+        if failed:
+            return 1
+        networks = [measure(run) for run in runs]
     except StoppedError as stopped:
         print(f"stopped and saved; to go on, run the same command again: {command}")
         return 128 + stopped.args[0]
-    for run, error in failed:
-        print(f"gradients: failed: {run.folder.path}: {error}", file=sys.stderr)
-    if failed:
-        return 1
-    report = {"command": command, "dataset": dataset, "networks": [measure(run) for run in runs]}
+    except ValueError as error:
+        print(f"gradients: error: {error}", file=sys.stderr)
+        return 2
+    report = {"command": command, "dataset": dataset, "networks": networks}
     (out / "gradients.json").write_text(json.dumps(report, indent=1) + "\n")
     _draw(report, out / "gradients.png")
     (out / "gradients.md").write_text(markdown(report))
@@ -90,8 +90,9 @@ def measure(planned: sweep.Planned) -> dict[str, Any]:
     """Norms of a finished run of one epoch.
 
     Returns:
-      method, depth, seed, and `at_start` and `after_epoch`: for every convolution, shallow to
-      deep, the Euclidean norm of the gradient of the batch's mean loss by its kernel.
+      method, depth, seed, batches (how many), and `at_start` and `after_epoch`: for every
+      convolution, shallow to deep, the Euclidean norm of the gradient of the batch's mean loss by
+      its kernel.
     """
     finished = predict.load(planned.folder.path)
     result = finished.result
@@ -100,31 +101,39 @@ def measure(planned: sweep.Planned) -> dict[str, Any]:
     shape = tuple(result["image_shape"])
     start = ij.create_state(finished.model, optimizer, initial_key(result["seed"]), shape)
     norms = jax.jit(
-        partial(kernel_gradient_norms, finished.model),
+        partial(
+            kernel_gradient_norms,
+            finished.model,
+            auxiliary_loss={**ij.METHODS, **ij.BASELINES}[planned.flags.method].auxiliary_loss,
+        ),
         compiler_options=ij.cpu_compiler_options(),
     )
-    said = {name: result[name] for name in ("method", "depth", "seed", "branches", "versions")}
+    said: dict[str, Any] = {"batches": len(batches)}
+    said |= {name: result[name] for name in ("method", "depth", "seed", "branches", "versions")}
     for name, state in (("at_start", start), ("after_epoch", finished.state)):
         said[name] = np.mean([norms(state, *batch) for batch in batches], axis=0).tolist()
     return said
 
 
 def kernel_gradient_norms(
-    model: Any, state: TrainState, images: jax.Array, labels: jax.Array
+    model: Any, state: TrainState, images: jax.Array, labels: jax.Array, auxiliary_loss: float = 0.0
 ) -> jax.Array:
     """The norm of the loss's gradient by every convolution's kernel, [convolutions], float32.
 
+    The loss is the one that training minimises.
+
     Args:
-      model: an `Interflow` over a `StrideVGG`; its loss is that of the fused logits.
+      model: an `Interflow` over a `StrideVGG`.
       state: its parameters and BatchNorm statistics are used.
       images: [batch, height, width, channels], float, normalised.
       labels: [batch], int.
+      auxiliary_loss: as in `ij.train_step`.
     """
 
     def loss_of(params):
         variables = {"params": params, "batch_stats": state.batch_stats}
         prediction, _ = model.apply(variables, images, train=True, mutable=["batch_stats"])
-        return cross_entropy(prediction.logits, labels).mean()
+        return mean_losses(prediction, labels, auxiliary_loss)[0]
 
     gradients = jax.grad(loss_of)(state.params)["backbone"]
     deepest = model.backbone.taps[-1]
@@ -138,9 +147,9 @@ def _batches(flags: Configuration, finished: FinishedRun) -> list[tuple[jax.Arra
     if flags.train_size is not None:
         train = splits.take(train, flags.train_size)
     order = epochs.training_order(epoch_keys(flags.seed, 0), len(train))
-    count = min(BATCHES, len(order) // BATCH_SIZE)
+    count = min(BATCHES, len(order) // flags.batch_size)
     made = []
-    for visited in order[: count * BATCH_SIZE].reshape(count, BATCH_SIZE):
+    for visited in order[: count * flags.batch_size].reshape(count, flags.batch_size):
         images, labels = train.read(visited)
         made.append((normalize(finished.preprocessing, jnp.asarray(images)), labels))
     return made
@@ -174,7 +183,8 @@ def markdown(report: dict[str, Any]) -> str:
         "# Gradients by layer",
         "",
         f"`{report['command']}` on {report['dataset']}: norm of the gradient of the loss by a",
-        f"convolution's kernel, mean over {BATCHES} training batches, one seed.",
+        f"convolution's kernel, mean over {report['networks'][0]['batches']} training batches, "
+        "one seed.",
         "",
         "| depth | method | | first | middle | last | first / last |",
         "| --- | --- | --- | --- | --- | --- | --- |",

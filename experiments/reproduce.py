@@ -3,6 +3,8 @@
 python -m experiments.reproduce --table=3 --datasets=cifar10 --methods=Normal,S3
 """
 
+import argparse
+import json
 import shlex
 import sys
 from functools import partial
@@ -33,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     dry_run, only_report = flags.pop("dry_run"), flags.pop("report")
     workers, cpus = flags.pop("workers"), flags.pop("cpus")
     if (number is None) == (figure is None):
-        parser.error("give either --table=1 to 7, --table=branches, --table=longer or --figure=4")
+        parser.error("give either --table=1 to 7, branches or longer, or --figure=4")
     if cpus is not None and not (workers and cpus > 0):
         parser.error(f"--cpus={cpus}: choose a number above 0, with --workers")
     number = number or figure
@@ -42,39 +44,72 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     narrowed = {name: flags.pop(name) for name in ("preset", "datasets", "methods", "depths")}
     choice = Choice(**narrowed, seeds=flags.pop("seeds"), overrides=flags)
+    report = partial(_report, number, out, _recorded(arguments), choice.preset)
+    failed: list[tuple[Planned, Exception]] = []
     try:
         made = _cells(number, choice)
-        runs = _runs(made, out)
+        runs = [planned for cell in made for planned in cell.runs(out / "runs")]
         if dry_run:
             print(listing(runs))
             return 0
-        work = sweep.work
-        if not only_report:
-            if workers and sweep.unfinished(runs):
-                work = _on_ray(cpus)
-            sweep.check(runs)
-        configuration.writable(out)
+        try:
+            if not only_report:
+                work = _on_ray(cpus) if workers and sweep.unfinished(runs) else sweep.work
+                sweep.check(runs)
+                configuration.writable(out)
+                todo = len(sweep.unfinished(runs))
+                print(f"{TABLES[number].title}: {len(runs)} runs, {todo} to do")
+                failed = work(runs, lambda line: print(line, flush=True))
+        except StoppedError as stopped:
+            if sweep.finished(runs):
+                report(made)
+            print(f"stopped and saved; to go on, run the same command again: {command}")
+            return 128 + stopped.args[0]
+        if sweep.finished(runs):
+            report(made)
+        elif not failed:
+            raise ValueError(f"--report: no run of this table is finished in {out / 'runs'}")
     except ValueError as error:
         print(f"reproduce: error: {error}", file=sys.stderr)
         return 2
-
-    def report() -> None:
-        written = table_report.write(number, made, out / "runs", out, command, choice.preset)
-        print(f"wrote {', '.join(map(str, written))}", flush=True)
-
-    failed: list[tuple[Planned, Exception]] = []
-    if not only_report:
-        print(f"{TABLES[number].title}: {len(runs)} runs, {len(sweep.unfinished(runs))} to do")
-        try:
-            failed = work(runs, lambda line: print(line, flush=True))
-        except StoppedError as stopped:
-            report()
-            print(f"stopped and saved; to go on, run the same command again: {command}")
-            return 128 + stopped.args[0]
-    report()
     for planned, error in failed:
         print(f"reproduce: failed: {planned.folder.path}: {error}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _recorded(arguments: list[str]) -> str:
+    """The command that makes a report, wherever its runs are trained."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--report", action="store_true")
+    parser.add_argument("--workers")
+    parser.add_argument("--cpus")
+    kept = parser.parse_known_args(arguments)[1]
+    return shlex.join(["python", "-m", "experiments.reproduce", *kept])
+
+
+def _report(number: str, out: Path, command: str, preset: str, made: list[Cell]) -> None:
+    """Writes the table's report, and says what of an earlier one it no longer has."""
+    file = out / f"{tables.stem(number)}.json"
+    earlier = _reported(file)
+    configuration.writable(out)
+    written = table_report.write(number, made, out / "runs", out, command, preset)
+    print(f"wrote {', '.join(map(str, written))}", flush=True)
+    gone = earlier.keys() - _reported(file).keys()
+    if gone:
+        print(
+            f"{len(gone)} finished run(s) of the report before are not in this one, which names "
+            f"fewer; to have them back: {earlier[min(gone)]} --report"
+        )
+
+
+def _reported(file: Path) -> dict[str, str]:
+    """The runs of a report by their commands, each with the report's command; {} without one."""
+    try:
+        report = json.loads(file.read_text())
+        command = str(report["command"])
+        return {run["command"]: command for cell in report["cells"] for run in cell["runs"]}
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}
 
 
 def _parser():
@@ -82,7 +117,8 @@ def _parser():
         "reproduce",
         "Trains what a table of the paper needs and reports it beside the paper's figures: OUT/\n"
         "tableN.md, .json and pictures, from run folders in OUT/runs. Finished runs are skipped,\n"
-        "an interrupted one goes on.",
+        "an interrupted one goes on. A report holds what its command names, and replaces the\n"
+        "one before.",
         "tables:\n"
         + "\n".join(f"  {number:<8}  {table.title}" for number, table in TABLES.items())
         + "\n  2         Table II: the methods\n\npresets:\n"
@@ -106,8 +142,8 @@ def _parser():
     parser.add_argument("--figure", choices=["4"], metavar="4", help="4, of Table IV's runs")
     parser.add_argument("--preset", default="cpu", choices=PRESETS, help="below (default: cpu)")
     for name, parse, default in (
-        ("datasets", _names, "the table's"),
-        ("methods", _names, "the table's"),
+        ("datasets", configuration.names, "the table's"),
+        ("methods", configuration.names, "the table's"),
         ("depths", configuration.integers, "the table's"),
         ("seeds", configuration.integers, "the table's number of them, from 0 on"),
     ):
@@ -140,12 +176,8 @@ def _on_ray(cpus: int | None):
     return partial(ray_workers.work, cpus=cpus)
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(text.split(","))
-
-
 def _cells(number: str, choice: Choice) -> list[Cell]:
-    """The table's cells; raises ValueError for a method, dataset or depth that it cannot have."""
+    """The table's cells; raises ValueError for a method or a depth that it cannot have."""
     known = (*ij.METHODS, *ij.BASELINES)
     for method in choice.methods or ():
         if method not in known:
@@ -155,10 +187,6 @@ def _cells(number: str, choice: Choice) -> list[Cell]:
         for seed in cell.seeds:
             Configuration(**{**vars(cell.flags), "seed": seed}).check()
     return made
-
-
-def _runs(made: list[Cell], out: Path) -> list[Planned]:
-    return [planned for cell in made for planned in cell.runs(out / "runs")]
 
 
 def listing(runs: list[Planned]) -> str:

@@ -75,6 +75,25 @@ def check(flags: Configuration) -> dict[int, RunFolder]:
     return folders
 
 
+def check_sizes(flags: Configuration, examples: int) -> None:
+    """Checks the flags against a training split of so many examples.
+
+    Raises:
+      ValueError: naming the flag, what is allowed and what to do.
+    """
+    taken = flags.train_size or examples
+    if taken > examples:
+        raise ValueError(
+            f"--train_size={taken}: {flags.dataset} has {examples} training examples; choose at "
+            "most as many, or leave it out for all"
+        )
+    if taken < flags.batch_size:
+        raise ValueError(
+            f"--batch_size={flags.batch_size} is more than the {taken} training "
+            "examples; choose a smaller batch or a larger --train_size"
+        )
+
+
 def prepare(flags: Configuration, folders: dict[int, RunFolder], command: str) -> Session:
     """Opens the data, claims the folders, and makes all ready to train.
 
@@ -84,13 +103,9 @@ def prepare(flags: Configuration, folders: dict[int, RunFolder], command: str) -
 
     claimed = partial(claim, flags, folders, command)
     dataset = data.load(flags.dataset, flags.data_dir, flags.image_size, before_download=claimed)
+    check_sizes(flags, len(dataset.train))
     if flags.train_size is not None:
         dataset = dataset._replace(train=splits.take(dataset.train, flags.train_size))
-    if len(dataset.train) < flags.batch_size:
-        raise ValueError(
-            f"--batch_size={flags.batch_size} is more than the {len(dataset.train)} training "
-            "examples; choose a smaller batch or a larger --train_size"
-        )
     claimed()
     return open_session(flags, dataset)
 

@@ -3,6 +3,7 @@
 python -m experiments.study
 """
 
+import argparse
 import json
 import shlex
 import sys
@@ -62,14 +63,13 @@ def main(arguments: list[str] | None = None) -> int:
             raise ValueError(f"--seeds={flags.seeds}: give two or more, for a deviation")
         sweep.check(runs)
         configuration.writable(out)
-    except ValueError as error:
-        print(f"study: error: {error}", file=sys.stderr)
-        return 2
-    try:
         failed = sweep.work(runs, lambda line: print(line, flush=True))
     except StoppedError as stopped:
         print(f"stopped and saved; to go on, run the same command again: {command}")
         return 128 + stopped.args[0]
+    except ValueError as error:
+        print(f"study: error: {error}", file=sys.stderr)
+        return 2
     for run, error in failed:
         print(f"study: failed: {run.folder.path}: {error}", file=sys.stderr)
     if failed:
@@ -84,9 +84,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _candidates(text: str) -> list[tuple[float, int, int]]:
     made = []
-    for part in text.split(","):
-        width, examples, epochs = part.split("x")
-        made.append((float(width), int(examples), int(epochs)))
+    for part in configuration.names(text):
+        try:
+            width, examples, epochs = part.split("x")
+            made.append((float(width), int(examples), int(epochs)))
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{part!r} is not as 0.125x20000x3") from error
     return made
 
 

@@ -1,9 +1,11 @@
 """A set of runs: which are finished, how long the others will take, and working them off."""
 
+import contextlib
 import dataclasses
 import shlex
+import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
 from statistics import median
@@ -12,17 +14,23 @@ from typing import Any, NamedTuple
 import jax
 
 from experiments import data, run
-from experiments.configuration import PLACES, Configuration
+from experiments.configuration import PLACES, Configuration, as_flag
 from experiments.console import duration
 from experiments.folder import RunFolder
-from experiments.training_run import NonFiniteLossError
+from experiments.training_run import NonFiniteLossError, StoppedError
 from interflow_jax.backbones import forward_flops
 from interflow_jax.checkpoints import UnreadableError, UnwritableError
 
 FAILURES = (ValueError, NonFiniteLossError, UnreadableError, UnwritableError, OSError)
 """What one run may end with without ending the others."""
 
-_UNREAD_TEST_EXAMPLES = 10_000  # of five of the paper's six datasets
+_EXAMPLES = {  # of the training and of the test split, without reading them
+    "cifar10": (50_000, 10_000),
+    "cifar100": (50_000, 10_000),
+    "svhn": (73_257, 26_032),
+    "fashion_mini": (6_000, 1_000),
+}
+_OTHER_EXAMPLES = (60_000, 10_000)  # MNIST and what was made like it
 _EVALUATION = 1 / 3  # of a training step's work: the forward pass
 
 
@@ -41,7 +49,7 @@ class Planned(NamedTuple):
         """The command that does this run alone."""
         default = Configuration()
         given = [
-            f"--{name}={','.join(map(str, value)) if isinstance(value, tuple) else value}"
+            f"--{name}={as_flag(value)}"
             for name, value in dataclasses.asdict(self.flags).items()
             if name in ("method", "dataset", "seed") or value != getattr(default, name)
         ]
@@ -67,18 +75,36 @@ def _variant(flags: Configuration) -> str:
 
 
 def check(sweep: Iterable[Planned]) -> None:
-    """Checks all that can be wrong, and that the data of unfinished runs is there.
+    """Checks all that can be wrong, and that the data of unfinished runs is there, and enough.
 
     Raises:
       ValueError: as the main command's checks.
+      StoppedError: on Ctrl-C, as from `work`.
     """
-    names = set()
-    for planned in sweep:
-        run.check(planned.flags)
-        if planned.folder.result() is None:
-            names.add((planned.flags.dataset, planned.flags.data_dir, planned.flags.image_size))
-    for place in sorted(names, key=str):
-        data.load(*place)
+    sizes = {}
+    with _interruptible():
+        for planned in sweep:
+            flags = planned.flags
+            run.check(flags)
+            if planned.folder.result() is None:
+                place = flags.dataset, flags.data_dir, flags.image_size
+                if place not in sizes:
+                    sizes[place] = len(data.load(*place).train)
+                run.check_sizes(flags, sizes[place])
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C where nothing is training means what it means there: an end, and no traceback."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise StoppedError(signal.SIGINT) from None
+
+
+def finished(sweep: Iterable[Planned]) -> list[Planned]:
+    """The runs with a result."""
+    return [planned for planned in sweep if planned.folder.result() is not None]
 
 
 def unfinished(sweep: Iterable[Planned]) -> list[Planned]:
@@ -117,7 +143,8 @@ def _but_for_seed(planned: Planned) -> str:
 
 
 def _flops(flags: Configuration) -> float:
-    shape = (32, 32, 3) if flags.dataset in ("cifar10", "cifar100", "svhn") else (28, 28, 1)
+    size, channels = (32, 3) if flags.dataset in ("cifar10", "cifar100", "svhn") else (28, 1)
+    shape = (flags.image_size or size, flags.image_size or size, channels)
     return forward_flops(flags.depth, flags.width, flags.downsample, shape)
 
 
@@ -128,8 +155,8 @@ def multiply_adds(flags: Configuration) -> float:
 
 def _passes(flags: Configuration) -> float:
     """Images trained on, and those of the evaluations as so many trained on."""
-    train = flags.train_size or {"fashion_mini": 6_000, "svhn": 73_257}.get(flags.dataset, 50_000)
-    return flags.resolved_epochs() * (train + _EVALUATION * _UNREAD_TEST_EXAMPLES)
+    train, test = _EXAMPLES.get(flags.dataset, _OTHER_EXAMPLES)
+    return flags.resolved_epochs() * ((flags.train_size or train) + _EVALUATION * test)
 
 
 def work(sweep: list[Planned], say: Callable[[str], None]) -> list[tuple[Planned, Exception]]:
@@ -148,16 +175,22 @@ def work(sweep: list[Planned], say: Callable[[str], None]) -> list[tuple[Planned
         session = None
         for planned in group:
             said = f"[{done + 1}/{len(todo)}] {planned}"
-            say(f"{said}; {_remaining(sweep, start, done, len(todo))}" if done else said)
+            left = f"; {_remaining(estimate(sweep), todo[done:], start, done)}" if done else ""
+            say(said + left)
             try:
                 folders = {planned.flags.seed: planned.folder}
-                if session is None:
-                    session = run.prepare(planned.flags, folders, planned.command())
-                else:
-                    run.claim(planned.flags, folders, planned.command())
-                run.run(
-                    planned.flags, session, planned.flags.seed, planned.folder, planned.command()
-                )
+                with _interruptible():
+                    if session is None:
+                        session = run.prepare(planned.flags, folders, planned.command())
+                    else:
+                        run.claim(planned.flags, folders, planned.command())
+                    run.run(
+                        planned.flags,
+                        session,
+                        planned.flags.seed,
+                        planned.folder,
+                        planned.command(),
+                    )
             except FAILURES as error:
                 say(f"  failed: {planned.folder.path}: {error}")
                 failed.append((planned, error))
@@ -166,8 +199,10 @@ def work(sweep: list[Planned], say: Callable[[str], None]) -> list[tuple[Planned
     return failed
 
 
-def _remaining(sweep: list[Planned], start: float, done: int, total: int) -> str:
+def _remaining(
+    estimated: dict[Path, float | None], todo: list[Planned], start: float, done: int
+) -> str:
     """The time left, by the measured estimates where there are some, else by the mean so far."""
-    seconds = [value for value in estimate(sweep).values() if value is not None]
-    left = sum(seconds) if seconds else (time.monotonic() - start) / done * (total - done)
+    seconds = [value for run in todo if (value := estimated[run.folder.path]) is not None]
+    left = sum(seconds) if seconds else (time.monotonic() - start) / done * len(todo)
     return f"about {duration(left)} to go"

@@ -161,7 +161,7 @@ def _extremely_deep(report: dict[str, Any]) -> Charts:
     for row, records in by_row.items():
         if row.startswith("Interflow"):
             of = row.partition(", ")[2]
-            name = f"table6-branches-{of}" if of else "table6-branches"
+            name = f"table6-branches-{of.replace('/', '-')}" if of else "table6-branches"
             yield (name, *weight_charts.of_depths(records))
 
 

@@ -35,6 +35,8 @@ def markdown(report: dict[str, Any]) -> str:
     for record in report["cells"]:
         if record.get("weights_over_runs"):
             text += _weights(report["table"], record)
+    if report["table"] == "6":
+        text += _weights_by_depth(report["cells"])
     for section, records in by_section(report).items():
         rows = [row for record in records for row in _alone(record)]
         if rows:
@@ -115,12 +117,21 @@ def _weights(number: str, record: dict[str, Any]) -> list[str]:
             f"median distances from the median: {outlying}.",
             "",
         ]
-        rows = _printed_moments() if number == "4" and record["paper"] is not None else []
+        rows = _printed_moments() if number == "4" and _is_the_paper_s(record) else []
         return text + table(["", "accuracy", *branches], rows + _moments(record))
-    for kind in ("as_learned", "comparable"):
-        mean = np.array(found[kind]).mean(axis=0)
+    means = {
+        kind.replace("_", " "): np.array(found[kind]).mean(axis=0)
+        for kind in ("as_learned", "comparable")
+    }
+    if number == "5" and _is_the_paper_s(record):
+        printed = paper.table("5")["cells"].values()
+        means = {
+            "of the paper, as printed": np.array([[*row.values()] for row in printed]),
+            **means,
+        }
+    for kind, mean in means.items():
         classes = [str(place) for place in range(1, mean.shape[1] + 1)]
-        text += [f"Mean weights, {kind.replace('_', ' ')}, by branch and class:", ""]
+        text += [f"Mean weights, {kind}, by branch and class:", ""]
         text += table(
             ["", *classes, "mean of absolutes"],
             [
@@ -129,6 +140,36 @@ def _weights(number: str, record: dict[str, Any]) -> list[str]:
             ],
         )
     return text
+
+
+def _is_the_paper_s(record: dict[str, Any]) -> bool:
+    """Whether the paper prints weights of these very branches."""
+    return record["paper"] is not None and record["runs"][0]["branches"] == [7, 9, 11, 13]
+
+
+def _weights_by_depth(cells: list[dict[str, Any]]) -> list[str]:
+    """The weights of every run of Table VI, beside the paper's."""
+    records = [cell for cell in cells if cell["row"].startswith("Interflow") and cell["runs"]]
+    if not records:
+        return []
+    most = max(len(record["runs"][0]["branches"]) for record in records)
+    rows = []
+    for record in records:
+        depth = str(record["runs"][0]["depth"])
+        printed = paper.table("6")["cells"].get(depth, {})
+        weights = [printed.get(str(branch)) for branch in range(1, most + 1)]
+        weighed = {"the paper's (cifar10)": weights} if printed else {}
+        weighed |= {f"seed {run['seed']}": run["weights"] for run in record["runs"]}
+        rows += [
+            [
+                f"{record['section']}, {whose}",
+                *("" if value is None else f"{value:+z.2f}" for value in values),
+                *[""] * (most - len(values)),
+            ]
+            for whose, values in weighed.items()
+        ]
+    head = ["branch, shallow to deep", *map(str, range(1, most + 1))]
+    return ["## Weights of Interflow", "", "As learned.", "", *table(head, rows)]
 
 
 def _printed_moments() -> list[list[str]]:

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from experiments import comparison, table_charts
+from experiments import comparison, sweep, table_charts
+from experiments.configuration import PLACES, Configuration, as_flag
+from experiments.sweep import Planned
 from experiments.table_markdown import markdown
-from experiments.tables import TABLES, Cell, is_reference, sections, stem
+from experiments.tables import DATASETS, TABLES, Cell, is_reference, sections, stem
 
 KEPT = (
     *("method", "dataset", "seed", "depth", "width", "downsample", "epochs", "train_size"),
@@ -33,8 +35,7 @@ def gather(number: str, made: list[Cell], runs: Path) -> list[dict[str, Any]]:
     for section in sections(made).values():
         accuracies = {}
         for cell in section:
-            results = [planned.folder.result() for planned in cell.runs(runs)]
-            there = [result for result in results if result is not None]
+            there = [_kept(planned) for planned in sweep.finished(cell.runs(runs))]
             accuracies[cell.row] = {run["seed"]: run["test_accuracy"] for run in there}
             values = list(accuracies[cell.row].values())
             gathered.append(
@@ -47,10 +48,7 @@ def gather(number: str, made: list[Cell], runs: Path) -> list[dict[str, Any]]:
                     "deviation": float(np.std(values, ddof=1)) if len(values) > 1 else None,
                     "best": max(values, default=None),
                     "difference": None,
-                    "runs": [
-                        {**{key: run[key] for key in KEPT}, "finished": run.get("finished")}
-                        for run in there
-                    ],
+                    "runs": there,
                 }
             )
         references = [cell.row for cell in section if is_reference(cell)]
@@ -64,11 +62,27 @@ def gather(number: str, made: list[Cell], runs: Path) -> list[dict[str, Any]]:
     return gathered
 
 
+def _kept(planned: Planned) -> dict[str, Any]:
+    """What a report has of a finished run.
+
+    Raises:
+      ValueError: for a result that cannot be read, or of an older version.
+    """
+    result = planned.folder.read_json("result.json")
+    missing = [key for key in KEPT if key not in result]
+    if missing:
+        raise ValueError(
+            f"{planned.folder.path / 'result.json'} has no {missing[0]}: it is of another version; "
+            "delete the folder, and the run is made again"
+        )
+    return {**{key: result[key] for key in KEPT}, "finished": result.get("finished")}
+
+
 def histories(made: list[Cell], runs: Path) -> dict[tuple[str, str], list[list[dict[str, float]]]]:
     """Every finished run's metrics.csv, by section and row: a dict an epoch."""
     read = {}
     for cell in made:
-        files = [planned.folder.path / "metrics.csv" for planned in cell.runs(runs)]
+        files = [run.folder.path / "metrics.csv" for run in sweep.finished(cell.runs(runs))]
         read[cell.section, cell.row] = [
             [
                 {name: float(value) for name, value in row.items()}
@@ -111,18 +125,32 @@ def protocol(made: list[Cell], gathered: list[dict[str, Any]]) -> str:
     """How the runs differ from the paper's, and on what they ran, in words."""
     flags = made[0].flags
     lengths = sorted({cell.flags.resolved_epochs() for cell in made})
-    examples = "all" if flags.train_size is None else f"{flags.train_size:,}"
+    sizes = {cell.flags.train_size for cell in made}
+    examples = sorted("all" if size is None else f"{size:,}" for size in sizes)
     said = (
-        f"width {flags.width:g}, {examples} training examples, "
+        f"width {flags.width:g}, {' or '.join(examples)} training examples, "
         f"{' or '.join(map(str, lengths))} epoch{'' if lengths == [1] else 's'}, "
         f"batch {flags.batch_size}, {flags.dtype}"
     )
-    same = flags.width == 1 and flags.train_size is None and flags.epochs is None
-    said += " (the paper's)" if same else "; the paper's: width 1, all examples, 100 or 40 epochs"
+    for name in ("taps", "image_size", "downsample", "fc"):
+        values = {getattr(cell.flags, name) for cell in made}
+        if len(values) == 1 and values != {getattr(Configuration(), name)}:
+            said += f", --{name}={as_flag(values.pop())}"
+    if all(_is_the_paper_s(cell.flags) for cell in made):
+        said += " (the paper's)"
+    else:
+        said += "; the paper's: width 1, all examples, 100 or 40 epochs, batch 64"
     ran = [run for cell in gathered for run in cell["runs"]]
     devices = sorted({run["device"] for run in ran})
     versions = sorted({versions_line(run["versions"]) for run in ran})
     return ". ".join([said, *devices, *versions])
+
+
+def _is_the_paper_s(flags: Configuration) -> bool:
+    """Whether the protocol is IV-B's, but for what the paper's tables vary."""
+    varied = ("method", "dataset", "depth", "seed", "downsample", *PLACES)
+    same = Configuration(**{name: getattr(flags, name) for name in varied})
+    return flags == same and flags.dataset in DATASETS
 
 
 def versions_line(versions: dict[str, str]) -> str:

@@ -13,6 +13,7 @@ from experiments.sweep import Planned, plan
 from interflow_jax.backbones import Downsample
 
 DATASETS = ("cifar10", "cifar100", "svhn", "mnist", "kmnist", "fashion_mnist")
+PAPER_DEPTH = 13  # of all tables but I and VI
 BASELINE_DEPTH = 60  # of Table VI: the depth at which the paper's plain network has failed
 
 
@@ -49,11 +50,13 @@ TABLES: dict[str, Table] = {
         "Table III: accuracy of the methods, and of two baselines",
         DATASETS,
         (*ij.METHODS, *ij.BASELINES),
-        (13,),
+        (PAPER_DEPTH,),
         5,
     ),
-    "4": Table("Table IV and Figure 4: S1 time and again", ("cifar10",), ("S1",), (13,), 30),
-    "5": Table("Table V: S3's mean weights", ("cifar10",), ("S3",), (13,), 10),
+    "4": Table(
+        "Table IV and Figure 4: S1 time and again", ("cifar10",), ("S1",), (PAPER_DEPTH,), 30
+    ),
+    "5": Table("Table V: S3's mean weights", ("cifar10",), ("S3",), (PAPER_DEPTH,), 10),
     "6": Table(
         "Table VI: extremely deep networks",
         ("cifar10",),
@@ -61,12 +64,12 @@ TABLES: dict[str, Table] = {
         tuple(range(40, 101, 10)),
         2,
     ),
-    "7": Table("Table VII: S3 ten times", ("cifar10",), ("S3",), (13,), 10),
+    "7": Table("Table VII: S3 ten times", ("cifar10",), ("S3",), (PAPER_DEPTH,), 10),
     "branches": Table(
         "Not in the paper: branches alone, and each with a fully connected layer of its own",
         ("cifar10", "fashion_mnist"),
         ("S1", "S3"),
-        (13,),
+        (PAPER_DEPTH,),
         5,
         fcs=("shared", "separate"),
     ),
@@ -150,8 +153,7 @@ def cells(number: str, choice: Choice) -> list[Cell]:
             flags = replace(flags, epochs=flags.resolved_epochs() * length)
         section, row = _place(number, flags)
         seeds = choice.seeds or tuple(range(table.seeds))
-        printed = _printed(number, dataset, depth, method)
-        made.append(Cell(section, row, flags, seeds, printed))
+        made.append(Cell(section, row, flags, seeds, _printed(number, flags)))
     return made
 
 
@@ -162,7 +164,9 @@ def _only_at_one_depth(number: str, method: str, choice: Choice) -> bool:
 
 def _place(number: str, flags: Configuration) -> tuple[str, str]:
     if number == "1":
-        return f"{flags.dataset}, downsample={flags.downsample}", f"depth {flags.depth}"
+        method = "" if flags.method == "Normal" else f", {flags.method}"
+        section = f"{flags.dataset}, downsample={flags.downsample}{method}"
+        return section, f"depth {flags.depth}"
     if number in ("6", "longer"):
         named = "Interflow (S1)" if flags.method == "S1" else flags.method
         section = f"{flags.dataset}, depth {flags.depth}"
@@ -170,21 +174,25 @@ def _place(number: str, flags: Configuration) -> tuple[str, str]:
             epochs = flags.resolved_epochs()
             section += f", {epochs} epoch{'' if epochs == 1 else 's'}"
         return section, named
+    depth = "" if flags.depth == PAPER_DEPTH else f", depth {flags.depth}"
     if number == "branches":
-        return f"{flags.dataset}, {flags.method}", flags.fc
-    return flags.dataset, flags.method
+        return f"{flags.dataset}{depth}, {flags.method}", flags.fc
+    return f"{flags.dataset}{depth}", flags.method
 
 
-def _printed(number: str, dataset: str, depth: int, method: str) -> float | None:
+def _printed(number: str, flags: Configuration) -> float | None:
     """The paper's accuracy; its Tables I and IV to VII are of CIFAR-10."""
+    method, dataset, depth = flags.method, flags.dataset, str(flags.depth)
+    if number == "6" and dataset == "cifar10":
+        return paper.value("6", depth, "Interflow" if method == "S1" else method)
+    if number == "1" and (dataset, method) == ("cifar10", "Normal"):
+        return paper.value("1", depth, "accuracy")
+    if flags.depth != PAPER_DEPTH:
+        return None
     if number == "3":
         return paper.value("3", method, dataset)
     if dataset != "cifar10":
         return None
-    if number == "1":
-        return paper.value("1", str(depth), "accuracy")
-    if number == "6":
-        return paper.value("6", str(depth), "Interflow" if method == "S1" else method)
     if (number, method) == ("4", "S1"):
         return paper.value("4", "mean", "accuracy")
     if number in ("5", "7") and method == "S3":

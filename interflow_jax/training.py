@@ -136,12 +136,7 @@ def train_step(
     def loss_of(params):
         variables = {"params": params, "batch_stats": state.batch_stats}
         prediction, updates = model.apply(variables, images, train=True, mutable=["batch_stats"])
-        loss = cross_entropy(prediction.logits, labels).mean()
-        minimised = loss
-        if auxiliary_loss:
-            others = prediction.branch_logits[:, :-1]
-            losses = jax.vmap(cross_entropy, in_axes=(1, None))(others, labels)
-            minimised += auxiliary_loss * losses.mean(axis=1).sum()
+        minimised, loss = mean_losses(prediction, labels, auxiliary_loss)
         return minimised, (loss, prediction.logits, updates.get("batch_stats", {}))
 
     gradients, (loss, logits, batch_stats) = jax.grad(loss_of, has_aux=True)(state.params)
@@ -153,6 +148,24 @@ def train_step(
     )
     params = optax.apply_updates(state.params, updates)
     return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+
+
+def mean_losses(
+    prediction: Prediction, labels: Array, auxiliary_loss: float = 0.0
+) -> tuple[Array, Array]:
+    """The batch's mean losses in nats: the one that training minimises, and the fused logits' own.
+
+    Args:
+      prediction: of the batch.
+      labels: [batch], int.
+      auxiliary_loss: as in `train_step`.
+    """
+    loss = cross_entropy(prediction.logits, labels).mean()
+    if not auxiliary_loss:
+        return loss, loss
+    others = prediction.branch_logits[:, :-1]
+    losses = jax.vmap(cross_entropy, in_axes=(1, None))(others, labels)
+    return loss + auxiliary_loss * losses.mean(axis=1).sum(), loss
 
 
 def eval_step(

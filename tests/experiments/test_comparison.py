@@ -55,12 +55,14 @@ def test_turned_signs_are_those_of_an_equal_model():
     images = jax.random.normal(jax.random.key(0), (2, 16, 16, 1))
     variables = model.init(jax.random.key(1), images, train=False)
     params = dict(variables["params"])
+    params["fusion"] = {"weights": jnp.array([0.3, -0.2, 0.5, -0.7])}
+    variables = {**variables, "params": dict(params)}
     (layer,) = [name for name in params if name.endswith("channels_32")]
     params[layer] = jax.tree.map(jnp.negative, params[layer])
-    weights = np.array(params["fusion"]["weights"])
     groups = comparison.sharing_groups((7, 9, 11, 13), 13, 1 / 16, "first", True)
-    weights[groups[1]] *= -1
-    params["fusion"] = {"weights": weights}
+    turned = comparison.with_comparable_signs(np.array([0.3, -0.2, 0.5, -0.7]), groups)
+    params["fusion"] = {"weights": jnp.asarray(turned, jnp.float32)}
     before = model.apply(variables, images, train=False).logits
     after = model.apply({**variables, "params": params}, images, train=False).logits
+    assert turned[-1] > 0
     np.testing.assert_allclose(before, after, rtol=1e-5, atol=1e-6)

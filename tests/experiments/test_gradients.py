@@ -1,6 +1,7 @@
 """Gradient norms by layer: against gradients written out, and the command in small."""
 
 import json
+import shutil
 from functools import partial
 
 import jax
@@ -13,13 +14,15 @@ from experiments import gradients
 from interflow_jax.training import cross_entropy
 
 
-def test_norms_are_those_of_the_kernels_shallow_to_deep():
+@pytest.mark.parametrize("auxiliary_loss", [0.0, 0.3])
+def test_norms_are_those_of_the_kernels_shallow_to_deep(auxiliary_loss):
     model = ij.build("S1", 10, depth=5, width=1 / 16, taps=(3, 5))
     optimizer = ij.make_optimizer(1e-3)
     state = ij.create_state(model, optimizer, jax.random.key(0), (8, 8, 1))
     images = jax.random.normal(jax.random.key(1), (4, 8, 8, 1))
     labels = jnp.arange(4)
-    norms = jax.jit(partial(gradients.kernel_gradient_norms, model))(state, images, labels)
+    of_model = partial(gradients.kernel_gradient_norms, model, auxiliary_loss=auxiliary_loss)
+    norms = jax.jit(of_model)(state, images, labels)
 
     def loss_of(kernel):
         backbone = {**state.params["backbone"]}
@@ -28,8 +31,9 @@ def test_norms_are_those_of_the_kernels_shallow_to_deep():
             "params": {**state.params, "backbone": backbone},
             "batch_stats": state.batch_stats,
         }
-        logits = model.apply(variables, images, train=True, mutable=["batch_stats"])[0].logits
-        return cross_entropy(logits, labels).mean()
+        prediction = model.apply(variables, images, train=True, mutable=["batch_stats"])[0]
+        loss = cross_entropy(prediction.logits, labels).mean()
+        return loss + auxiliary_loss * cross_entropy(prediction.branch_logits[:, 0], labels).mean()
 
     gradient = jax.jit(jax.grad(loss_of))(state.params["backbone"]["conv2"]["kernel"])
     assert norms.shape == (5,)
@@ -50,3 +54,9 @@ def test_the_command_in_small(tmp_path, capsys):
     capsys.readouterr()
     assert gradients.main([*arguments, "--methods=S99"]) == 2
     assert "S99" in capsys.readouterr().err
+    (checkpoints,) = tmp_path.glob("runs/*/fashion_mini/S1/seed0/checkpoints")
+    shutil.rmtree(checkpoints)
+    assert gradients.main(arguments) == 2
+    said = capsys.readouterr().err
+    assert str(checkpoints) in said
+    assert said.count("\n") == 1

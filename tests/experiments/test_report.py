@@ -4,9 +4,10 @@ import json
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from experiments import report, table_report, tables
+from experiments import paper, report, table_report, tables
 from experiments.tables import Choice
 
 VOID = ("meta", "img", "br", "hr", "wbr")
@@ -16,13 +17,16 @@ def result(cell, seed, accuracy):
     """What a run's result.json holds."""
     identity = cell.flags.identity(seed)
     taps = identity["taps"]
-    weight = [0.25 + seed] * 10 if cell.flags.method == "S3" else 0.25 + seed
+    weights = [0.25 + seed] * len(taps)
+    if cell.flags.method == "S3":  # classes 1, 3, 5, 7, 9 have their second and fourth turned
+        turned = [[(-1) ** (branch * label) for label in range(1, 11)] for branch in range(4)]
+        weights = (np.array(turned) * (0.25 + seed)).tolist()
     return {
         **identity,
         "test_accuracy": accuracy,
         "branch_accuracy": [50.0] * len(taps),
         "branches": taps,
-        "weights": [weight] * len(taps),
+        "weights": weights,
         "train_loss": 1.0,
         "test_loss": 1.0,
         "test_examples": 10_000,
@@ -121,7 +125,30 @@ def test_the_weights_of_tables_4_and_5_are_there(page):
     rows = page[0].rows
     assert ["paper, variance", "0.0200", "0.0439", "-", "0.2256", "0.4428"] in rows
     assert ["as learned, all, mean", "61.0000", *["1.2500"] * 4] in rows
-    assert ["after 13", *["+0.75"] * 10, "0.75"] in rows
+    printed = paper.table("5")["cells"]["4"].values()
+    assert ["after 13", *(f"{value:+.2f}" for value in printed)] in [row[:-1] for row in rows]
+    # As learned; where the fourth was turned, so are the second and the third with it.
+    alternating, straight = ["-0.75", "+0.75"] * 5, ["+0.75"] * 10
+    in_table_5 = [row[:-1] for row in rows if row[0].startswith("after ") and row[-1] == "0.75"]
+    assert in_table_5[-8:] == [
+        ["after 7", *straight],
+        ["after 9", *alternating],
+        ["after 11", *straight],
+        ["after 13", *alternating],
+        ["after 7", *straight],
+        ["after 9", *straight],
+        ["after 11", *alternating],
+        ["after 13", *straight],
+    ]
+
+
+def test_the_weights_of_table_6_stand_beside_the_paper_s(tmp_path):
+    write(tmp_path, "6", {"Interflow (S1)": [60, 61]}, depths=(40, 50), seeds=(0, 1))
+    rows = page_of(tmp_path)[0].rows
+    printed = ["-2.45", "-1.18", "+0.74", "+0.61", "+0.34"]
+    assert ["cifar10, depth 40, the paper's (cifar10)", *printed, "", ""] in rows
+    assert ["cifar10, depth 40, seed 1", *["+1.25"] * 5, "", ""] in rows
+    assert ["cifar10, depth 50, seed 0", *["+0.25"] * 7] in rows
 
 
 def test_what_is_missing_shows(page):

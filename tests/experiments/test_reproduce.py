@@ -163,10 +163,18 @@ def test_runs_of_different_configurations_have_different_folders(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ([], "--table=1 to 7, --table=branches, --table=longer or --figure=4"),
+        ([], "--table=1 to 7, branches or longer, or --figure=4"),
+        (["--table=3", "--figure=4"], "--table=1 to 7, branches or longer, or --figure=4"),
+        (["--table=3", "--seeds=0,1,0"], "'0,1,0' has 0 more than once"),
+        (["--table=3", "--methods=S1,S1"], "'S1,S1' has S1 more than once"),
+        (["--table=3", "--report"], "no run of this table is finished"),
         (
-            ["--table=3", "--figure=4"],
-            "--table=1 to 7, --table=branches, --table=longer or --figure=4",
+            ["--table=3", "--datasets=fashion_mini", "--train_size=7000"],
+            "--train_size=7000: fashion_mini has 6000",
+        ),
+        (
+            ["--table=3", "--datasets=fashion_mini", "--train_size=32"],
+            "--batch_size=64 is more than the 32",
         ),
         (["--table=8"], "choose from '1', '2'"),
         (["--table=3", "--methods=S10"], "--methods=S10: choose from Normal, S0"),
@@ -187,6 +195,106 @@ def test_bad_input_is_one_line_before_anything_starts(arguments, named, tmp_path
     assert named in said
     assert len(said.split("\n")) == 1
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("number", tables.TABLES)
+def test_no_two_cells_have_the_same_place(number):
+    choice = tables.Choice(
+        "cpu", ("cifar10", "svhn"), ("Normal", "S1", "S3", "Aux"), (13, 20, 60), (0,)
+    )
+    places = [(cell.section, cell.row) for cell in tables.cells(number, choice)]
+    assert len(set(places)) == len(places) >= 24
+
+
+def test_the_paper_s_figures_stand_beside_its_networks_alone():
+    deep = tables.Choice("paper", methods=("Normal", "S1", "S3"), depths=(11,))
+    for number in ("3", "4", "5", "6", "7", "branches", "longer"):
+        assert {cell.paper for cell in tables.cells(number, deep)} == {None}
+    by_method = {cell.flags.method: cell.paper for cell in tables.cells("1", deep)}
+    assert by_method == {"Normal": paper.value("1", "11", "accuracy"), "S1": None, "S3": None}
+
+
+@pytest.mark.parametrize(
+    ("choice", "whose"),
+    [
+        (tables.Choice("paper"), True),
+        (tables.Choice("paper", overrides={"data_dir": "/data"}), True),
+        (tables.Choice("paper", overrides={"batch_size": 512}), False),
+        (tables.Choice("paper", overrides={"dtype": "bfloat16"}), False),
+        (tables.Choice("paper", ("fashion_mini",)), False),
+        (tables.Choice("cpu"), False),
+    ],
+)
+def test_a_protocol_says_whether_it_is_the_paper_s(choice, whose):
+    said = table_report.protocol(tables.cells("3", choice), [])
+    assert said.endswith(" (the paper's)") == whose
+    assert ("; the paper's: width 1" in said) != whose
+
+
+def test_a_protocol_names_what_else_was_given():
+    overrides = {"downsample": "last", "taps": (9, 13)}
+    made = tables.cells("7", tables.Choice("cpu", overrides=overrides))
+    assert ", --taps=9,13, --downsample=last;" in table_report.protocol(made, [])
+    both = tables.cells("3", tables.Choice("cpu", ("fashion_mini", "cifar10")))
+    assert "20,000 or all training examples" in table_report.protocol(both, [])
+
+
+def test_a_report_that_names_fewer_runs_says_so(out, capsys):
+    reproduce.main([*COMMANDS["3"], f"--out={out}"])
+    capsys.readouterr()
+    assert reproduce.main([*COMMANDS["3"], "--seeds=1", "--report", f"--out={out}"]) == 0
+    said = capsys.readouterr().out
+    assert "3 finished run(s) of the report before are not in this one" in said
+    command = json.loads((out / "table3.json").read_text())["command"]
+    assert "--seeds=1" in command
+    assert "--report" not in command
+    again = said.strip().split("to have them back: python -m experiments.reproduce ")[1].split()
+    assert reproduce.main(again) == 0
+    assert "finished run(s)" not in capsys.readouterr().out
+    assert "| 2 of 2 |" in (out / "table3.md").read_text()
+
+
+def test_curves_are_those_of_finished_runs(out):
+    reproduce.main([*COMMANDS["1"], f"--out={out}"])
+    choice = tables.Choice(
+        "cpu",
+        ("fashion_mini",),
+        depths=(4,),
+        seeds=(0,),
+        overrides={"width": 0.0625, "train_size": 128, "epochs": 1, "downsample": "first"},
+    )
+    (cell,) = tables.cells("1", choice)
+    (planned,) = cell.runs(out / "runs")
+    (read,) = table_report.histories([cell], out / "runs").values()
+    assert [len(epochs) for epochs in read] == [1]
+    finished = planned.folder.path / "result.json"
+    aside = finished.rename(finished.with_name("aside"))
+    (read,) = table_report.histories([cell], out / "runs").values()
+    aside.rename(finished)
+    assert read == []
+
+
+def test_a_result_of_another_version_is_named(out, capsys):
+    reproduce.main([*COMMANDS["7"], f"--out={out}"])
+    result = next(out.glob("runs/*/fashion_mini/S3/seed1/result.json"))
+    text = result.read_text()
+    result.write_text(text.replace('"fingerprint"', '"finger"'))
+    capsys.readouterr()
+    assert reproduce.main([*COMMANDS["7"], f"--out={out}"]) == 2
+    result.write_text(text)
+    said = capsys.readouterr().err
+    assert f"{result} has no fingerprint" in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("place", ["check", "prepare"])
+def test_ctrl_c_outside_training_ends_as_in_it(place, out, tmp_path, capsys, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, place, interrupted)
+    assert reproduce.main([*COMMANDS["7"], f"--out={tmp_path}"]) == 130
+    assert "to go on, run the same command again" in capsys.readouterr().out
 
 
 def test_every_cell_of_the_paper_has_its_figure():

@@ -36,3 +36,8 @@ def test_the_command_in_small(tmp_path, capsys):
     assert f"{accuracies.mean():.2f} ± {accuracies.std(ddof=1):.2f}" in capsys.readouterr().out
     assert study.main([*arguments, "--seeds=0", f"--out={tmp_path}"]) == 2
     assert "two or more" in capsys.readouterr().err
+    assert study.main(["--dataset=fashion_mini", f"--out={tmp_path}"]) == 2
+    assert "--train_size=20000: fashion_mini has 6000" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        study.main(["--candidates=0.1x200"])
+    assert "'0.1x200' is not as 0.125x20000x3" in capsys.readouterr().err
