@@ -32,6 +32,13 @@ def markdown(report: dict[str, Any]) -> str:
             ["", "paper", "ours", "best", "seeds", f"difference to {to[0] if to else 'Normal'}"],
             [_row(record) for record in records],
         )
+        ahead = [
+            f"S1 less {record['row']}: {_interval(record['below_s1'])}"
+            for record in records
+            if record.get("below_s1")
+        ]
+        if ahead:
+            text += [f"{'; '.join(ahead)}.", ""]
     for record in report["cells"]:
         if record.get("weights_over_runs"):
             text += _weights(report["table"], record)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+import interflow_jax as ij
 from experiments import comparison, sweep, table_charts
 from experiments.configuration import PLACES, Configuration, as_flag
 from experiments.sweep import Planned
@@ -29,7 +30,8 @@ def gather(number: str, made: list[Cell], runs: Path) -> list[dict[str, Any]]:
       A dict a cell: section, row, paper (percent), seeds (asked for), runs (what `KEPT` names,
       and `finished`, the time, if the run recorded it), mean, deviation (over n - 1) and best of
       their accuracy in percent, and difference in points with its interval and the name of the
-      row that it is to, a Normal or `shared`; None where there is none.
+      row that it is to, a Normal or `shared`; None where there is none. A baseline's cell has
+      `below_s1` too, by how much S1 is ahead of it, if its section has S1.
     """
     gathered = []
     for section in sections(made).values():
@@ -59,6 +61,12 @@ def gather(number: str, made: list[Cell], runs: Path) -> list[dict[str, Any]]:
                         accuracies[record["row"]], accuracies[references[0]]
                     )
                     record["difference"] = found and {**found._asdict(), "to": references[0]}
+        rows = {cell.flags.method: cell.row for cell in section}
+        if "S1" in rows:
+            for record in gathered[-len(section) :]:
+                if record["row"] in ij.BASELINES:
+                    ahead = comparison.difference(accuracies[rows["S1"]], accuracies[record["row"]])
+                    record["below_s1"] = ahead and ahead._asdict()
     return gathered
 
 

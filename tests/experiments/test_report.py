@@ -121,6 +121,16 @@ def test_every_figure_of_a_cell_is_there(page):
     ] in rows
 
 
+def test_s1_is_compared_with_the_baselines_of_the_same_seeds(tmp_path):
+    accuracies = {"S1": [62, 64], "Aux": [60, 61], "DSN": [70]}
+    methods = ("S1", "Aux", "DSN")
+    write(tmp_path, "3", accuracies, datasets=("cifar10",), methods=methods, seeds=(0, 1))
+    # 2 and 3: the half interval is 12.706 * 0.7071 / √2.
+    said = "S1 less Aux: +2.50 (-3.85 to +8.85); S1 less DSN: -8.00."
+    assert said in (tmp_path / "table3.md").read_text()
+    assert said in page_of(tmp_path)[1]
+
+
 def test_the_weights_of_tables_4_and_5_are_there(page):
     rows = page[0].rows
     assert ["paper, variance", "0.0200", "0.0439", "-", "0.2256", "0.4428"] in rows
