@@ -90,6 +90,18 @@ def test_its_benchmark_is_that_of_the_file():
     assert measured["command"] in README
 
 
+def test_its_findings_are_those_of_the_tables():
+    """Every mean with a deviation and every difference with an interval is some table's."""
+    results = Path(__file__).parent.parent / "results"
+    written = results / "README.md"
+    interval = r"[+-]\d+\.\d\d \([+-]\d+\.\d\d to [+-]\d+\.\d\d\)"
+    figure = re.compile(rf"{interval}|\d+\.\d\d ± \d+\.\d\d")
+    tables = (file.read_text() for file in results.glob("*.md") if file != written)
+    in_tables = {found for table in tables for found in figure.findall(table)}
+    for text in (README, written.read_text()):
+        assert set(figure.findall(text)) <= in_tables
+
+
 def test_its_layout_names_every_module():
     root = Path(__file__).parent.parent
     for file in [*root.glob("interflow_jax/*.py"), *root.glob("experiments/*.py")]:
