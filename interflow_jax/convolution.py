@@ -221,9 +221,12 @@ def _multiples(x: Array, kernel: Array, stride: int) -> Array:
     kernel = kernel.astype(jnp.float32)
     terms = []
     for i, j, channel in np.ndindex(kernel.shape[:3]):
-        first, last = (0, i, j, channel), (batch, i + rows, j + columns, channel + 1)
-        pixels = lax.slice(padded, first, last, (1, stride, stride, 1))
-        terms.append(pixels * kernel[i : i + 1, j : j + 1, channel : channel + 1])
+        pixels = padded[..., channel : channel + 1]
+        # Sliced after the product: XLA takes the middle of a padded map from the map itself, and
+        # where that is a sum of multiples too, computes it anew for each channel.
+        products = pixels * kernel[i : i + 1, j : j + 1, channel : channel + 1]
+        last = (batch, i + rows, j + columns, products.shape[-1])
+        terms.append(lax.slice(products, (0, i, j, 0), last, (1, stride, stride, 1)))
     # Short chains that do not wait for each other: a single one takes up to half again as long.
     chains = [reduce(jnp.add, terms[first : first + 8]) for first in range(0, len(terms), 8)]
     while len(chains) > 1:

@@ -7,6 +7,7 @@ import pytest
 from jax import lax
 
 from interflow_jax import conv3x3
+from interflow_jax.convolution import cpu_compiler_options
 
 
 def reference(x, kernel, stride):
@@ -112,6 +113,26 @@ def test_first_output_is_centred_on_first_pixel():
     np.testing.assert_array_equal(conv3x3(x, centre, 2), x[:, ::2, ::2])
 
 
+@pytest.mark.parametrize(
+    ("size", "channels"), [(28, 8), (9, 5), (16, 32), (8, 128), (4, 128), (2, 256), (2, 64)]
+)
+def test_several_in_a_row_are_each_computed_once(size, channels):
+    """Evaluation is such a row; where XLA fused a sum into each of its uses, it grew by powers."""
+    x = jnp.zeros((2, size, size, channels))
+    kernel = jnp.zeros((3, 3, channels, channels))
+
+    def operations(layers):
+        def row(x, kernel):
+            for _ in range(layers):
+                x = jax.nn.relu(2 * conv3x3(x, kernel) + 1)
+            return x
+
+        program = jax.jit(row, compiler_options=cpu_compiler_options())
+        return program.lower(x, kernel).compile().cost_analysis()["flops"]
+
+    assert operations(3) < 3.2 * operations(1)
+
+
 @pytest.mark.parametrize("size", [2, 4, 8])
 def test_under_vmap_scan_and_bfloat16(key, size):
     x, kernel = draw(key, size, size)
@@ -147,6 +168,7 @@ SHARDED = """
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from interflow_jax import conv3x3
+from interflow_jax.convolution import cpu_compiler_options
 
 mesh = Mesh(np.array(jax.local_devices()), ("batch",))
 for size, channels in ((6, 128), (4, 128), (2, 8), (7, 8)):
