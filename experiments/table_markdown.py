@@ -27,9 +27,10 @@ def markdown(report: dict[str, Any]) -> str:
     ]
     for section, records in by_section(report).items():
         text += [f"## {section}", ""]
-        to = [record["difference"]["to"] for record in records if record["difference"]]
+        rows = {record["difference"]["to"] for record in records if record["difference"]}
+        to = rows.pop() if len(rows) == 1 else "the row above" if rows else "Normal"
         text += table(
-            ["", "paper", "ours", "best", "seeds", f"difference to {to[0] if to else 'Normal'}"],
+            ["", "paper", "ours", "best", "seeds", f"difference to {to}"],
             [_row(record) for record in records],
         )
         ahead = [

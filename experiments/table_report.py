@@ -30,7 +30,8 @@ def gather(number: str, made: list[Cell], runs: Path) -> list[dict[str, Any]]:
       A dict a cell: section, row, paper (percent), seeds (asked for), runs (what `KEPT` names,
       and `finished`, the time, if the run recorded it), mean, deviation (over n - 1) and best of
       their accuracy in percent, and difference in points with its interval and the name of the
-      row that it is to, a Normal or `shared`; None where there is none. A baseline's cell has
+      row that it is to (in Table I the depth before, else a Normal or `shared`); None where there
+      is none. A baseline's cell has
       `below_s1` too, by how much S1 is ahead of it, if its section has S1.
     """
     gathered = []
@@ -53,14 +54,11 @@ def gather(number: str, made: list[Cell], runs: Path) -> list[dict[str, Any]]:
                     "runs": there,
                 }
             )
-        references = [cell.row for cell in section if is_reference(cell)]
-        if references:
-            for record in gathered[-len(section) :]:
-                if record["row"] != references[0]:
-                    found = comparison.difference(
-                        accuracies[record["row"]], accuracies[references[0]]
-                    )
-                    record["difference"] = found and {**found._asdict(), "to": references[0]}
+        for place, record in enumerate(gathered[-len(section) :]):
+            to = _compared_with(number, section, place)
+            if to is not None:
+                found = comparison.difference(accuracies[record["row"]], accuracies[to])
+                record["difference"] = found and {**found._asdict(), "to": to}
         rows = {cell.flags.method: cell.row for cell in section}
         if "S1" in rows:
             for record in gathered[-len(section) :]:
@@ -68,6 +66,14 @@ def gather(number: str, made: list[Cell], runs: Path) -> list[dict[str, Any]]:
                     ahead = comparison.difference(accuracies[rows["S1"]], accuracies[record["row"]])
                     record["below_s1"] = ahead and ahead._asdict()
     return gathered
+
+
+def _compared_with(number: str, section: list[Cell], place: int) -> str | None:
+    """The row that a cell's difference is to, if there is one."""
+    if number == "1":  # what the paper says of it is where the accuracy jumps
+        return section[place - 1].row if place else None
+    references = [cell.row for cell in section if is_reference(cell)]
+    return references[0] if references and references[0] != section[place].row else None
 
 
 def _kept(planned: Planned) -> dict[str, Any]:

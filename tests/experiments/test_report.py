@@ -209,6 +209,19 @@ def test_its_head_says_when_and_with_what(page):
 S1_AND_S3 = {"S1": [60, 61], "S3": [62, 63]}
 
 
+def test_table_i_says_where_the_accuracy_jumps(tmp_path):
+    accuracies = {"depth 4": [50, 51], "depth 5": [53, 55], "depth 6": [54, 55]}
+    write(tmp_path, "1", accuracies, seeds=(0, 1), depths=(4, 5, 6))
+    cells = json.loads((tmp_path / "table1.json").read_text())["cells"][:3]  # of one downsampling
+    differences = [cell["difference"] for cell in cells]
+    assert [found and (found["to"], found["mean"]) for found in differences] == [
+        None,
+        ("depth 4", 3.5),
+        ("depth 5", 0.5),
+    ]
+    assert "| difference to the row above |" in (tmp_path / "table1.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("number", "accuracies", "choice", "pictures"),
     [
