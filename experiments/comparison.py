@@ -34,10 +34,19 @@ def difference(ours: dict[int, float], reference: dict[int, float]) -> Differenc
     values = np.array([ours[seed] - reference[seed] for seed in seeds])
     if len(values) < 2:
         return Difference(float(values[0]), None, None, 1)
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * values.std(ddof=1)
-    half /= np.sqrt(len(values))
+    half = half_interval(values)
     mean = values.mean()
     return Difference(float(mean), float(mean - half), float(mean + half), len(values))
+
+
+def half_interval(values: np.ndarray) -> np.ndarray:
+    """Half the width of a mean's 95 % confidence interval (Student's t), [...].
+
+    Args:
+      values: [runs, ...], two runs at least.
+    """
+    quantile = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)
+    return quantile * values.std(axis=0, ddof=1) / np.sqrt(len(values))
 
 
 def outlying(values: np.ndarray) -> np.ndarray:

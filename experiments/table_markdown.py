@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import paper
+from experiments import comparison, paper
 
 MISSING = "missing"
 """Stands where a run has not been made."""
@@ -193,17 +193,20 @@ def _printed_moments() -> list[list[str]]:
 
 def _moments(record: dict[str, Any]) -> list[list[str]]:
     """Our rows of Table IV: of all runs, and of those that are not outlying, if any is not."""
-    found = record["weights_over_runs"]
+    repeated = record["weights_over_runs"]
     accuracy = np.array([run["test_accuracy"] for run in record["runs"]])
-    inside = np.array([seed not in found["outlying"] for seed in found["seeds"]])
+    inside = np.array([seed not in repeated["outlying"] for seed in repeated["seeds"]])
     rows = []
     for kind in ("as_learned", "comparable"):
-        values = np.column_stack([accuracy, np.array(found[kind])])
+        values = np.column_stack([accuracy, np.array(repeated[kind])])
         of = {"all": values, "without outlying": values[inside]}
         for which, some in of.items():
             if len(some) == 0:
                 continue
-            for name, figures in (("mean", some.mean(axis=0)), ("variance", some.var(axis=0))):
+            found = {"mean": some.mean(axis=0), "variance": some.var(axis=0)}
+            if len(some) > 1:
+                found["mean's 95 % interval, ±"] = comparison.half_interval(some)
+            for name, figures in found.items():
                 said = f"{kind.replace('_', ' ')}, {which}, {name}"
                 rows.append([said, *(f"{value:.4f}" for value in figures)])
     return rows
