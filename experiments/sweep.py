@@ -174,6 +174,9 @@ def work(sweep: list[Planned], say: Callable[[str], None]) -> list[tuple[Planned
     for _, group in groupby(todo, _but_for_seed):
         session = None
         for planned in group:
+            if planned.folder.result() is not None:  # another sweep has done it meanwhile
+                done += 1
+                continue
             said = f"[{done + 1}/{len(todo)}] {planned}"
             left = f"; {_remaining(estimate(sweep), todo[done:], start, done)}" if done else ""
             say(said + left)
@@ -203,6 +206,6 @@ def _remaining(
     estimated: dict[Path, float | None], todo: list[Planned], start: float, done: int
 ) -> str:
     """The time left, by the measured estimates where there are some, else by the mean so far."""
-    seconds = [value for run in todo if (value := estimated[run.folder.path]) is not None]
+    seconds = [value for run in todo if (value := estimated.get(run.folder.path)) is not None]
     left = sum(seconds) if seconds else (time.monotonic() - start) / done * len(todo)
     return f"about {duration(left)} to go"

@@ -133,6 +133,25 @@ def test_a_run_that_fails_is_named_and_does_not_stop_the_others(tmp_path, capsys
     assert "| 1 of 2 |" in (tmp_path / "table1.md").read_text()
 
 
+def test_runs_that_another_sweep_does_meanwhile_are_left_to_it(tmp_path, capsys, monkeypatch):
+    train, trained = run.run, []
+
+    def beside_another(flags, session, seed, folder, command):
+        result = train(flags, session, seed, folder, command)
+        trained.append(seed)
+        for other in (2, 3):
+            there = folder.path.with_name(f"seed{other}")
+            there.mkdir()
+            (there / "result.json").write_text(json.dumps(result | {"seed": other}))
+        return result
+
+    monkeypatch.setattr(run, "run", beside_another)
+    command = ["--table=1", "--depths=4", "--downsample=last", "--seeds=1,2,3", *TINY]
+    assert reproduce.main([*command, f"--out={tmp_path}"]) == 0
+    assert trained == [1]
+    assert "| 3 of 3 |" in (tmp_path / "table1.md").read_text()
+
+
 def test_a_run_of_a_sweep_is_the_main_command_s(out, tmp_path):
     """The recorded command, run by itself elsewhere, gives the same parameters bit for bit."""
     reproduce.main([*COMMANDS["1"], f"--out={out}"])
