@@ -31,8 +31,8 @@ def gather(number: str, made: list[Cell], runs: Path) -> list[dict[str, Any]]:
       and `finished`, the time, if the run recorded it), mean, deviation (over n - 1) and best of
       their accuracy in percent, and difference in points with its interval and the name of the
       row that it is to (in Table I the depth before, else a Normal or `shared`); None where there
-      is none. A baseline's cell has
-      `below_s1` too, by how much S1 is ahead of it, if its section has S1.
+      is none. A baseline's cell has `below_s1` too, by how much S1 is ahead of it, if its section
+      has S1.
     """
     gathered = []
     for section in sections(made).values():

@@ -168,7 +168,6 @@ SHARDED = """
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from interflow_jax import conv3x3
-from interflow_jax.convolution import cpu_compiler_options
 
 mesh = Mesh(np.array(jax.local_devices()), ("batch",))
 for size, channels in ((6, 128), (4, 128), (2, 8), (7, 8)):

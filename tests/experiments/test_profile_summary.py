@@ -61,6 +61,4 @@ def test_an_asynchronous_convolution_counts_to_its_end():
     step.take()
     summary = profile_summary.profile(step, None)
     assert summary["longest"][0]["kind"] == "convolutions"
-    # Once, not twice; the trace's clock is not the step's, so no closer.
-    share = summary["kinds_ms"]["convolutions"] / summary["step_ms"]
-    assert 0.5 < share < 1.5
+    assert 0.5 * summary["step_ms"] < summary["kinds_ms"]["convolutions"] <= summary["step_ms"]
