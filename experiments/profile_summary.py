@@ -3,6 +3,7 @@
 import contextlib
 import tempfile
 import time
+from bisect import bisect
 from collections import defaultdict
 from pathlib import Path
 from statistics import median
@@ -17,6 +18,7 @@ from experiments.contenders import Step
 SECONDS = 5.0  # of steps in a trace, but ...
 FEWEST, MOST = 5, 20  # ... so many
 LONGEST = 10  # operations to name
+STEP = "traced step"  # the event around each
 CAUTION = (
     "XLA's CPU runtime runs operations at the same time, the large ones asynchronously: an instant "
     "counts in equal parts for all that had begun and not ended, whether they ran or waited for a "
@@ -40,7 +42,8 @@ def profile(step: Step, folder: str | None) -> dict[str, Any]:
         with jax.profiler.trace(folder):
             while len(seconds) < FEWEST or (sum(seconds) < SECONDS and len(seconds) < MOST):
                 start = time.perf_counter()
-                step.take()
+                with jax.profiler.StepTraceAnnotation(STEP, step_num=len(seconds)):
+                    step.take()
                 seconds.append(time.perf_counter() - start)
         assert step.compiled, "no program of XLA's to profile"
         program = compiled_program.parse(step.compiled().as_text() or "")
@@ -50,18 +53,25 @@ def profile(step: Step, folder: str | None) -> dict[str, Any]:
 def milliseconds(folder: Path) -> dict[str, list[float]]:
     """What every execution of every operation took, by the newest trace in a folder."""
     trace = max(folder.rglob("*.xplane.pb"), key=lambda file: file.stat().st_mtime)
-    begun, ended = [], {}
+    begun, ended, step_ends = [], {}, []
     for plane in jax.profiler.ProfileData.from_file(str(trace)).planes:
         for line in plane.lines:
             for event in line.events:
                 # An asynchronous operation's own event is only its start; one that begins with
                 # "end: " and has the same number follows when its result is there.
-                if event.name.startswith("end: "):
+                if event.name == STEP:
+                    step_ends.append(event.start_ns + event.duration_ns)
+                elif event.name.startswith("end: "):
                     ended[dict(event.stats)["_c"]] = event.start_ns
                 elif "hlo_op" in (stats := dict(event.stats)):
                     returned = event.start_ns + event.duration_ns
                     begun.append((stats["hlo_op"], event.start_ns, returned, stats.get("_p")))
-    spans = [(start, max(end, ended.get(number, 0))) for _, start, end, number in begun]
+    # The thread that records an "end: " may have to wait for a processor after the step's end.
+    step_ends.sort()
+    spans = [
+        (start, min(max(returned, ended.get(number, 0)), step_ends[bisect(step_ends, start)]))
+        for _, start, returned, number in begun
+    ]
     taken = defaultdict(list)
     for (name, *_), nanoseconds in zip(begun, shares(spans), strict=True):
         taken[name].append(nanoseconds / 1e6)
