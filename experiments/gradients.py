@@ -20,10 +20,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import interflow_jax as ij
-from experiments import configuration, data, predict, presets, sweep
+from experiments import comparison, configuration, data, predict, presets, sweep
 from experiments.configuration import Configuration
 from experiments.predict import FinishedRun
 from experiments.presets import PRESETS
+from experiments.table_markdown import table
+from experiments.table_report import protocol
 from experiments.training_run import StoppedError
 from interflow_jax import allocation, epochs, splits
 from interflow_jax.preprocessing import epoch_keys, initial_key, normalize
@@ -40,30 +42,35 @@ def main(arguments: list[str] | None = None) -> int:
         "gradients",
         "Trains networks for an epoch and reports, for every convolution, the norm of the\n"
         "gradient of the loss that it minimises, at initialisation and after the epoch, mean over\n"
-        f"up to {BATCHES} batches: OUT/gradients.md, .json and .png. Finished runs are skipped.",
+        f"up to {BATCHES} batches, by seed: OUT/gradients.md, .json and .png. Finished runs are\n"
+        "skipped.",
     )
     parser.add_argument("--dataset", default="cifar10", help="default: cifar10")
     parser.add_argument("--depths", type=configuration.integers, default=(13, 60, 100))
     parser.add_argument("--methods", default="Normal,S1", help="default: Normal,S1")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=configuration.integers, default=(0, 1, 2))
     parser.add_argument("--preset", default="cpu", choices=PRESETS, help="but for one epoch")
     parser.add_argument("--out", default="results", help="folder of the report (default: results)")
     group = parser.add_argument_group("flags of experiments.run, in place of the preset's values")
     decided = ("method", "dataset", "seed", "seeds", "depth", "epochs", "out")
     configuration.add_flags(group, decided, only_given=True)
     flags = vars(parser.parse_args(arguments))
-    out, dataset, seed = Path(flags.pop("out")), flags.pop("dataset"), flags.pop("seed")
+    out, dataset, seeds = Path(flags.pop("out")), flags.pop("dataset"), flags.pop("seeds")
     depths, methods = flags.pop("depths"), flags.pop("methods").split(",")
     values = {**presets.flags(flags.pop("preset"), dataset), **flags, "epochs": 1}
     try:
-        runs = [
-            sweep.plan(
-                Configuration(method=method, dataset=dataset, seed=seed, depth=depth, **values),
-                out / "runs",
-            )
+        groups = [
+            [
+                sweep.plan(
+                    Configuration(method=method, dataset=dataset, seed=seed, depth=depth, **values),
+                    out / "runs",
+                )
+                for seed in seeds
+            ]
             for depth in depths
             for method in methods
         ]
+        runs = [run for group in groups for run in group]
         sweep.check(runs)
         configuration.writable(out)
         failed = sweep.work(runs, lambda line: print(line, flush=True))
@@ -71,14 +78,19 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"gradients: failed: {run.folder.path}: {error}", file=sys.stderr)
         if failed:
             return 1
-        networks = [measure(run) for run in runs]
+        networks = [measure(group) for group in groups]
     except StoppedError as stopped:
         print(f"stopped and saved; to go on, run the same command again: {command}")
         return 128 + stopped.args[0]
     except ValueError as error:
         print(f"gradients: error: {error}", file=sys.stderr)
         return 2
-    report = {"command": command, "dataset": dataset, "networks": networks}
+    report = {
+        "command": command,
+        "dataset": dataset,
+        "protocol": protocol([run.flags for run in runs], [*map(_result, runs)]),
+        "networks": networks,
+    }
     (out / "gradients.json").write_text(json.dumps(report, indent=1) + "\n")
     _draw(report, out / "gradients.png")
     (out / "gradients.md").write_text(markdown(report))
@@ -86,33 +98,38 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def measure(planned: sweep.Planned) -> dict[str, Any]:
-    """Norms of a finished run of one epoch.
+def measure(group: list[sweep.Planned]) -> dict[str, Any]:
+    """Norms of finished runs of one epoch that differ by their seeds.
 
     Returns:
-      method, depth, seed, batches (how many), and `at_start` and `after_epoch`: for every
-      convolution, shallow to deep, the Euclidean norm of the gradient of the batch's mean loss by
-      its kernel.
+      method, depth, seeds, batches (how many), and `at_start` and `after_epoch`: for every seed
+      and convolution, shallow to deep, the Euclidean norm of the gradient of the batch's mean loss
+      by its kernel.
     """
-    finished = predict.load(planned.folder.path)
-    result = finished.result
-    batches = _batches(planned.flags, finished)
-    optimizer = ij.make_optimizer(ij.learning_rate_schedule(1, 1.0))
-    shape = tuple(result["image_shape"])
-    start = ij.create_state(finished.model, optimizer, initial_key(result["seed"]), shape)
+    flags = group[0].flags
+    auxiliary_loss = {**ij.METHODS, **ij.BASELINES}[flags.method].auxiliary_loss
+    model = predict.load(group[0].folder.path).model
     norms = jax.jit(
-        partial(
-            kernel_gradient_norms,
-            finished.model,
-            auxiliary_loss={**ij.METHODS, **ij.BASELINES}[planned.flags.method].auxiliary_loss,
-        ),
+        partial(kernel_gradient_norms, model, auxiliary_loss=auxiliary_loss),
         compiler_options=ij.cpu_compiler_options(),
     )
-    said: dict[str, Any] = {"batches": len(batches)}
-    said |= {name: result[name] for name in ("method", "depth", "seed", "branches", "versions")}
-    for name, state in (("at_start", start), ("after_epoch", finished.state)):
-        said[name] = np.mean([norms(state, *batch) for batch in batches], axis=0).tolist()
+    optimizer = ij.make_optimizer(ij.learning_rate_schedule(1, 1.0))
+    said: dict[str, Any] = {"method": flags.method, "depth": flags.depth}
+    said |= {"seeds": [run.flags.seed for run in group], "at_start": [], "after_epoch": []}
+    for planned in group:
+        finished = predict.load(planned.folder.path)
+        batches = _batches(planned.flags, finished)
+        shape = tuple(finished.result["image_shape"])
+        start = ij.create_state(model, optimizer, initial_key(planned.flags.seed), shape)
+        for name, state in (("at_start", start), ("after_epoch", finished.state)):
+            found = np.mean([norms(state, *batch) for batch in batches], axis=0)
+            said[name].append(found.tolist())
+        said["batches"] = len(batches)
     return said
+
+
+def _result(planned: sweep.Planned) -> dict[str, Any]:
+    return planned.folder.read_json("result.json")
 
 
 def kernel_gradient_norms(
@@ -166,9 +183,14 @@ def _draw(report: dict[str, Any], file: Path) -> None:
             methods = [network for network in networks if network["depth"] == depth]
             for place, network in enumerate(methods):
                 for key, style in (("at_start", ":"), ("after_epoch", "-")):
-                    norms = network[key]
+                    norms = np.array(network[key])
+                    convolutions = range(1, norms.shape[1] + 1)
                     label = f"{network['method']}, {key.replace('_', ' ')}"
-                    axes.plot(range(1, len(norms) + 1), norms, f"C{place}{style}", label=label)
+                    lowest, highest = norms.min(axis=0), norms.max(axis=0)
+                    axes.fill_between(
+                        convolutions, lowest, highest, color=f"C{place}", alpha=0.2, lw=0
+                    )
+                    axes.plot(convolutions, _typical(norms), f"C{place}{style}", label=label)
             axes.set_yscale("log")
             axes.set(title=f"{depth} convolutions", xlabel="convolution")
             axes.legend(fontsize="x-small")
@@ -177,27 +199,51 @@ def _draw(report: dict[str, Any], file: Path) -> None:
         plt.close(chart)
 
 
+def _typical(norms: np.ndarray) -> np.ndarray:
+    """The geometric mean over seeds: norms of different seeds differ by factors."""
+    return np.exp(np.log(norms).mean(axis=0))
+
+
 def markdown(report: dict[str, Any]) -> str:
     """The report for people: the first, the middle and the last convolution."""
+    networks = report["networks"]
     text = [
         "# Gradients by layer",
         "",
-        f"`{report['command']}` on {report['dataset']}: norm of the gradient of the loss by a",
-        f"convolution's kernel, mean over {report['networks'][0]['batches']} training batches, "
-        "one seed.",
+        *("```", report["command"], "```"),
         "",
-        "| depth | method | | first | middle | last | first / last |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        f"On {report['dataset']}: {report['protocol']}.",
+        "",
+        "Norm of the gradient of the loss by a convolution's kernel, mean over "
+        f"{networks[0]['batches']} training",
+        f"batches, geometric mean over {len(networks[0]['seeds'])} seed(s), with the 95 % "
+        "confidence interval of the ratio's.",
+        "",
     ]
-    for network in report["networks"]:
+    rows = []
+    for network in networks:
         for key in ("at_start", "after_epoch"):
-            norms = network[key]
-            first, middle, last = norms[0], norms[len(norms) // 2], norms[-1]
-            text.append(
-                f"| {network['depth']} | {network['method']} | {key.replace('_', ' ')} | "
-                f"{first:.2e} | {middle:.2e} | {last:.2e} | {first / last:.2e} |"
-            )
-    return "\n".join([*text, "", "![gradients by layer](gradients.png)", ""])
+            norms = np.array(network[key])
+            typical = _typical(norms)
+            middle = norms.shape[1] // 2
+            ratio = np.log(norms[:, 0] / norms[:, -1])
+            interval = ""
+            if len(ratio) > 1:
+                half = comparison.half_interval(ratio)
+                low, high = np.exp(ratio.mean() - half), np.exp(ratio.mean() + half)
+                interval = f" ({low:.2e} to {high:.2e})"
+            name = f"{network['method']}, depth {network['depth']}, {key.replace('_', ' ')}"
+            shown = (f"{typical[place]:.2e}" for place in (0, middle, -1))
+            rows.append([name, *shown, f"{np.exp(ratio.mean()):.2e}{interval}"])
+    text += table(["", "first", "middle", "last", "first / last"], rows)
+    return "\n".join(
+        [
+            *text,
+            "![Gradient norms by convolution, lines are geometric means over seeds, bands their "
+            "range](gradients.png)",
+            "",
+        ]
+    )
 
 
 if __name__ == "__main__":

@@ -118,7 +118,9 @@ def write(
         "title": TABLES[number].title,
         "command": command,
         "preset": preset,
-        "protocol": protocol(made, gathered),
+        "protocol": protocol(
+            [cell.flags for cell in made], [run for cell in gathered for run in cell["runs"]]
+        ),
         "cells": gathered,
     }
     if number in ("4", "5"):
@@ -135,28 +137,33 @@ def write(
     return [file, text, *(out / picture["file"] for picture in report["pictures"])]
 
 
-def protocol(made: list[Cell], gathered: list[dict[str, Any]]) -> str:
-    """How the runs differ from the paper's, and on what they ran, in words."""
-    flags = made[0].flags
-    lengths = sorted({cell.flags.resolved_epochs() for cell in made})
-    sizes = {cell.flags.train_size for cell in made}
+def protocol(trained: list[Configuration], results: list[dict[str, Any]]) -> str:
+    """How runs differ from the paper's, and on what they ran, in words.
+
+    Args:
+      trained: configurations of the runs; what they have in common is said of the first.
+      results: of those that are finished: device and versions.
+    """
+    flags = trained[0]
+    lengths = sorted({each.resolved_epochs() for each in trained})
+    sizes = {each.train_size for each in trained}
+    widths = " or ".join(f"{width:g}" for width in sorted({each.width for each in trained}))
     examples = sorted("all" if size is None else f"{size:,}" for size in sizes)
     said = (
-        f"width {flags.width:g}, {' or '.join(examples)} training examples, "
+        f"width {widths}, {' or '.join(examples)} training examples, "
         f"{' or '.join(map(str, lengths))} epoch{'' if lengths == [1] else 's'}, "
         f"batch {flags.batch_size}, {flags.dtype}"
     )
     for name in ("taps", "image_size", "downsample", "fc"):
-        values = {getattr(cell.flags, name) for cell in made}
+        values = {getattr(each, name) for each in trained}
         if len(values) == 1 and values != {getattr(Configuration(), name)}:
             said += f", --{name}={as_flag(values.pop())}"
-    if all(_is_the_paper_s(cell.flags) for cell in made):
+    if all(_is_the_paper_s(each) for each in trained):
         said += " (the paper's)"
     else:
         said += "; the paper's: width 1, all examples, 100 or 40 epochs, batch 64"
-    ran = [run for cell in gathered for run in cell["runs"]]
-    devices = sorted({run["device"] for run in ran})
-    versions = sorted({versions_line(run["versions"]) for run in ran})
+    devices = sorted({result["device"] for result in results})
+    versions = sorted({versions_line(result["versions"]) for result in results})
     return ". ".join([said, *devices, *versions])
 
 

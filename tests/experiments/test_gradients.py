@@ -42,14 +42,26 @@ def test_norms_are_those_of_the_kernels_shallow_to_deep(auxiliary_loss):
 
 def test_the_command_in_small(tmp_path, capsys):
     arguments = ["--dataset=fashion_mini", "--depths=4", "--methods=Normal,S1", "--taps=4"]
-    arguments += ["--width=0.0625", "--train_size=128", f"--out={tmp_path}"]
+    arguments += ["--width=0.0625", "--train_size=128", "--seeds=0,1"]
+    arguments += [f"--out={tmp_path}"]
     assert gradients.main(arguments) == 0
-    networks = json.loads((tmp_path / "gradients.json").read_text())["networks"]
+    report = json.loads((tmp_path / "gradients.json").read_text())
+    networks = report["networks"]
+    text = (tmp_path / "gradients.md").read_text()
+    assert report["protocol"] in text
     assert [network["method"] for network in networks] == ["Normal", "S1"]
     for network in networks:
-        assert len(network["at_start"]) == len(network["after_epoch"]) == 4
+        for norms in (network["at_start"], network["after_epoch"]):
+            (first, second) = norms
+            assert len(first) == len(second) == 4
+            assert first != second
+            # Of two seeds: the geometric mean of the ratios, and t(0.975, 1) = 12.706.
+            ratios = np.log([first[0] / first[3], second[0] / second[3]])
+            middle, half = ratios.mean(), 12.706205 * abs(ratios[0] - ratios[1]) / 2
+            low, high = np.exp([middle - half, middle + half])
+            assert f"{(first[0] * second[0]) ** 0.5:.2e} |" in text
+            assert f"{np.exp(middle):.2e} ({low:.2e} to {high:.2e}) |" in text
         assert network["at_start"] != network["after_epoch"]
-        assert f"{network['after_epoch'][0]:.2e}" in (tmp_path / "gradients.md").read_text()
     assert (tmp_path / "gradients.png").exists()
     capsys.readouterr()
     assert gradients.main([*arguments, "--methods=S99"]) == 2
