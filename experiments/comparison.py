@@ -53,7 +53,8 @@ def outlying(values: np.ndarray) -> np.ndarray:
     """Marks runs that lie far from the others in some figure.
 
     A run is outlying if a figure of it is farther from that figure's median than 3.5 times the
-    median distance, scaled to a normal distribution's deviation (Iglewicz and Hoaglin, 1993).
+    median distance, scaled to a normal distribution's deviation (Iglewicz and Hoaglin, 1993). Where
+    more than half the runs are equal, the mean distance takes the median one's place.
 
     Args:
       values: [runs, figures].
@@ -63,6 +64,7 @@ def outlying(values: np.ndarray) -> np.ndarray:
     """
     distances = np.abs(values - np.median(values, axis=0))
     scale = np.median(distances, axis=0) / stats.norm.ppf(0.75)
+    scale = np.where(scale > 0, scale, distances.mean(axis=0) * np.sqrt(np.pi / 2))
     return np.any(distances > _OUTLYING * scale, axis=1)
 
 

@@ -157,6 +157,17 @@ class Configuration:
         self.build(num_classes=2)
 
 
+def of_result(result: dict[str, Any]) -> Configuration:
+    """The configuration of a finished run, but for its places.
+
+    Args:
+      result: what its result.json holds.
+    """
+    names = {item.name for item in dataclasses.fields(Configuration)} & set(result)
+    values: dict[str, Any] = {name: result[name] for name in names}
+    return Configuration(**{**values, "taps": tuple(result["taps"])})
+
+
 class _Parser(argparse.ArgumentParser):
     """Answers a wrong command line with one line, which names close flags."""
 

@@ -5,7 +5,6 @@ python -m experiments.predict --run=runs/fashion_mini/S7/seed0 --dataset=fashion
 """
 
 import csv
-import dataclasses
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,6 @@ from PIL import Image
 
 import interflow_jax as ij
 from experiments import configuration, data
-from experiments.configuration import Configuration
 from experiments.folder import RunFolder
 from interflow_jax import pictures
 from interflow_jax.checkpoints import Checkpoints, UnreadableError, fingerprint
@@ -63,11 +61,7 @@ def load(path: Path) -> FinishedRun:
     if folder.result() is None:
         raise ValueError(f"{path} holds no result.json: give the folder of a finished run")
     result = folder.read_json("result.json")
-    names = {item.name for item in dataclasses.fields(Configuration)} & set(result)
-    values: dict[str, Any] = {name: result[name] for name in names}
-    values["taps"] = tuple(result["taps"])
-    flags = Configuration(**values)
-    model = flags.build(len(result["class_names"]))
+    model = configuration.of_result(result).build(len(result["class_names"]))
     key, optimizer = jax.random.key(0), ij.make_optimizer(ij.learning_rate_schedule(1, 1.0))
     like = ij.create_state(model, optimizer, key, tuple(result["image_shape"]))
     checkpoints = Checkpoints(folder.checkpoints)

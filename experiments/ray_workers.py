@@ -178,11 +178,11 @@ def _ended(running: dict[Any, Planned]) -> list[tuple[Planned, Exception | None]
 
 
 def _outcome(reference: Any) -> Exception | None:
-    """What `_train` returned, or how its worker died; raises what it should not have raised."""
+    """What `_train` returned, or raised, or how its worker died."""
     try:
         return ray.get(reference)
-    except RayTaskError:
-        raise
+    except RayTaskError as raised:  # out of memory, say; in words, with its traceback
+        return RuntimeError(str(raised))
     except RayError as death:
         return death
 

@@ -23,8 +23,8 @@ Zhicheng Cai, “Interflow: Aggregating Multi-layer Feature Mappings with Attent
 [arXiv:2106.14073](https://arxiv.org/abs/2106.14073), lets every stage of a network predict, and
 learns how much each prediction counts. `interflow_jax` implements it in JAX and Flax. Here are its
 figures beside the paper's, table by table, with the protocol of the runs and the commands that made
-them. Where a protocol is smaller than the paper's, compare the differences between methods, not
-the accuracies.
+them. Where a protocol is smaller than the paper's, neither accuracies nor differences are those of
+networks trained to the end: the differences say which method learns faster.
 """
 
 
@@ -53,19 +53,27 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+class _Run(NamedTuple):
+    """Where a run came from: finished is the time, if it is known; seconds are of training."""
+
+    device: str
+    versions: str
+    finished: str | None
+    seconds: float
+
+
 class _Made(NamedTuple):
     """What a command has written.
 
     Attributes:
       markdown: for people.
       command: that wrote it.
-      runs: behind it, by their commands, for tables share some: device, versions, and the time
-        if it is known.
+      runs: behind it, by their commands, for tables share some.
     """
 
     markdown: str
     command: str
-    runs: dict[str, tuple[str, str, str | None]]
+    runs: dict[str, _Run]
 
 
 def contents(out: Path) -> tuple[str, dict[str, str]]:
@@ -92,18 +100,27 @@ def contents(out: Path) -> tuple[str, dict[str, str]]:
         elif number == "2":
             text = f"# Table II: the methods\n\n{_block(_command('2', out))}{reproduce.table_2()}"
         else:
-            text = f"# {TABLES[number].title} (missing)\n\nThis command makes it:\n\n"
-            text += _block(_command(number, out))
+            text = _missing(TABLES[number].title, _command(number, out))
         sections[stem(number)] = text
-    for name, form in (("gradients", gradients.markdown), ("study", study.markdown)):
+    others = {
+        "gradients": ("Gradients by layer", _text(gradients.markdown)),
+        "study": ("Which small training tells methods apart", _text(study.markdown)),
+        "benchmark": ("A training step's time beside plain Flax and PyTorch", _benchmark),
+    }
+    for name, (title, form) in others.items():
         if (out / f"{name}.json").exists():
-            made[name] = _read(out / f"{name}.json", _text(form), _with(out, name))
+            made[name] = _read(out / f"{name}.json", form, _with(out, name))
             sections[name] = made[name].markdown
-    if (out / "benchmark.json").exists():
-        made["benchmark"] = _read(out / "benchmark.json", _benchmark, _with(out, "benchmark"))
-        sections["benchmark"] = made["benchmark"].markdown
-    wanted = [*TABLES, *(name for name in made if name not in TABLES)]
-    commands = [made[name].command if name in made else _command(name, out) for name in wanted]
+        else:
+            sections[name] = _missing(title, _with(out, name))
+    commands = [
+        made[name].command
+        if name in made
+        else _with(out, name)
+        if name in others
+        else _command(name, out)
+        for name in (*TABLES, *others)
+    ]
     sections["commands"] = (
         "# All commands\n\n`experiments.reproduce` goes on where it was interrupted, and trains "
         "nothing twice. The last command makes this page.\n\n"
@@ -121,6 +138,10 @@ def _with(out: Path, *command: str) -> str:
 
 def _command(number: str, out: Path) -> str:
     return _with(out, "reproduce", f"--table={number}")
+
+
+def _missing(title: str, command: str) -> str:
+    return f"# {title} (missing)\n\nThis command makes it:\n\n{_block(command)}"
 
 
 def _block(*lines: str) -> str:
@@ -144,7 +165,12 @@ def _read(file: Path, form: Callable[[dict[str, Any]], _Made], remedy: str) -> _
 
 def _table(report: dict[str, Any]) -> _Made:
     runs = {
-        run["command"]: (run["device"], versions_line(run["versions"]), run["finished"])
+        run["command"]: _Run(
+            run["device"],
+            versions_line(run["versions"]),
+            run["finished"],
+            float(run["train_seconds"]),
+        )
         for record in report["cells"]
         for run in record["runs"]
     }
@@ -164,15 +190,16 @@ def _benchmark(report: dict[str, Any]) -> _Made:
     return _Made(text + "\n".join(benchmark_report.in_short(report)), report["command"], {})
 
 
-def _origins(runs: list[tuple[str, str, str | None]]) -> str:
-    """When, on what and with which versions the runs were made."""
-    days = sorted({finished[:10] for _, _, finished in runs if finished})
-    count = f"Runs: {len(runs)}"
+def _origins(runs: list[_Run]) -> str:
+    """When, on what and with which versions the runs were made, and what they cost."""
+    days = sorted({run.finished[:10] for run in runs if run.finished})
+    count = f"Runs of the tables: {len(runs)}"
     if days:
         count += f", finished on {days[0]}" + (f" to {days[-1]}" if days[1:] else "") + " (UTC)"
-    devices = sorted({f"On: {device}" for device, _, _ in runs})
-    versions = sorted({f"With: {versions}" for _, versions, _ in runs})
-    return "\n".join(["", *(f"- {line}" for line in (count, *devices, *versions))])
+    cost = f"Time in their training: {sum(run.seconds for run in runs) / 3600:.1f} hours"
+    devices = sorted({f"On: {run.device}" for run in runs})
+    versions = sorted({f"With: {run.versions}" for run in runs})
+    return "\n".join(["", *(f"- {line}" for line in (count, cost, *devices, *versions))])
 
 
 if __name__ == "__main__":

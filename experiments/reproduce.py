@@ -50,13 +50,14 @@ def main(arguments: list[str] | None = None) -> int:
         made = _cells(number, choice)
         runs = [planned for cell in made for planned in cell.runs(out / "runs")]
         if dry_run:
+            sweep.check_without_data(runs)
             print(listing(runs))
             return 0
         try:
             if not only_report:
-                work = _on_ray(cpus) if workers and sweep.unfinished(runs) else sweep.work
                 sweep.check(runs)
                 configuration.writable(out)
+                work = _on_ray(cpus) if workers and sweep.unfinished(runs) else sweep.work
                 todo = len(sweep.unfinished(runs))
                 print(f"{TABLES[number].title}: {len(runs)} runs, {todo} to do")
                 failed = work(runs, lambda line: print(line, flush=True))

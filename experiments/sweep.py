@@ -2,9 +2,11 @@
 
 import contextlib
 import dataclasses
+import json
 import shlex
 import signal
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
@@ -13,16 +15,17 @@ from typing import Any, NamedTuple
 
 import jax
 
-from experiments import data, run
+from experiments import configuration, data, run
 from experiments.configuration import PLACES, Configuration, as_flag
 from experiments.console import duration
 from experiments.folder import RunFolder
 from experiments.training_run import NonFiniteLossError, StoppedError
+from interflow_jax import datasets, tfds_folders
 from interflow_jax.backbones import forward_flops
 from interflow_jax.checkpoints import UnreadableError, UnwritableError
 
 FAILURES = (ValueError, NonFiniteLossError, UnreadableError, UnwritableError, OSError)
-"""What one run may end with without ending the others."""
+"""What a run may end with and says enough in a line; anything else is shown with its traceback."""
 
 _EXAMPLES = {  # of the training and of the test split, without reading them
     "cifar10": (50_000, 10_000),
@@ -93,6 +96,21 @@ def check(sweep: Iterable[Planned]) -> None:
                 run.check_sizes(flags, sizes[place])
 
 
+def check_without_data(sweep: Iterable[Planned]) -> None:
+    """As `check`, but opens and downloads nothing: sizes are those that the datasets are known for.
+
+    Raises:
+      ValueError: as `check`.
+    """
+    for planned in sweep:
+        flags = planned.flags
+        run.check(flags)
+        if flags.dataset in datasets.RECIPES:
+            run.check_sizes(flags, _examples(flags.dataset)[0])
+        else:
+            tfds_folders.originals(flags.dataset)
+
+
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
     """Ctrl-C where nothing is training means what it means there: an end, and no traceback."""
@@ -115,18 +133,20 @@ def unfinished(sweep: Iterable[Planned]) -> list[Planned]:
 def estimate(sweep: list[Planned]) -> dict[Path, float | None]:
     """Seconds that each unfinished run will take, from what finished ones took.
 
-    A run like it but for the seed counts most; others are scaled by the multiply-adds of their
-    convolutions. None where nothing was measured. Start, compilation and what an interrupted run
-    has done already are not counted.
+    A run like it but for the seed counts most; others of the sweep, without any those beside it,
+    are scaled by the multiply-adds of their convolutions. None where nothing was measured. Start,
+    compilation and what an interrupted run has done already are not counted.
     """
-    finished = [(planned, result) for planned in sweep if (result := planned.folder.result())]
     alike: dict[Any, list[float]] = {}
     anything = []
-    for planned, result in finished:
-        rate = result["images_per_second"]
-        if rate > 0:
+    for planned in sweep:
+        result = planned.folder.result()
+        if result and result["images_per_second"] > 0:
+            rate = result["images_per_second"]
             alike.setdefault(_but_for_seed(planned), []).append(rate)
             anything.append(rate * _flops(planned.flags))
+    if not anything:
+        anything = _paces({planned.folder.path.parents[3] for planned in sweep})
     seconds: dict[Path, float | None] = {}
     for planned in unfinished(sweep):
         rates = alike.get(_but_for_seed(planned))
@@ -136,6 +156,19 @@ def estimate(sweep: list[Planned]) -> dict[Path, float | None]:
         rate = median(rates) if rates else median(anything) / _flops(planned.flags)
         seconds[planned.folder.path] = _passes(planned.flags) / rate
     return seconds
+
+
+def _paces(folders: Iterable[Path]) -> list[float]:
+    """Multiply-adds a second of all finished runs in folders of runs."""
+    paces = []
+    for result in (each for folder in folders for each in folder.glob("*/*/*/seed*/result.json")):
+        try:
+            found = json.loads(result.read_text())
+            rate = found["images_per_second"]
+            paces.append(rate * _flops(configuration.of_result(found)))
+        except (OSError, ValueError, LookupError, TypeError):
+            continue  # of another version, or broken: it measures nothing
+    return [pace for pace in paces if pace > 0]
 
 
 def _but_for_seed(planned: Planned) -> str:
@@ -153,9 +186,13 @@ def multiply_adds(flags: Configuration) -> float:
     return _flops(flags) * _passes(flags)
 
 
+def _examples(dataset: str) -> tuple[int, int]:
+    return _EXAMPLES.get(dataset, _OTHER_EXAMPLES)
+
+
 def _passes(flags: Configuration) -> float:
     """Images trained on, and those of the evaluations as so many trained on."""
-    train, test = _EXAMPLES.get(flags.dataset, _OTHER_EXAMPLES)
+    train, test = _examples(flags.dataset)
     return flags.resolved_epochs() * ((flags.train_size or train) + _EVALUATION * test)
 
 
@@ -194,9 +231,15 @@ def work(sweep: list[Planned], say: Callable[[str], None]) -> list[tuple[Planned
                         planned.folder,
                         planned.command(),
                     )
-            except FAILURES as error:
+            except StoppedError:
+                raise
+            except Exception as error:  # out of memory, say: the others may fit
+                if not isinstance(error, FAILURES):
+                    traceback.print_exc()
+                    error = RuntimeError(f"{type(error).__name__}: {error}")
                 say(f"  failed: {planned.folder.path}: {error}")
                 failed.append((planned, error))
+                session = None
             done += 1
         jax.clear_caches()  # the programs of a configuration that does not come again
     return failed

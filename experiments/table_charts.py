@@ -56,12 +56,10 @@ def draw(number: str, report: dict[str, Any], histories: Histories, out: Path) -
 
 
 def _by_depth(axes, place: int, records: list[dict[str, Any]], label: str) -> None:
-    """Accuracy by depth as a line with deviations; the paper's, where it has some, dashed."""
-    there = [record for record in records if record["runs"]]
+    """Accuracy by depth as a line with deviations, broken where a depth has no run."""
     axes.errorbar(
-        [record["runs"][0]["depth"] for record in there],
-        [record["mean"] for record in there],
-        [record["deviation"] or 0 for record in there],
+        [record["depth"] for record in records],
+        *_means_and_deviations(records),
         color=f"C{place}",
         marker=MARKERS[place % len(MARKERS)],
         markersize=5,
@@ -71,12 +69,15 @@ def _by_depth(axes, place: int, records: list[dict[str, Any]], label: str) -> No
     )
 
 
+def _means_and_deviations(found: list[dict[str, Any]]) -> np.ndarray:
+    """For a line with bars, [2, places]; NaN, which is not drawn, where there is none."""
+    return np.array([[each[key] for each in found] for key in ("mean", "deviation")], dtype=float)
+
+
 def _printed_by_depth(axes, records: list[dict[str, Any]], color: str, label: str) -> bool:
     """The paper's accuracies by depth, dashed; whether it has any."""
     printed = {
-        record["runs"][0]["depth"]: record["paper"]
-        for record in records
-        if record["runs"] and record["paper"] is not None
+        record["depth"]: record["paper"] for record in records if record["paper"] is not None
     }
     if printed:
         axes.plot(*zip(*sorted(printed.items()), strict=True), color, ls="--", label=label)
@@ -87,13 +88,27 @@ def _accuracy_by_depth(report: dict[str, Any]) -> Charts:
     chart, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
     for place, (section, records) in enumerate(by_section(report).items()):
         _by_depth(axes, place, records, section)
-    _printed_by_depth(axes, report["cells"], "k", "paper (its own protocol)")
+    dashed = _printed_by_depth(axes, report["cells"], "k", "paper (its own protocol)")
     axes.set(xlabel="convolutions", ylabel="test accuracy (%)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(fontsize="small")
     shows = "Test accuracy by number of convolutions, a line each for "
-    shows += f"{' and '.join(by_section(report))}; bars are standard deviations over seeds"
+    shows += f"{' and '.join(by_section(report))}{_in_words(dashed)}"
     yield "table1", shows, chart
+
+
+def _legend_above(chart, all_axes) -> None:
+    """One legend of all that is drawn in several panels."""
+    handles = {}
+    for axes in all_axes:
+        handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    chart.legend(handles.values(), handles, loc="outside upper center", ncols=2, frameon=False)
+
+
+def _in_words(dashed: bool) -> str:
+    """The end of the words for a picture of accuracies by depth."""
+    paper = "dashed, the paper's; " if dashed else ""
+    return f"; {paper}bars are standard deviations over seeds"
 
 
 def _differences(report: dict[str, Any]) -> Charts:
@@ -134,35 +149,35 @@ def _differences(report: dict[str, Any]) -> Charts:
         axes.axvline(0, color="k", lw=1)
         axes.set(title=name)
     chart.supxlabel("points of accuracy above Normal", fontsize="medium")
-    handles = {}
-    for axes in all_axes.flat[: len(panels)]:
-        handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    chart.legend(handles.values(), handles, loc="outside upper center", ncols=2, frameon=False)
+    _legend_above(chart, all_axes.flat[: len(panels)])
     shows = f"Accuracy above Normal's in points, by method, a panel each for {', '.join(panels)}; "
     yield "table3", shows + "lines are 95 % confidence intervals, diamonds the paper's", chart
 
 
 def _extremely_deep(report: dict[str, Any]) -> Charts:
     by_row: dict[str, list[dict[str, Any]]] = {}
-    datasets = {run["dataset"] for record in report["cells"] for run in record["runs"]}
+    datasets = {record["dataset"] for record in report["cells"]}
     for record in report["cells"]:
-        if record["runs"]:
-            of = f", {record['runs'][0]['dataset']}" if len(datasets) > 1 else ""
-            by_row.setdefault(record["row"] + of, []).append(record)
+        of = f", {record['dataset']}" if len(datasets) > 1 else ""
+        by_row.setdefault(record["row"] + of, []).append(record)
+    by_row = {row: cells for row, cells in by_row.items() if any(cell["runs"] for cell in cells)}
     chart, axes = plt.subplots(figsize=(7, 4.6), layout="constrained")
+    dashed = False
     for place, (row, records) in enumerate(by_row.items()):
         _by_depth(axes, place, records, row)
-        _printed_by_depth(axes, records, f"C{place}", f"{row}, paper")
+        label = f"{row}, paper ({records[0]['paper_dataset']})"
+        dashed |= _printed_by_depth(axes, records, f"C{place}", label)
     axes.set(xlabel="convolutions", ylabel="test accuracy (%)")
-    axes.set_xticks(sorted({run["depth"] for cell in report["cells"] for run in cell["runs"]}))
+    axes.set_xticks(sorted({cell["depth"] for cell in report["cells"]}))
     chart.legend(loc="outside lower center", ncols=3, fontsize="small", frameon=False)
-    shows = f"Test accuracy by number of convolutions, a line each for {', '.join(by_row)}; "
-    yield "table6", shows + "dashed, the paper's; bars are standard deviations over seeds", chart
+    shows = f"Test accuracy by number of convolutions, a line each for {', '.join(by_row)}"
+    yield "table6", shows + _in_words(dashed), chart
     for row, records in by_row.items():
         if row.startswith("Interflow"):
             of = row.partition(", ")[2]
             name = f"table6-branches-{of.replace('/', '-')}" if of else "table6-branches"
-            yield (name, *weight_charts.of_depths(records))
+            there = [record for record in records if record["runs"]]
+            yield (name, *weight_charts.of_depths(there))
 
 
 def _two_depths(histories: Histories) -> Histories:
@@ -243,13 +258,13 @@ def _branches_alone(report: dict[str, Any]) -> Charts:
     all_axes = np.ravel(all_axes)
     for axes in all_axes[len(sections) :]:
         axes.set_visible(False)
+    places: dict[str, int] = {}
     for axes, (name, records) in zip(all_axes, sections.items(), strict=False):
-        for place, record in enumerate(records):
-            alone = record["branches_alone"]
+        for record in records:
+            alone, place = record["branches_alone"], places.setdefault(record["row"], len(places))
             axes.errorbar(
                 [branch["after"] for branch in alone],
-                [branch["mean"] for branch in alone],
-                [branch["deviation"] or 0 for branch in alone],
+                *_means_and_deviations(alone),
                 color=f"C{place}",
                 marker=MARKERS[place % len(MARKERS)],
                 markerfacecolor="none",
@@ -261,7 +276,6 @@ def _branches_alone(report: dict[str, Any]) -> Charts:
             )
         axes.set(title=name, xlabel="branch after convolution", ylabel="test accuracy (%)")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    handles, labels = all_axes[0].get_legend_handles_labels()
-    chart.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
+    _legend_above(chart, all_axes)
     shows = f"Test accuracy of every branch alone, a panel each for {', '.join(sections)}; dashed, "
     yield "branches", shows + "that of all branches fused; bars are standard deviations", chart

@@ -21,8 +21,8 @@ def markdown(report: dict[str, Any]) -> str:
         "",
         "Accuracy on the whole test split after the last epoch, percent; mean ± standard deviation",
         "over seeds. A difference is in points, of paired seeds, with the 95 % confidence interval",
-        "of its mean. A dash stands for a figure that the paper does not print, and for no",
-        "difference.",
+        "of its mean; the pairs are counted where not every run has one. A dash stands for a",
+        "figure that the paper does not print, or for nothing to compare with.",
         "",
     ]
     for section, records in by_section(report).items():
@@ -33,18 +33,24 @@ def markdown(report: dict[str, Any]) -> str:
             ["", "paper", "ours", "best", "seeds", f"difference to {to}"],
             [_row(record) for record in records],
         )
-        ahead = [
-            f"S1 less {record['row']}: {_interval(record['below_s1'])}"
+        claims = [
+            [f"{record['method']} less {found['to']}", _interval(found, len(record["runs"]))]
             for record in records
-            if record.get("below_s1")
+            for found in record["claims"]
         ]
-        if ahead:
-            text += [f"{'; '.join(ahead)}.", ""]
+        if claims:
+            text += table(["", "difference of paired seeds"], claims)
+    if report["table"] == "1":
+        text += _readings(report["readings"])
+    if report["table"] == "6":
+        text += _by_depth(report["by_depth"])
+    if report["table"] == "7":
+        text += _runs(report["cells"])
     for record in report["cells"]:
         if record.get("weights_over_runs"):
             text += _weights(report["table"], record)
-    if report["table"] == "6":
-        text += _weights_by_depth(report["cells"])
+    if report["table"] in ("6", "longer"):
+        text += _weights_of_depths(report["cells"])
     for section, records in by_section(report).items():
         rows = [row for record in records for row in _alone(record)]
         if rows:
@@ -74,8 +80,60 @@ def _row(record: dict[str, Any]) -> list[str]:
     best = _number(record["best"]) if there else MISSING
     ours = _spread(record) if there else MISSING
     seeds = f"{there} of {len(record['seeds'])}"
-    apart = _interval(record["difference"])
-    return [record["row"], _number(record["paper"]), ours, best, seeds, apart]
+    apart = _interval(record["difference"], there)
+    printed = _number(record["paper"])
+    if record["paper"] is not None and record["dataset"] != record["paper_dataset"]:
+        printed += f" ({record['paper_dataset']})"
+    return [record["row"], printed, ours, best, seeds, apart]
+
+
+def _readings(found: list[dict[str, Any]]) -> list[str]:
+    """Table I: `first` less `last`."""
+    rows = [
+        [f"{each['section'].partition(',')[0]}, {each['row']}"]
+        + [_interval(each[key]) for key in ("accuracy", "step")]
+        for each in found
+    ]
+    if not rows:
+        return []
+    return [
+        "## downsample=first less downsample=last",
+        "",
+        "Of accuracy, and of what each reading gains over the row above.",
+        "",
+        *table(["", "accuracy", "gain over the row above"], rows),
+    ]
+
+
+def _by_depth(found: list[dict[str, Any]]) -> list[str]:
+    """Table VI: what depth costs."""
+    rows = [[f"{each['section']}, {each['row']}", _interval(each)] for each in found]
+    if not rows:
+        return []
+    head = ["", "less the shallowest of the method"]
+    return ["## What depth costs", "", "Paired seeds.", "", *table(head, rows)]
+
+
+def _runs(cells: list[dict[str, Any]]) -> list[str]:
+    """Table VII: every run, and the variance."""
+    text = []
+    for record in cells:
+        printed = paper.table("7")["cells"] if record["paper"] is not None else {}
+        rows = [
+            [
+                str(run["seed"]),
+                _number(printed.get(str(run["seed"]), {}).get("accuracy")),
+                _number(run["test_accuracy"]),
+            ]
+            for run in record["runs"]
+        ]
+        if record["deviation"] is not None:
+            of_paper = _number(printed.get("variance", {}).get("accuracy"))
+            rows.append(["variance", of_paper, _number(record["deviation"] ** 2)])
+        if rows:
+            text += [f"## Every run of {record['row']} on {record['section']}", ""]
+            text += table(["run", "paper", "ours"], rows)
+    return text
 
 
 def _alone(record: dict[str, Any]) -> list[list[str]]:
@@ -100,12 +158,14 @@ def _spread(found: dict[str, Any]) -> str:
     return _number(found["mean"]) + ("" if deviation is None else f" ± {deviation:.2f}")
 
 
-def _interval(found: dict[str, Any] | None) -> str:
-    """A difference, and its interval if there is one."""
+def _interval(found: dict[str, Any] | None, runs: int | None = None) -> str:
+    """A difference, its interval if there is one, and its pairs if there are fewer than runs."""
     if found is None:
         return "-"
     interval = "" if found["low"] is None else f" ({found['low']:+.2f} to {found['high']:+.2f})"
-    return f"{found['mean']:+.2f}{interval}"
+    fewer = runs is not None and found["pairs"] < runs
+    pairs = f", {found['pairs']} pair{'s' if found['pairs'] > 1 else ''}" if fewer else ""
+    return f"{found['mean']:+.2f}{interval}{pairs}"
 
 
 def _weights(number: str, record: dict[str, Any]) -> list[str]:
@@ -121,17 +181,23 @@ def _weights(number: str, record: dict[str, Any]) -> list[str]:
     if "outlying" in found:  # one weight a branch, not one a branch and class
         outlying = ", ".join(f"seed {seed}" for seed in found["outlying"]) or "none"
         text += [
-            "A run is outlying if its accuracy or a comparable weight is more than 3.5 scaled",
-            f"median distances from the median: {outlying}.",
+            "A run is outlying if its accuracy or a comparable weight is more than 3.5 robust",
+            "standard deviations (the median distance from the median, scaled) from the median:",
+            f"{outlying}. Variances are over one less than the runs. *Grown* is by how much an",
+            "absolute weight is above its own at the run's start.",
             "",
         ]
-        rows = _printed_moments() if number == "4" and _is_the_paper_s(record) else []
+        rows = []
+        if number == "4" and _has_printed_weights(record):
+            text += _doubts()
+            rows = _printed_moments()
         return text + table(["", "accuracy", *branches], rows + _moments(record))
+    text += _grown_by_branch(found, branches)
     means = {
         kind.replace("_", " "): np.array(found[kind]).mean(axis=0)
         for kind in ("as_learned", "comparable")
     }
-    if number == "5" and _is_the_paper_s(record):
+    if number == "5" and _has_printed_weights(record):
         printed = paper.table("5")["cells"].values()
         means = {
             "of the paper, as printed": np.array([[*row.values()] for row in printed]),
@@ -150,63 +216,107 @@ def _weights(number: str, record: dict[str, Any]) -> list[str]:
     return text
 
 
-def _is_the_paper_s(record: dict[str, Any]) -> bool:
+def _has_printed_weights(record: dict[str, Any]) -> bool:
     """Whether the paper prints weights of these very branches."""
     return record["paper"] is not None and record["runs"][0]["branches"] == [7, 9, 11, 13]
 
 
-def _weights_by_depth(cells: list[dict[str, Any]]) -> list[str]:
-    """The weights of every run of Table VI, beside the paper's."""
-    records = [cell for cell in cells if cell["row"].startswith("Interflow") and cell["runs"]]
+def _weights_of_depths(cells: list[dict[str, Any]]) -> list[str]:
+    """The weights of every run of Interflow, at the start and as learned, beside the paper's."""
+    records = [cell for cell in cells if cell.get("weights_at_start")]
     if not records:
         return []
     most = max(len(record["runs"][0]["branches"]) for record in records)
     rows = []
     for record in records:
-        depth = str(record["runs"][0]["depth"])
+        depth = str(record["depth"])
         printed = paper.table("6")["cells"].get(depth, {})
-        weights = [printed.get(str(branch)) for branch in range(1, most + 1)]
-        weighed = {"the paper's (cifar10)": weights} if printed else {}
-        weighed |= {f"seed {run['seed']}": run["weights"] for run in record["runs"]}
+        of_paper = [printed[name] for name in map(str, range(1, most + 1)) if name in printed]
+        weighed = {"the paper's (cifar10)": of_paper} if printed else {}
+        for run, start in zip(record["runs"], record["weights_at_start"], strict=True):
+            weighed[f"seed {run['seed']}, at the start"] = start
+            weighed[f"seed {run['seed']}, learned"] = run["weights"]
         rows += [
             [
                 f"{record['section']}, {whose}",
-                *("" if value is None else f"{value:+z.2f}" for value in values),
+                *(f"{value:+z.2f}" for value in values),
                 *[""] * (most - len(values)),
             ]
             for whose, values in weighed.items()
         ]
     head = ["branch, shallow to deep", *map(str, range(1, most + 1))]
-    return ["## Weights of Interflow", "", "As learned.", "", *table(head, rows)]
+    return ["## Weights of Interflow", "", *table(head, rows)]
+
+
+def _doubts() -> list[str]:
+    """Why some of the paper's figures have a question mark."""
+    reasons = dict.fromkeys(doubt["reason"] for doubt in paper.DOUBTFUL if doubt["table"] == "4")
+    return [line for reason in reasons for line in (f"A question mark: {reason}.", "")]
 
 
 def _printed_moments() -> list[list[str]]:
-    """The paper's rows of Table IV."""
+    """The paper's rows of Table IV; doubtful figures with a question mark."""
+    doubtful = {
+        (doubt["row"], doubt["column"]): doubt["reads"]
+        for doubt in paper.DOUBTFUL
+        if doubt["table"] == "4"
+    }
     rows = []
     for name in ("mean", "variance", "mean_without_13", "variance_without_13"):
         printed = paper.table("4")["cells"][name]
-        shown = [printed.get(column) for column in ("accuracy", "1", "2", "3", "4")]
-        figures = ["-" if value is None else f"{value:.4f}" for value in shown]
+        figures = [
+            f"{printed[column]:.4f}" if column in printed else f"{doubtful[name, column]:.4f}?"
+            for column in ("accuracy", "1", "2", "3", "4")
+        ]
         rows.append([f"paper, {name.replace('_', ' ')}", *figures])
     return rows
 
 
 def _moments(record: dict[str, Any]) -> list[list[str]]:
-    """Our rows of Table IV: of all runs, and of those that are not outlying, if any is not."""
+    """Our rows of Table IV: of all runs, and of those that are not outlying, if some are."""
     repeated = record["weights_over_runs"]
-    accuracy = np.array([run["test_accuracy"] for run in record["runs"]])
+    accuracy = np.array([[run["test_accuracy"]] for run in record["runs"]])
+    learned, start = np.array(repeated["as_learned"]), np.array(repeated["at_start"])
+    kinds = {
+        "at the start": start,
+        "as learned": np.hstack([accuracy, learned]),
+        "comparable": np.hstack([accuracy, np.array(repeated["comparable"])]),
+        "absolute": np.abs(learned),
+        "grown": np.abs(learned) - np.abs(start),
+    }
     inside = np.array([seed not in repeated["outlying"] for seed in repeated["seeds"]])
     rows = []
-    for kind in ("as_learned", "comparable"):
-        values = np.column_stack([accuracy, np.array(repeated[kind])])
-        of = {"all": values, "without outlying": values[inside]}
+    for kind, values in kinds.items():
+        of = {kind: values}
+        if 0 < inside.sum() < len(inside):
+            of = {f"{kind}, all": values, f"{kind}, without outlying": values[inside]}
         for which, some in of.items():
-            if len(some) == 0:
-                continue
-            found = {"mean": some.mean(axis=0), "variance": some.var(axis=0)}
+            found = {"mean": some.mean(axis=0)}
             if len(some) > 1:
+                found["variance"] = some.var(axis=0, ddof=1)
                 found["mean's 95 % interval, ±"] = comparison.half_interval(some)
             for name, figures in found.items():
-                said = f"{kind.replace('_', ' ')}, {which}, {name}"
-                rows.append([said, *(f"{value:.4f}" for value in figures)])
+                shown = [f"{value:.4f}" for value in figures]
+                rows.append(
+                    [f"{which}, {name}", *["-"] * (1 + learned.shape[1] - len(shown)), *shown]
+                )
     return rows
+
+
+def _grown_by_branch(found: dict[str, Any], branches: list[str]) -> list[str]:
+    """Of weights by class: how large they are without regard to sign, at the start and after."""
+    # [runs, branches]
+    start, learned = (np.abs(found[kind]).mean(axis=2) for kind in ("at_start", "as_learned"))
+    columns = [_mean_interval(values) for values in (start, learned, learned - start)]
+    text = ["Mean absolute weight over a run's classes, mean over runs and its 95 % interval:", ""]
+    rows = [list(row) for row in zip(branches, *columns, strict=True)]
+    return text + table(["", "at the start", "as learned", "grown"], rows)
+
+
+def _mean_interval(values: np.ndarray) -> list[str]:
+    """A column's means over runs with their intervals, as "0.61 ± 0.05"."""
+    means = [f"{mean:z.2f}" for mean in values.mean(axis=0)]
+    if len(values) < 2:
+        return means
+    halves = comparison.half_interval(values)
+    return [f"{mean} ± {half:.2f}" for mean, half in zip(means, halves, strict=True)]

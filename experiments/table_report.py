@@ -2,17 +2,20 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-import interflow_jax as ij
 from experiments import comparison, sweep, table_charts
 from experiments.configuration import PLACES, Configuration, as_flag
 from experiments.sweep import Planned
 from experiments.table_markdown import markdown
-from experiments.tables import DATASETS, TABLES, Cell, is_reference, sections, stem
+from experiments.tables import CLAIMS, DATASETS, TABLES, Cell, is_reference, sections, stem
+from interflow_jax.preprocessing import initial_key
 
 KEPT = (
     *("method", "dataset", "seed", "depth", "width", "downsample", "epochs", "train_size"),
@@ -22,58 +25,137 @@ KEPT = (
 )
 """What of a run's result.json goes into the report."""
 
+NORMAL_ELSEWHERE = ("4", "5", "7")
+"""Tables of one method alone: Normal's runs are Table III's."""
+
+
+ANY_CLASSES = 2
+"""For one weight a branch, whose draws do not depend on the number of classes."""
+
 
 def gather(number: str, made: list[Cell], runs: Path) -> list[dict[str, Any]]:
     """The figures of every cell from the runs that are finished.
 
     Returns:
-      A dict a cell: section, row, paper (percent), seeds (asked for), runs (what `KEPT` names,
-      and `finished`, the time, if the run recorded it), mean, deviation (over n - 1) and best of
-      their accuracy in percent, and difference in points with its interval and the name of the
-      row that it is to (in Table I the depth before, else a Normal or `shared`); None where there
-      is none. A baseline's cell has `below_s1` too, by how much S1 is ahead of it, if its section
-      has S1.
+      A dict a cell: section, row, method, dataset, depth, paper (percent) and paper_dataset, seeds
+      (asked for), runs (what `KEPT` names, and `finished`, the time, if the run recorded it), mean,
+      deviation (over n - 1) and best of their accuracy in percent; difference, in points with its
+      interval, and the name of the row that it is to (in Table I the depth before, else a Normal or
+      `shared`), None where there is none; and claims, the differences to the methods of its section
+      that the paper says it is ahead of.
     """
     gathered = []
     for section in sections(made).values():
-        accuracies = {}
-        for cell in section:
-            there = [_kept(planned) for planned in sweep.finished(cell.runs(runs))]
-            accuracies[cell.row] = {run["seed"]: run["test_accuracy"] for run in there}
-            values = list(accuracies[cell.row].values())
+        ran = {
+            cell.row: [_kept(each) for each in sweep.finished(cell.runs(runs))] for cell in section
+        }
+        accuracies = {row: _accuracies(there) for row, there in ran.items()}
+        rows = {cell.flags.method: cell.row for cell in section}
+        for place, cell in enumerate(section):
+            ours = accuracies[cell.row]
+            values = list(ours.values())
+            to, reference = _compared_with(number, section, place), {}
+            if to is not None:
+                reference = accuracies[to]
+            elif number in NORMAL_ELSEWHERE:
+                to = "Normal"
+                normal = cell._replace(flags=replace(cell.flags, method=to))
+                reference = _accuracies([*map(_kept, sweep.finished(normal.runs(runs)))])
+            claimed = [
+                (rows[behind], comparison.difference(ours, accuracies[rows[behind]]))
+                for ahead, behind in CLAIMS
+                if ahead == cell.flags.method and behind in rows
+            ]
             gathered.append(
                 {
                     "section": cell.section,
                     "row": cell.row,
+                    "method": cell.flags.method,
+                    "dataset": cell.flags.dataset,
+                    "depth": cell.flags.depth,
                     "paper": cell.paper,
+                    "paper_dataset": cell.paper_dataset,
                     "seeds": list(cell.seeds),
                     "mean": float(np.mean(values)) if values else None,
                     "deviation": float(np.std(values, ddof=1)) if len(values) > 1 else None,
                     "best": max(values, default=None),
-                    "difference": None,
-                    "runs": there,
+                    "difference": _named(to, comparison.difference(ours, reference)),
+                    "claims": [_named(behind, found) for behind, found in claimed if found],
+                    "runs": ran[cell.row],
                 }
             )
-        for place, record in enumerate(gathered[-len(section) :]):
-            to = _compared_with(number, section, place)
-            if to is not None:
-                found = comparison.difference(accuracies[record["row"]], accuracies[to])
-                record["difference"] = found and {**found._asdict(), "to": to}
-        rows = {cell.flags.method: cell.row for cell in section}
-        if "S1" in rows:
-            for record in gathered[-len(section) :]:
-                if record["row"] in ij.BASELINES:
-                    ahead = comparison.difference(accuracies[rows["S1"]], accuracies[record["row"]])
-                    record["below_s1"] = ahead and ahead._asdict()
     return gathered
 
 
+def _accuracies(ran: list[dict[str, Any]]) -> dict[int, float]:
+    return {run["seed"]: run["test_accuracy"] for run in ran}
+
+
+def _named(to: str | None, found: comparison.Difference | None) -> dict[str, Any] | None:
+    return found and {**found._asdict(), "to": to}
+
+
 def _compared_with(number: str, section: list[Cell], place: int) -> str | None:
-    """The row that a cell's difference is to, if there is one."""
+    """The row that a cell's difference is to, if the section has it."""
     if number == "1":  # what the paper says of it is where the accuracy jumps
         return section[place - 1].row if place else None
     references = [cell.row for cell in section if is_reference(cell)]
     return references[0] if references and references[0] != section[place].row else None
+
+
+def readings(gathered: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Table I's two readings against each other: does one jump where the other does not?
+
+    Returns:
+      A dict a depth of which both have runs: section (of `first`), row, accuracy (the difference
+      of `first` to `last`), and step (the same of what each gains over the row above, or None).
+    """
+    by_section: dict[str, dict[str, dict[int, float]]] = {}
+    for cell in gathered:
+        by_section.setdefault(cell["section"], {})[cell["row"]] = _accuracies(cell["runs"])
+    found = []
+    for section, first in by_section.items():
+        last = by_section.get(section.replace("downsample=first", "downsample=last"), {})
+        if last is first:
+            continue
+        rows = list(first)
+        for row, above in zip(rows, ["", *rows], strict=False):
+            apart = comparison.difference(first[row], last.get(row, {}))
+            if apart is None:
+                continue
+            gains = [_less(of[row], of.get(above, {})) for of in (first, last)]
+            step = comparison.difference(*gains)
+            found.append(
+                {
+                    "section": section,
+                    "row": row,
+                    "accuracy": apart._asdict(),
+                    "step": step and step._asdict(),
+                }
+            )
+    return found
+
+
+def _less(ours: dict[int, float], other: dict[int, float]) -> dict[int, float]:
+    return {seed: value - other[seed] for seed, value in ours.items() if seed in other}
+
+
+def by_depth(gathered: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What depth costs in Table VI: every cell less its method's shallowest.
+
+    Returns:
+      A dict a cell that has seeds in common with it: section, row, and the difference.
+    """
+    shallowest: dict[tuple[str, str], dict[int, float]] = {}
+    found = []
+    for cell in gathered:
+        ours = _accuracies(cell["runs"])
+        place = (cell["section"].partition(",")[0], cell["row"])
+        if place not in shallowest:
+            shallowest[place] = ours
+        elif apart := comparison.difference(ours, shallowest[place]):
+            found.append({"section": cell["section"], "row": cell["row"], **apart._asdict()})
+    return found
 
 
 def _kept(planned: Planned) -> dict[str, Any]:
@@ -123,6 +205,17 @@ def write(
         ),
         "cells": gathered,
     }
+    if number == "1":
+        report["readings"] = readings(gathered)
+    if number == "6":
+        report["by_depth"] = by_depth(gathered)
+    if number in ("6", "longer"):
+        for cell, record in zip(made, gathered, strict=True):
+            if cell.flags.method == "S1" and record["runs"]:
+                seeds = [run["seed"] for run in record["runs"]]
+                record["weights_at_start"] = weights_at_start(
+                    cell.flags, ANY_CLASSES, seeds
+                ).tolist()
     if number in ("4", "5"):
         for cell, record in zip(made, gathered, strict=True):
             record["weights_over_runs"] = weights(cell, record["runs"])
@@ -183,8 +276,9 @@ def weights(cell: Cell, ran: list[dict[str, Any]]) -> dict[str, Any] | None:
     """What repeated runs say of the fusion's weights (paper, Tables IV and V; Figure 4).
 
     Returns:
-      as_learned and comparable (see `comparison.with_comparable_signs`): the weights by run,
-      [runs][branches] or [runs][branches][classes]; seeds; and, of one weight a branch, outlying:
+      as_learned, comparable (see `comparison.with_comparable_signs`) and at_start (what the seeds
+      draw, with this version of JAX): the weights by run, [runs][branches] or
+      [runs][branches][classes]; seeds; and, of one weight a branch, outlying:
       the seeds of outlying runs by accuracy and comparable weights. (Of forty weights, one or
       another is far from its median in most runs.) None without a run.
     """
@@ -195,19 +289,39 @@ def weights(cell: Cell, ran: list[dict[str, Any]]) -> dict[str, Any] | None:
     groups = comparison.sharing_groups(
         tuple(ran[0]["branches"]), flags.depth, flags.width, flags.downsample, flags.fc == "shared"
     )
+    per_class = learned.ndim == 3
+    classes = learned.shape[2] if per_class else ANY_CLASSES
     seeds = [run["seed"] for run in ran]
-    if learned.ndim == 3:
+    if per_class:
         turned = comparison.with_comparable_signs(learned.swapaxes(1, 2), groups).swapaxes(1, 2)
-        return {"as_learned": learned.tolist(), "comparable": turned.tolist(), "seeds": seeds}
-    turned = comparison.with_comparable_signs(learned, groups)
-    accuracy = np.array([[run["test_accuracy"]] for run in ran])
-    marks = comparison.outlying(np.hstack([accuracy, turned]))
-    return {
+    else:
+        turned = comparison.with_comparable_signs(learned, groups)
+    found = {
         "as_learned": learned.tolist(),
         "comparable": turned.tolist(),
+        "at_start": weights_at_start(flags, classes, seeds).tolist(),
         "seeds": seeds,
-        "outlying": [seed for seed, mark in zip(seeds, marks, strict=True) if mark],
     }
+    if not per_class:
+        accuracy = np.array([[run["test_accuracy"]] for run in ran])
+        marks = comparison.outlying(np.hstack([accuracy, turned]))
+        found["outlying"] = [seed for seed, mark in zip(seeds, marks, strict=True) if mark]
+    return found
+
+
+def weights_at_start(flags: Configuration, classes: int, seeds: list[int]) -> np.ndarray:
+    """What a model's fusion weighs before any training: [seeds, ...] as `Fusion` returns them.
+
+    Only the weights' own draws are computed, none of the layers'.
+    """
+    model = flags.build(classes)
+    images = jnp.zeros((1, 32, 32, 1))  # their size and channels do not matter to the weights
+
+    @jax.jit
+    def draw(key: jax.Array) -> jax.Array:
+        return model.init_with_output(key, images, train=False)[0].weights
+
+    return np.array([draw(initial_key(seed)) for seed in seeds], dtype=float)
 
 
 def branches_alone(ran: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -16,6 +16,13 @@ DATASETS = ("cifar10", "cifar100", "svhn", "mnist", "kmnist", "fashion_mnist")
 PAPER_DEPTH = 13  # of all tables but I and VI
 BASELINE_DEPTH = 60  # of Table VI: the depth at which the paper's plain network has failed
 
+CLAIMS = (
+    *(("S1", "S0"), ("S2", "S0"), ("S6", "S5"), ("S7", "S5")),  # learned weights over fixed ones
+    *(("S2", "S1"), ("S4", "S3"), ("S7", "S6"), ("S9", "S8")),  # given initial weights over random
+    *(("S1", "Aux"), ("S1", "DSN")),  # fusion over losses of the branches' own
+)
+"""Pairs of methods of which the paper says that the first is ahead (IV-D, II-A)."""
+
 
 class Table(NamedTuple):
     """What a table's runs are by default.
@@ -98,6 +105,7 @@ class Cell(NamedTuple):
       flags: of every run but for the seed.
       seeds: of the runs.
       paper: the paper's accuracy in percent, if it has this cell.
+      paper_dataset: that it is of; Table VI's figures are of CIFAR-10, beside whatever ours are.
     """
 
     section: str
@@ -105,6 +113,7 @@ class Cell(NamedTuple):
     flags: Configuration
     seeds: tuple[int, ...]
     paper: float | None
+    paper_dataset: str
 
     def runs(self, folder: Path) -> list[Planned]:
         """The cell's runs, by seed."""
@@ -153,7 +162,8 @@ def cells(number: str, choice: Choice) -> list[Cell]:
             flags = replace(flags, epochs=flags.resolved_epochs() * length)
         section, row = _place(number, flags)
         seeds = choice.seeds or tuple(range(table.seeds))
-        made.append(Cell(section, row, flags, seeds, _printed(number, flags)))
+        printed = "cifar10" if number == "6" else dataset
+        made.append(Cell(section, row, flags, seeds, _printed(number, flags), printed))
     return made
 
 
@@ -167,8 +177,9 @@ def _place(number: str, flags: Configuration) -> tuple[str, str]:
         method = "" if flags.method == "Normal" else f", {flags.method}"
         section = f"{flags.dataset}, downsample={flags.downsample}{method}"
         return section, f"depth {flags.depth}"
+    of_ours = " (not the paper's)" if flags.method in ij.BASELINES else ""
     if number in ("6", "longer"):
-        named = "Interflow (S1)" if flags.method == "S1" else flags.method
+        named = "Interflow (S1)" if flags.method == "S1" else flags.method + of_ours
         section = f"{flags.dataset}, depth {flags.depth}"
         if number == "longer":
             epochs = flags.resolved_epochs()
@@ -177,13 +188,13 @@ def _place(number: str, flags: Configuration) -> tuple[str, str]:
     depth = "" if flags.depth == PAPER_DEPTH else f", depth {flags.depth}"
     if number == "branches":
         return f"{flags.dataset}{depth}, {flags.method}", flags.fc
-    return f"{flags.dataset}{depth}", flags.method
+    return f"{flags.dataset}{depth}", flags.method + of_ours
 
 
 def _printed(number: str, flags: Configuration) -> float | None:
     """The paper's accuracy; its Tables I and IV to VII are of CIFAR-10."""
     method, dataset, depth = flags.method, flags.dataset, str(flags.depth)
-    if number == "6" and dataset == "cifar10":
+    if number == "6":
         return paper.value("6", depth, "Interflow" if method == "S1" else method)
     if number == "1" and (dataset, method) == ("cifar10", "Normal"):
         return paper.value("1", depth, "accuracy")

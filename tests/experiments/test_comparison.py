@@ -26,6 +26,12 @@ def test_a_run_far_from_the_others_in_one_figure_is_outlying():
     assert comparison.outlying(values).tolist() == [False, False, False, False, True]
 
 
+def test_where_most_runs_are_equal_not_all_others_are_outlying():
+    values = np.array([[1.0]] * 6 + [[2.0]] * 5)
+    assert not comparison.outlying(values).any()
+    assert comparison.outlying(np.array([[1.0]] * 9 + [[2.0]])).tolist() == [False] * 9 + [True]
+
+
 def test_signs_are_turned_a_group_at_a_time():
     weights = np.array([[-0.7, 0.6, 0.2, 2.4], [0.7, -0.6, -0.2, -2.4], [-0.7, -0.6, 0.2, 2.4]])
     turned = comparison.with_comparable_signs(weights, [[0], [1, 2, 3]])

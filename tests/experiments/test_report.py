@@ -7,8 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import interflow_jax as ij
 from experiments import paper, report, table_report, tables
+from experiments.configuration import Configuration
 from experiments.tables import Choice
+from interflow_jax.preprocessing import initial_key
 
 VOID = ("meta", "img", "br", "hr", "wbr")
 
@@ -30,14 +33,14 @@ def result(cell, seed, accuracy):
         "train_loss": 1.0,
         "test_loss": 1.0,
         "test_examples": 10_000,
-        "train_seconds": 1.0,
+        "train_seconds": 3600.0,
         "images_per_second": 1.0,
         "parameters": 1,
         "fingerprint": "",
         "device": "an invented <device>",
         "versions": {"jax": "0.0.7"},
         "command": f"run {cell.section} {cell.row} {seed}",
-        "finished": f"2026-01-0{seed + 1}T00:00:00+00:00",
+        "finished": f"2026-01-{seed + 1:02}T00:00:00+00:00",
     }
 
 
@@ -122,21 +125,48 @@ def test_every_figure_of_a_cell_is_there(page):
 
 
 def test_s1_is_compared_with_the_baselines_of_the_same_seeds(tmp_path):
-    accuracies = {"S1": [62, 64], "Aux": [60, 61], "DSN": [70]}
+    aux, dsn = "Aux (not the paper's)", "DSN (not the paper's)"
+    accuracies = {"S1": [62, 64], aux: [60, 61], dsn: [70]}
     methods = ("S1", "Aux", "DSN")
     write(tmp_path, "3", accuracies, datasets=("cifar10",), methods=methods, seeds=(0, 1))
     # 2 and 3: the half interval is 12.706 * 0.7071 / √2.
-    said = "S1 less Aux: +2.50 (-3.85 to +8.85); S1 less DSN: -8.00."
-    assert said in (tmp_path / "table3.md").read_text()
-    assert said in page_of(tmp_path)[1]
+    rows = page_of(tmp_path)[0].rows
+    assert [f"S1 less {aux}", "+2.50 (-3.85 to +8.85)"] in rows
+    assert [f"S1 less {dsn}", "-8.00, 1 pair"] in rows
+
+
+def test_a_table_of_one_method_is_compared_with_normal_s_runs_of_another_table(page):
+    rows = page[0].rows
+    # The same figures in every pair; S3 as in Table III.
+    assert [
+        "S1",
+        "91.81",
+        "61.00 ± 1.00",
+        "62.00",
+        "3 of 3",
+        "+0.00 (+0.00 to +0.00), 2 pairs",
+    ] in rows
+    assert ["S3", "91.89", "62.75 ± 0.35", "63.00", "2 of 2", "+2.25 (-0.93 to +5.43)"] in rows
 
 
 def test_the_weights_of_tables_4_and_5_are_there(page):
     rows = page[0].rows
-    assert ["paper, variance", "0.0200", "0.0439", "-", "0.2256", "0.4428"] in rows
-    assert ["as learned, all, mean", "61.0000", *["1.2500"] * 4] in rows
+    assert ["paper, variance", "0.0200", "0.0439", "0.0462?", "0.2256", "0.4428"] in rows
+    assert "the two variances and two means of branch 2 cannot all be right" in page[1]
+    assert ["as learned, mean", "61.0000", *["1.2500"] * 4] in rows
     # Accuracy and weights deviate by 1 over three runs: 4.302653 / √3.
-    assert ["as learned, all, mean's 95 % interval, ±", *["2.4841"] * 5] in rows
+    assert ["as learned, variance", *["1.0000"] * 5] in rows
+    assert ["as learned, mean's 95 % interval, ±", *["2.4841"] * 5] in rows
+    assert ["absolute, mean", "-", *["1.2500"] * 4] in rows
+    model = ij.build("S1", 10)
+    starts = []
+    for seed in range(3):
+        state = ij.create_state(model, ij.make_optimizer(1e-3), initial_key(seed), (32, 32, 3))
+        starts.append(np.array(state.params["fusion"]["weights"], dtype=float))
+    start = np.array(starts)
+    assert ["at the start, mean", "-", *(f"{mean:.4f}" for mean in start.mean(axis=0))] in rows
+    grown = (1.25 - np.abs(start)).mean(axis=0)
+    assert ["grown, mean", "-", *(f"{mean:.4f}" for mean in grown)] in rows
     printed = paper.table("5")["cells"]["4"].values()
     assert ["after 13", *(f"{value:+.2f}" for value in printed)] in [row[:-1] for row in rows]
     # As learned; where the fourth was turned, so are the second and the third with it.
@@ -159,8 +189,61 @@ def test_the_weights_of_table_6_stand_beside_the_paper_s(tmp_path):
     rows = page_of(tmp_path)[0].rows
     printed = ["-2.45", "-1.18", "+0.74", "+0.61", "+0.34"]
     assert ["cifar10, depth 40, the paper's (cifar10)", *printed, "", ""] in rows
-    assert ["cifar10, depth 40, seed 1", *["+1.25"] * 5, "", ""] in rows
-    assert ["cifar10, depth 50, seed 0", *["+0.25"] * 7] in rows
+    assert ["cifar10, depth 40, seed 1, learned", *["+1.25"] * 5, "", ""] in rows
+    assert ["cifar10, depth 50, seed 0, learned", *["+0.25"] * 7] in rows
+    state = ij.create_state(
+        ij.build("S1", 10, depth=40), ij.make_optimizer(1e-3), initial_key(1), (32, 32, 3)
+    )
+    start = [f"{weight:+z.2f}" for weight in state.params["fusion"]["weights"]]
+    assert ["cifar10, depth 40, seed 1, at the start", *start, "", ""] in rows
+
+
+def test_weights_by_class_at_the_start_are_those_of_the_seed():
+    flags = Configuration(method="S3", width=1 / 16)
+    model = flags.build(10)
+    state = ij.create_state(model, ij.make_optimizer(1e-3), initial_key(4), (28, 28, 1))
+    (start,) = table_report.weights_at_start(flags, 10, [4])
+    np.testing.assert_array_equal(start, state.params["fusion"]["weights"])
+
+
+def test_an_outlying_run_is_left_out_of_its_own_rows(tmp_path):
+    # Four runs near each other and one far off; weights as `result` has them, 0.25 + seed.
+    write(tmp_path, "4", {"S1": [60, 61, 62, 61, 30]}, seeds=(0, 1, 2, 3, 4))
+    (cell,) = json.loads((tmp_path / "table4.json").read_text())["cells"]
+    assert cell["weights_over_runs"]["outlying"] == [4]
+    rows = page_of(tmp_path)[0].rows
+    assert ["as learned, all, mean", "54.8000", *["2.2500"] * 4] in rows
+    assert ["as learned, without outlying, mean", "61.0000", *["1.7500"] * 4] in rows
+
+
+def test_table_vi_says_what_depth_costs_beside_the_paper_s_figures(tmp_path):
+    accuracies = {"Normal": [60, 61]}
+    write(tmp_path, "6", accuracies, depths=(40, 50), datasets=("svhn",), seeds=(0, 1))
+    rows = page_of(tmp_path)[0].rows
+    assert ["svhn, depth 50, Normal", "+0.00 (+0.00 to +0.00)"] in rows
+    assert not any(row[0] == "svhn, depth 40, Normal" for row in rows)
+    printed = paper.value("6", "50", "Normal")
+    assert ["Normal", f"{printed:.2f} (cifar10)", "60.50 ± 0.71"] in [row[:3] for row in rows]
+
+
+def test_table_i_sets_one_reading_against_the_other(tmp_path):
+    choice = {"seeds": (0, 1), "depths": (4, 5)}
+    cells = tables.cells("1", Choice("cpu", **choice))
+    accuracies = iter([(50, 51), (53, 55), (50, 50), (51, 53)])  # first at 4 and 5, last
+    for _, group in tables.sections(cells).items():
+        for cell in group:
+            for planned, accuracy in zip(
+                cell.runs(tmp_path / "runs"), next(accuracies), strict=True
+            ):
+                planned.folder.path.mkdir(parents=True)
+                planned.folder.write_json("result.json", result(cell, planned.flags.seed, accuracy))
+    found = table_report.readings(table_report.gather("1", cells, tmp_path / "runs"))
+    assert [each["row"] for each in found] == ["depth 4", "depth 5"]
+    assert [each["accuracy"]["mean"] for each in found] == [0.5, 2.0]
+    assert found[0]["step"] is None
+    # `first` gains 3 and 4, `last` 1 and 3.
+    assert found[1]["step"]["mean"] == 1.5
+    assert table_report.readings(table_report.gather("1", cells[:1], tmp_path / "runs")) == []
 
 
 def test_what_is_missing_shows(page):
@@ -168,6 +251,9 @@ def test_what_is_missing_shows(page):
     assert ["S4", "91.93", "missing", "missing", "0 of 2", "-"] in parsed.rows
     assert "Table VII: S3 ten times (missing)" in text
     assert "python -m experiments.reproduce --table=7 --out=" in text
+    assert "Gradients by layer (missing)" in text
+    for command in ("gradients", "study", "benchmark"):  # in its section, and among all
+        assert text.count(f"python -m experiments.{command} --out=") == 2
     for name in ("https://example.org/far.png", "gone.png"):
         assert f"({name})</span>" in text
 
@@ -204,7 +290,8 @@ def test_it_can_be_read_by_all(page):
 def test_its_head_says_when_and_with_what(page):
     text = page[1]
     # Table V shares its runs with Table III.
-    assert "Runs: 11, finished on 2026-01-01 to 2026-01-03 (UTC)" in text
+    assert "Runs of the tables: 11, finished on 2026-01-01 to 2026-01-03 (UTC)" in text
+    assert "Time in their training: 11.0 hours" in text
     assert "With: jax 0.0.7" in text
 
 

@@ -5,8 +5,9 @@ import json
 import pytest
 
 import interflow_jax as ij
-from experiments import paper, reproduce, run, table_report, tables
+from experiments import paper, reproduce, run, sweep, table_report, tables
 from experiments.configuration import Configuration
+from experiments.console import duration
 from experiments.training_run import NonFiniteLossError
 
 TINY = ["--datasets=fashion_mini", "--width=0.0625", "--train_size=128", "--epochs=1"]
@@ -133,6 +134,44 @@ def test_a_run_that_fails_is_named_and_does_not_stop_the_others(tmp_path, capsys
     assert "| 1 of 2 |" in (tmp_path / "table1.md").read_text()
 
 
+def test_what_nobody_foresaw_does_not_stop_the_others_either(tmp_path, capsys, monkeypatch):
+    train = run.run
+
+    def failing(flags, *rest):
+        if flags.seed == 0:
+            raise MemoryError("7 GB")
+        return train(flags, *rest)
+
+    monkeypatch.setattr(run, "run", failing)
+    command = ["--table=1", "--depths=4", "--downsample=last", "--seeds=0,1", *TINY]
+    assert reproduce.main([*command, f"--out={tmp_path}"]) == 1
+    captured = capsys.readouterr()
+    assert "seed0: MemoryError: 7 GB" in captured.err
+    assert "Traceback" in captured.err
+    assert "| 1 of 2 |" in (tmp_path / "table1.md").read_text()
+
+
+def test_a_dry_run_answers_bad_input_and_estimates_by_other_runs(tmp_path, capsys):
+    dry = ["--table=3", "--methods=S1", "--seeds=0", f"--out={tmp_path}", "--dry_run"]
+    assert reproduce.main([*dry, "--datasets=cifar10", "--train_size=50001"]) == 2
+    assert "--train_size=50001: cifar10 has 50000" in capsys.readouterr().err
+    assert reproduce.main([*dry, "--datasets=cifar11"]) == 2
+    assert "cifar11" in capsys.readouterr().err
+    assert reproduce.main([*dry, "--datasets=svhn"]) == 0
+    assert "not measured yet" in capsys.readouterr().out
+    flags = Configuration(method="Normal", dataset="cifar10", width=0.125)
+    other = sweep.plan(flags, tmp_path / "runs").folder
+    other.path.mkdir(parents=True)
+    broken = tmp_path / "runs" / "another" / "svhn" / "S1" / "seed0"
+    broken.mkdir(parents=True)
+    (broken / "result.json").write_text("{}")
+    other.write_json("result.json", {**flags.identity(0), "images_per_second": 500.0})
+    assert reproduce.main([*dry, "--datasets=svhn", "--width=0.125"]) == 0
+    # The same network on images of the same size: 3 epochs, test images at a third.
+    seconds = 3 * (20_000 + 26_032 / 3) / 500
+    assert f"about {duration(seconds)}" in capsys.readouterr().out
+
+
 def test_runs_that_another_sweep_does_meanwhile_are_left_to_it(tmp_path, capsys, monkeypatch):
     train, trained = run.run, []
 
@@ -245,7 +284,7 @@ def test_the_paper_s_figures_stand_beside_its_networks_alone():
     ],
 )
 def test_a_protocol_says_whether_it_is_the_paper_s(choice, whose):
-    said = table_report.protocol(tables.cells("3", choice), [])
+    said = table_report.protocol([cell.flags for cell in tables.cells("3", choice)], [])
     assert said.endswith(" (the paper's)") == whose
     assert ("; the paper's: width 1" in said) != whose
 
@@ -253,9 +292,13 @@ def test_a_protocol_says_whether_it_is_the_paper_s(choice, whose):
 def test_a_protocol_names_what_else_was_given():
     overrides = {"downsample": "last", "taps": (9, 13)}
     made = tables.cells("7", tables.Choice("cpu", overrides=overrides))
-    assert ", --taps=9,13, --downsample=last;" in table_report.protocol(made, [])
+    assert ", --taps=9,13, --downsample=last;" in table_report.protocol(
+        [cell.flags for cell in made], []
+    )
     both = tables.cells("3", tables.Choice("cpu", ("fashion_mini", "cifar10")))
-    assert "20,000 or all training examples" in table_report.protocol(both, [])
+    assert "20,000 or all training examples" in table_report.protocol(
+        [cell.flags for cell in both], []
+    )
 
 
 def test_a_report_that_names_fewer_runs_says_so(out, capsys):
