@@ -9,6 +9,7 @@ import shlex
 import sys
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import interflow_jax as ij
@@ -55,9 +56,13 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         try:
             if not only_report:
+                ray_workers = _ray_workers() if workers and sweep.unfinished(runs) else None
                 sweep.check(runs)
                 configuration.writable(out)
-                work = _on_ray(cpus) if workers and sweep.unfinished(runs) else sweep.work
+                work = sweep.work
+                if ray_workers:
+                    ray_workers.connect()
+                    work = partial(ray_workers.work, cpus=cpus)
                 todo = len(sweep.unfinished(runs))
                 print(f"{TABLES[number].title}: {len(runs)} runs, {todo} to do")
                 failed = work(runs, lambda line: print(line, flush=True))
@@ -163,18 +168,13 @@ def _parser():
     return parser
 
 
-def _on_ray(cpus: int | None):
-    """Joins the Ray cluster; returns what does the work of `sweep.work` there.
-
-    Raises:
-      ValueError: without Ray or a cluster.
-    """
+def _ray_workers() -> ModuleType:
+    """What works a sweep off on Ray; raises ValueError without Ray."""
     try:
         from experiments import ray_workers
     except ImportError as error:
         raise ValueError(f"--workers=ray needs pip install '.[ray]' ({error})") from error
-    ray_workers.connect()
-    return partial(ray_workers.work, cpus=cpus)
+    return ray_workers
 
 
 def _cells(number: str, choice: Choice) -> list[Cell]:
