@@ -19,7 +19,6 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-import jax
 import ray  # pyright: ignore[reportMissingImports]
 from ray.exceptions import (  # pyright: ignore[reportMissingImports]
     RayError,
@@ -47,8 +46,6 @@ def connect() -> None:
     Raises:
       ValueError: without a cluster at that address.
     """
-    # JAX would take most of a GPU's memory for this process, which trains nothing.
-    jax.config.update("jax_platforms", "cpu")
     forwarded = {name: os.environ[name] for name in os.environ if name.startswith(_FORWARDED)}
     try:
         ray.init(runtime_env={"env_vars": forwarded}, log_to_driver=False, logging_level="warning")

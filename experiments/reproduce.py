@@ -12,6 +12,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import jax
+
 import interflow_jax as ij
 from experiments import configuration, sweep, table_report, tables
 from experiments.configuration import Configuration
@@ -174,6 +176,9 @@ def _ray_workers() -> ModuleType:
         from experiments import ray_workers
     except ImportError as error:
         raise ValueError(f"--workers=ray needs pip install '.[ray]' ({error})") from error
+    # Before anything asks for devices: JAX would take most of a GPU's memory for this process,
+    # which trains nothing.
+    jax.config.update("jax_platforms", "cpu")
     return ray_workers
 
 
