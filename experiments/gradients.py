@@ -108,7 +108,8 @@ def measure(group: list[sweep.Planned]) -> dict[str, Any]:
     """
     flags = group[0].flags
     auxiliary_loss = {**ij.METHODS, **ij.BASELINES}[flags.method].auxiliary_loss
-    model = predict.load(group[0].folder.path).model
+    trained = [predict.load(run.folder.path) for run in group]
+    model = trained[0].model
     norms = jax.jit(
         partial(kernel_gradient_norms, model, auxiliary_loss=auxiliary_loss),
         compiler_options=ij.cpu_compiler_options(),
@@ -116,10 +117,9 @@ def measure(group: list[sweep.Planned]) -> dict[str, Any]:
     optimizer = ij.make_optimizer(ij.learning_rate_schedule(1, 1.0))
     said: dict[str, Any] = {"method": flags.method, "depth": flags.depth}
     said |= {"seeds": [run.flags.seed for run in group], "at_start": [], "after_epoch": []}
-    for planned in group:
-        finished = predict.load(planned.folder.path)
+    shape = tuple(trained[0].result["image_shape"])
+    for planned, finished in zip(group, trained, strict=True):
         batches = _batches(planned.flags, finished)
-        shape = tuple(finished.result["image_shape"])
         start = ij.create_state(model, optimizer, initial_key(planned.flags.seed), shape)
         for name, state in (("at_start", start), ("after_epoch", finished.state)):
             found = np.mean([norms(state, *batch) for batch in batches], axis=0)
