@@ -57,7 +57,7 @@ def gather(number: str, made: list[Cell], runs: Path) -> list[dict[str, Any]]:
             to, reference = _compared_with(number, section, place), {}
             if to is not None:
                 reference = accuracies[to]
-            elif number in NORMAL_ELSEWHERE:
+            elif number in NORMAL_ELSEWHERE and not is_reference(cell):
                 to = "Normal"
                 normal = cell._replace(flags=replace(cell.flags, method=to))
                 reference = _accuracies([*map(_kept, sweep.finished(normal.runs(runs)))])

@@ -149,6 +149,12 @@ def test_a_table_of_one_method_is_compared_with_normal_s_runs_of_another_table(p
     assert ["S3", "91.89", "62.75 ± 0.35", "63.00", "2 of 2", "+2.25 (-0.93 to +5.43)"] in rows
 
 
+def test_normal_is_not_compared_with_itself(tmp_path):
+    write(tmp_path, "7", {"Normal": [60, 61]}, methods=("Normal",), seeds=(0, 1))
+    rows = page_of(tmp_path)[0].rows
+    assert ["Normal", "-", "60.50 ± 0.71", "61.00", "2 of 2", "-"] in rows
+
+
 def test_the_weights_of_tables_4_and_5_are_there(page):
     rows = page[0].rows
     assert ["paper, variance", "0.0200", "0.0439", "0.0462?", "0.2256", "0.4428"] in rows
