@@ -204,6 +204,16 @@ def _typical(norms: np.ndarray) -> np.ndarray:
     return np.exp(np.log(norms).mean(axis=0))
 
 
+def _factor(ratios: np.ndarray) -> str:
+    """The geometric mean of ratios by seed, and its interval if there are several."""
+    logarithms = np.log(ratios)
+    mean = logarithms.mean()
+    if len(ratios) < 2:
+        return f"{np.exp(mean):.2e}"
+    half = comparison.half_interval(logarithms)
+    return f"{np.exp(mean):.2e} ({np.exp(mean - half):.2e} to {np.exp(mean + half):.2e})"
+
+
 def markdown(report: dict[str, Any]) -> str:
     """The report for people: the first, the middle and the last convolution."""
     networks = report["networks"]
@@ -220,22 +230,23 @@ def markdown(report: dict[str, Any]) -> str:
         "confidence interval of the ratio's.",
         "",
     ]
-    rows = []
+    rows, apart = [], []
+    plain = {network["depth"]: network for network in networks if network["method"] == "Normal"}
     for network in networks:
         for key in ("at_start", "after_epoch"):
             norms = np.array(network[key])
-            typical = _typical(norms)
-            middle = norms.shape[1] // 2
-            ratio = np.log(norms[:, 0] / norms[:, -1])
-            interval = ""
-            if len(ratio) > 1:
-                half = comparison.half_interval(ratio)
-                low, high = np.exp(ratio.mean() - half), np.exp(ratio.mean() + half)
-                interval = f" ({low:.2e} to {high:.2e})"
-            name = f"{network['method']}, depth {network['depth']}, {key.replace('_', ' ')}"
-            shown = (f"{typical[place]:.2e}" for place in (0, middle, -1))
-            rows.append([name, *shown, f"{np.exp(ratio.mean()):.2e}{interval}"])
+            places = [0, norms.shape[1] // 2, -1]
+            when = f"depth {network['depth']}, {key.replace('_', ' ')}"
+            typical = (f"{norm:.2e}" for norm in _typical(norms)[places])
+            ratio = _factor(norms[:, 0] / norms[:, -1])
+            rows.append([f"{network['method']}, {when}", *typical, ratio])
+            if network["method"] != "Normal" and network["depth"] in plain:
+                over = norms[:, places] / np.array(plain[network["depth"]][key])[:, places]
+                apart.append([f"{network['method']}, {when}", *map(_factor, over.T)])
     text += table(["", "first", "middle", "last", "first / last"], rows)
+    if apart:
+        text += ["Times Normal's, of paired seeds, with the same intervals:", ""]
+        text += table(["", "first", "middle", "last"], apart)
     return "\n".join(
         [
             *text,

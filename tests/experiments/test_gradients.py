@@ -62,6 +62,13 @@ def test_the_command_in_small(tmp_path, capsys):
             assert f"{(first[0] * second[0]) ** 0.5:.2e} |" in text
             assert f"{np.exp(middle):.2e} ({low:.2e} to {high:.2e}) |" in text
         assert network["at_start"] != network["after_epoch"]
+    # Times Normal's, of the second of two convolutions in the middle: 1 and 4 times, by hand.
+    half = 12.706205 * np.log(4) / 2
+    low, high = np.exp([np.log(2) - half, np.log(2) + half])
+    by_hand = [[[1.0, 1.0, 3.0, 1.0]] * 2, [[1.0, 1.0, 3.0, 1.0], [1.0, 1.0, 12.0, 1.0]]]
+    for network, norms in zip(networks, by_hand, strict=True):
+        network |= {"at_start": norms, "after_epoch": norms}
+    assert f"| 2.00e+00 ({low:.2e} to {high:.2e}) |" in gradients.markdown(report)
     assert (tmp_path / "gradients.png").exists()
     capsys.readouterr()
     assert gradients.main([*arguments, "--methods=S99"]) == 2
