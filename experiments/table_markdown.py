@@ -223,29 +223,24 @@ def _has_printed_weights(record: dict[str, Any]) -> bool:
 
 def _weights_of_depths(cells: list[dict[str, Any]]) -> list[str]:
     """The weights of every run of Interflow, at the start and as learned, beside the paper's."""
-    records = [cell for cell in cells if cell.get("weights_at_start")]
-    if not records:
-        return []
-    most = max(len(record["runs"][0]["branches"]) for record in records)
-    rows = []
-    for record in records:
-        depth = str(record["depth"])
-        printed = paper.table("6")["cells"].get(depth, {})
-        of_paper = [printed[name] for name in map(str, range(1, most + 1)) if name in printed]
-        weighed = {"the paper's (cifar10)": of_paper} if printed else {}
+    text = []
+    for record in cells:
+        if not record.get("weights_at_start"):
+            continue
+        branches = [str(place) for place in range(1, len(record["runs"][0]["branches"]) + 1)]
+        printed = paper.table("6")["cells"].get(str(record["depth"]), {})
+        weighed = {}
+        if printed.get("branches") == len(branches):
+            weighed["paper (cifar10)"] = [printed[branch] for branch in branches]
         for run, start in zip(record["runs"], record["weights_at_start"], strict=True):
             weighed[f"seed {run['seed']}, at the start"] = start
             weighed[f"seed {run['seed']}, learned"] = run["weights"]
-        rows += [
-            [
-                f"{record['section']}, {whose}",
-                *(f"{value:+z.2f}" for value in values),
-                *[""] * (most - len(values)),
-            ]
-            for whose, values in weighed.items()
-        ]
-    head = ["branch, shallow to deep", *map(str, range(1, most + 1))]
-    return ["## Weights of Interflow", "", *table(head, rows)]
+        text += [f"## Weights of Interflow, shallow to deep: {record['section']}", ""]
+        text += table(
+            ["branch", *branches],
+            [[whose, *(f"{value:+z.2f}" for value in values)] for whose, values in weighed.items()],
+        )
+    return text
 
 
 def _doubts() -> list[str]:
