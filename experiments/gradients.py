@@ -29,7 +29,7 @@ from experiments.table_report import protocol
 from experiments.training_run import StoppedError
 from interflow_jax import allocation, epochs, splits
 from interflow_jax.preprocessing import epoch_keys, initial_key, normalize
-from interflow_jax.training import TrainState, mean_losses
+from interflow_jax.training import TrainState, make_initializer, mean_losses
 
 BATCHES = 8  # over which a norm is averaged
 
@@ -118,9 +118,10 @@ def measure(group: list[sweep.Planned]) -> dict[str, Any]:
     said: dict[str, Any] = {"method": flags.method, "depth": flags.depth}
     said |= {"seeds": [run.flags.seed for run in group], "at_start": [], "after_epoch": []}
     shape = tuple(trained[0].result["image_shape"])
+    initialize = make_initializer(model, optimizer, shape)
     for planned, finished in zip(group, trained, strict=True):
         batches = _batches(planned.flags, finished)
-        start = ij.create_state(model, optimizer, initial_key(planned.flags.seed), shape)
+        start = initialize(initial_key(planned.flags.seed))
         for name, state in (("at_start", start), ("after_epoch", finished.state)):
             found = np.mean([norms(state, *batch) for batch in batches], axis=0)
             said[name].append(found.tolist())

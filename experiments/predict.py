@@ -20,7 +20,7 @@ from experiments.folder import RunFolder
 from interflow_jax import pictures
 from interflow_jax.checkpoints import Checkpoints, UnreadableError, fingerprint
 from interflow_jax.preprocessing import Preprocessing, normalize
-from interflow_jax.training import TrainState
+from interflow_jax.training import TrainState, make_initializer
 
 BATCH_SIZE = 64
 
@@ -62,8 +62,9 @@ def load(path: Path) -> FinishedRun:
         raise ValueError(f"{path} holds no result.json: give the folder of a finished run")
     result = folder.read_json("result.json")
     model = configuration.of_result(result).build(len(result["class_names"]))
-    key, optimizer = jax.random.key(0), ij.make_optimizer(ij.learning_rate_schedule(1, 1.0))
-    like = ij.create_state(model, optimizer, key, tuple(result["image_shape"]))
+    optimizer = ij.make_optimizer(ij.learning_rate_schedule(1, 1.0))
+    initialize = make_initializer(model, optimizer, tuple(result["image_shape"]))
+    like = initialize.eval_shape(jax.random.key(0))
     checkpoints = Checkpoints(folder.checkpoints)
     try:
         restored = checkpoints.restore(like, lambda line: print(line, file=sys.stderr))

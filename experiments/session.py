@@ -18,7 +18,7 @@ from interflow_jax import epochs, splits
 from interflow_jax.datasets import Dataset, recipe
 from interflow_jax.epochs import Programs
 from interflow_jax.preprocessing import Preprocessing
-from interflow_jax.training import EvalMetrics, TrainState
+from interflow_jax.training import EvalMetrics, TrainState, make_initializer
 
 
 class Session(NamedTuple):
@@ -29,6 +29,7 @@ class Session(NamedTuple):
       held: images and labels on the devices, by split; without the splits that stream.
       steps: optimiser steps an epoch; a last batch that is not full is left out, and another
         epoch's order leaves out other examples.
+      initialize: from a key to a state (see `make_initializer`).
     """
 
     dataset: Dataset
@@ -41,12 +42,11 @@ class Session(NamedTuple):
     model: ij.Interflow
     optimizer: optax.GradientTransformation
     programs: Programs
+    initialize: Callable[[jax.Array], TrainState]
 
     def initial_state(self, key: jax.Array) -> TrainState:
         """A new state, on every device."""
-        shape = self.dataset.image_shape
-        state = ij.create_state(self.model, self.optimizer, key, shape)
-        return jax.device_put(state, epochs.replicated(self.mesh))
+        return jax.device_put(self.initialize(key), epochs.replicated(self.mesh))
 
     def batches(self, split: str, order: np.ndarray, first: int, last: int) -> Iterator[Any]:
         """Pairs each dispatch's steps, from `first` to before `last`, with its source."""
@@ -122,4 +122,5 @@ def open_session(configuration: Configuration, dataset: Dataset) -> Session:
         model,
         optimizer,
         programs,
+        make_initializer(model, optimizer, dataset.image_shape),
     )

@@ -77,7 +77,8 @@ class Checkpoints:
         """Restores the newest readable checkpoint.
 
         Args:
-          like: a pytree of the same structure, shapes and dtypes.
+          like: a pytree of the same structure, shapes and dtypes, of arrays or of what
+            `jax.eval_shape` returns.
           report: told, in a line, of each checkpoint that cannot be read.
 
         Returns:
@@ -121,7 +122,9 @@ class Checkpoints:
             altered = sorted(name for name in saved if saved[name] != found.get(name))
             if altered:
                 raise ValueError(f"{len(altered)} file(s) altered or missing, as {altered[0]}")
-        template = jax.tree.map(np.asarray, serialization.to_state_dict(like))
+        template = jax.tree.map(
+            lambda leaf: np.empty(leaf.shape, leaf.dtype), serialization.to_state_dict(like)
+        )
         restored = self._manager.restore(
             number,
             args=ocp.args.Composite(

@@ -76,19 +76,22 @@ def make_optimizer(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTrans
     return optax.chain(optax.add_decayed_weights(WEIGHT_DECAY), optax.sgd(learning_rate, MOMENTUM))
 
 
-def create_state(
-    model: nn.Module, optimizer: optax.GradientTransformation, key: Array, image_shape: tuple
-) -> TrainState:
-    """Initialises parameters, BatchNorm statistics and optimiser, under jit.
+def make_initializer(
+    model: nn.Module, optimizer: optax.GradientTransformation, image_shape: tuple
+) -> Any:
+    """Jits the creation of states, for many keys; `create_state` says what it makes.
 
     Args:
       model: called as `model(images, train=...)`.
       optimizer: from `make_optimizer`, or any other.
-      key: of all initial values.
       image_shape: (height, width, channels).
+
+    Returns:
+      A jitted function of the key of all initial values; its `eval_shape` gives the shapes alone,
+      at once.
     """
 
-    # It runs once, and optimising the code of so many draws takes longer than all else of a start.
+    # Optimising the code of so many draws takes longer than all else of a start.
     options = {"xla_backend_optimization_level": "0"} if jax.default_backend() == "cpu" else None
 
     @partial(jax.jit, compiler_options=options)
@@ -102,7 +105,21 @@ def create_state(
             opt_state=optimizer.init(params),
         )
 
-    return create(key)
+    return create
+
+
+def create_state(
+    model: nn.Module, optimizer: optax.GradientTransformation, key: Array, image_shape: tuple
+) -> TrainState:
+    """Initialises parameters, BatchNorm statistics and optimiser, under jit.
+
+    Args:
+      model: called as `model(images, train=...)`.
+      optimizer: from `make_optimizer`, or any other.
+      key: of all initial values.
+      image_shape: (height, width, channels).
+    """
+    return make_initializer(model, optimizer, image_shape)(key)
 
 
 def train_step(

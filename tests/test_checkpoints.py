@@ -1,5 +1,6 @@
 """Checkpoints: the newest two, proved whole before they are read."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -21,11 +22,11 @@ def folder(tmp_path):
     return tmp_path / "checkpoints"
 
 
-def restore(folder):
+def restore(folder, like=None):
     said = []
     checkpoints = Checkpoints(folder)
     try:
-        return checkpoints.restore(state(0), said.append), said
+        return checkpoints.restore(like or state(0), said.append), said
     finally:
         checkpoints.close()
 
@@ -39,6 +40,13 @@ def test_the_newest_two_are_kept_bit_for_bit(folder):
     restored, said = restore(folder)
     assert restored is not None
     assert (restored.number, restored.notes) == (9, {"epoch": 9, "loss": 0.1})
+    assert fingerprint(restored.state) == fingerprint(state(9))
+    assert said == []
+
+
+def test_shapes_are_enough_to_restore_by(folder):
+    restored, said = restore(folder, jax.eval_shape(lambda: state(0)))
+    assert restored is not None
     assert fingerprint(restored.state) == fingerprint(state(9))
     assert said == []
 
