@@ -69,7 +69,7 @@ TABLES: dict[str, Table] = {
         ("cifar10",),
         ("Normal", "S1", "Aux", "DSN"),
         tuple(range(40, 101, 10)),
-        2,
+        3,
     ),
     "7": Table("Table VII: S3 ten times", ("cifar10",), ("S3",), (PAPER_DEPTH,), 10),
     "branches": Table(
@@ -85,7 +85,7 @@ TABLES: dict[str, Table] = {
         ("fashion_mnist",),
         ("Normal", "S1"),
         (BASELINE_DEPTH,),
-        2,
+        3,
         lengths=(1, 4),
     ),
 }
