@@ -29,8 +29,9 @@ class Progress:
             leave=False,
             disable=not sys.stderr.isatty(),
         )
-        self._done, self._total, self._first = done, total, done
-        self._start = self._last_line = time.monotonic()
+        self._done, self._total = done, total
+        self._timed_from: tuple[float, int] | None = None  # when, and with how many images done
+        self._last_line = time.monotonic()
 
     def add(self, images: int, epoch: str) -> None:
         """Counts images of an epoch, named as "2/40"."""
@@ -38,9 +39,12 @@ class Progress:
         self._bar.set_description(f"epoch {epoch}", refresh=False)
         self._bar.update(images)
         now = time.monotonic()
-        if self._bar.disable and now - self._last_line >= SECONDS_BETWEEN_LINES:
+        if self._timed_from is None:  # compiling these images' program took most of their time
+            self._timed_from = now, self._done
+        elif self._bar.disable and now - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = now
-            rate = (self._done - self._first) / (now - self._start)
+            start, first = self._timed_from
+            rate = (self._done - first) / (now - start)
             eta = duration((self._total - self._done) / rate)
             share = self._done / self._total
             print(f"  epoch {epoch}  {share:6.1%}  {rate:,.0f} images/s  ETA {eta}", flush=True)
