@@ -85,7 +85,7 @@ TABLES: dict[str, Table] = {
         ("fashion_mnist",),
         ("Normal", "S1"),
         (BASELINE_DEPTH,),
-        3,
+        5,
         lengths=(1, 4),
     ),
 }
