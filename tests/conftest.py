@@ -3,11 +3,18 @@
 import os
 import subprocess
 import sys
+import tempfile
 
 # The suite's own children (TensorFlow, other device counts) set what they need themselves.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of the suite's time is compilation of small programs that run once.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# And many are alike: the first process, whose environment the workers and the suite's children
+# inherit, opens a cache for all of them, which ends with it.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _cache = tempfile.TemporaryDirectory(prefix="interflow_jax_tests_")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 import jax
 import pytest
