@@ -27,6 +27,8 @@ from interflow_jax import allocation
 DECIDED = ("method", "dataset", "seed", "seeds", "depth", "out")
 """Flags of the main command that the tables decide."""
 
+NAMED = "1 to 7, branches, longer or weights"
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
@@ -38,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     dry_run, only_report = flags.pop("dry_run"), flags.pop("report")
     workers, cpus = flags.pop("workers"), flags.pop("cpus")
     if (number is None) == (figure is None):
-        parser.error("give either --table=1 to 7, branches or longer, or --figure=4")
+        parser.error(f"give either --table={NAMED}, or --figure=4")
     if cpus is not None and not (workers and cpus > 0):
         parser.error(f"--cpus={cpus}: choose a number above 0, with --workers")
     number = number or figure
@@ -144,9 +146,7 @@ def _parser():
         "       checkout, OUT and the data (a shared filesystem). A run whose worker dies goes on\n"
         "       from its checkpoint in another. Ctrl-C saves what trains first; needs '.[ray]'.\n",
     )
-    parser.add_argument(
-        "--table", choices=sorted([*TABLES, "2"]), metavar="N", help="1 to 7, branches or longer"
-    )
+    parser.add_argument("--table", choices=sorted([*TABLES, "2"]), metavar="N", help=NAMED)
     parser.add_argument("--figure", choices=["4"], metavar="4", help="4, of Table IV's runs")
     parser.add_argument("--preset", default="cpu", choices=PRESETS, help="below (default: cpu)")
     for name, parse, default in (

@@ -40,8 +40,11 @@ def draw(number: str, report: dict[str, Any], histories: Histories, out: Path) -
         ),
         "7": _accuracy_by_run,
         "branches": _branches_alone,
-        "longer": lambda _: chain(
-            _learning_curves(histories, "longer"), weight_charts.over_epochs(histories)
+        **dict.fromkeys(
+            ("longer", "weights"),
+            lambda _: chain(
+                _learning_curves(histories, number), weight_charts.over_epochs(histories, number)
+            ),
         ),
     }
     if not any(record["runs"] for record in report["cells"]):

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from experiments import comparison, paper
+from experiments.tables import DEEP
 
 MISSING = "missing"
 """Stands where a run has not been made."""
@@ -49,7 +50,7 @@ def markdown(report: dict[str, Any]) -> str:
     for record in report["cells"]:
         if record.get("weights_over_runs"):
             text += _weights(report["table"], record)
-    if report["table"] in ("6", "longer"):
+    if report["table"] in DEEP:
         text += _weights_of_depths(report["cells"])
     for section, records in by_section(report).items():
         rows = [row for record in records for row in _alone(record)]

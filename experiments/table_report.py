@@ -14,7 +14,7 @@ from experiments import comparison, sweep, table_charts
 from experiments.configuration import PLACES, Configuration, as_flag
 from experiments.sweep import Planned
 from experiments.table_markdown import markdown
-from experiments.tables import CLAIMS, DATASETS, TABLES, Cell, is_reference, sections, stem
+from experiments.tables import CLAIMS, DATASETS, DEEP, TABLES, Cell, is_reference, sections, stem
 from interflow_jax.preprocessing import initial_key
 
 KEPT = (
@@ -209,7 +209,7 @@ def write(
         report["readings"] = readings(gathered)
     if number == "6":
         report["by_depth"] = by_depth(gathered)
-    if number in ("6", "longer"):
+    if number in DEEP:
         for cell, record in zip(made, gathered, strict=True):
             if cell.flags.method == "S1" and record["runs"]:
                 seeds = [run["seed"] for run in record["runs"]]

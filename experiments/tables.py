@@ -32,6 +32,7 @@ class Table(NamedTuple):
       datasets, methods, depths, downsamples, fcs, lengths: every combination is a cell; lengths
         multiply the epochs.
       seeds: runs of a cell, from seed 0 on.
+      epochs: in place of the preset's.
     """
 
     title: str
@@ -42,6 +43,7 @@ class Table(NamedTuple):
     downsamples: tuple[Downsample, ...] = ("first",)
     fcs: tuple[str, ...] = ("shared",)
     lengths: tuple[int, ...] = (1,)
+    epochs: int | None = None
 
 
 TABLES: dict[str, Table] = {
@@ -88,7 +90,19 @@ TABLES: dict[str, Table] = {
         5,
         lengths=(1, 4),
     ),
+    "weights": Table(
+        "Not in the paper: an extremely deep network's weights, trained for the paper's 40 epochs",
+        ("fashion_mnist",),
+        ("S1",),
+        (BASELINE_DEPTH,),
+        3,
+        epochs=40,
+    ),
 }
+
+
+DEEP = ("6", "longer", "weights")
+"""Tables of extremely deep networks, whose reports have every run's weights."""
 
 
 def stem(number: str) -> str:
@@ -150,6 +164,7 @@ def cells(number: str, choice: Choice) -> list[Cell]:
             continue
         values = {
             **presets.flags(choice.preset, dataset),
+            **({"epochs": table.epochs} if table.epochs else {}),
             "dataset": dataset,
             "method": method,
             "depth": depth,
@@ -178,10 +193,10 @@ def _place(number: str, flags: Configuration) -> tuple[str, str]:
         section = f"{flags.dataset}, downsample={flags.downsample}{method}"
         return section, f"depth {flags.depth}"
     of_ours = " (not the paper's)" if flags.method in ij.BASELINES else ""
-    if number in ("6", "longer"):
+    if number in DEEP:
         named = "Interflow (S1)" if flags.method == "S1" else flags.method + of_ours
         section = f"{flags.dataset}, depth {flags.depth}"
-        if number == "longer":
+        if number != "6":
             epochs = flags.resolved_epochs()
             section += f", {epochs} epoch{'' if epochs == 1 else 's'}"
         return section, named

@@ -87,8 +87,8 @@ def of_depths(records: list[dict[str, Any]]) -> tuple[str, Any]:
     return shows + "test accuracy of the branch alone", chart
 
 
-def over_epochs(histories: Histories) -> Iterator[tuple[str, str, Any]]:
-    """The learned weights of the first run of every section, a line a branch."""
+def over_epochs(histories: Histories, number: str) -> Iterator[tuple[str, str, Any]]:
+    """The learned weights of the first run of every section of a table, a line a branch."""
     panels = {
         section: runs[0]
         for (section, row), runs in histories.items()
@@ -119,7 +119,7 @@ def over_epochs(histories: Histories) -> Iterator[tuple[str, str, Any]]:
     all_axes.flat[0].set(ylabel="weight, as learned")
     chart.legend(*axes.get_legend_handles_labels(), loc="outside right center", fontsize="small")
     shows = "The fusion's weights by epoch in the first run, a line a branch, light the deepest; a "
-    yield "longer-weights", f"{shows}panel each for {' and '.join(panels)}", chart
+    yield f"{number}-by-epoch", f"{shows}panel each for {' and '.join(panels)}", chart
 
 
 def _heatmap(axes, values: np.ndarray, rows: list[str], bounds: tuple | None = None) -> Any:

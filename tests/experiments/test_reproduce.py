@@ -23,8 +23,9 @@ COMMANDS = {
         *TINY,
     ],
     "longer": ["--table=longer", "--depths=4", "--taps=4", "--seeds=0", *TINY],
+    "weights": ["--table=weights", "--depths=4", "--taps=4", "--seeds=0", *TINY],
 }
-RUNS = {"1": 4, "3": 6, "4": 3, "5": 2, "6": 2, "7": 2, "branches": 4, "longer": 4}
+RUNS = {"1": 4, "3": 6, "4": 3, "5": 2, "6": 2, "7": 2, "branches": 4, "longer": 4, "weights": 1}
 PICTURES = {
     "1": ["table1"],
     "3": ["table3"],
@@ -33,7 +34,8 @@ PICTURES = {
     "6": ["table6", "table6-branches"],
     "7": ["table7"],
     "branches": ["branches"],
-    "longer": ["longer", "longer-weights"],
+    "longer": ["longer", "longer-by-epoch"],
+    "weights": ["weights", "weights-by-epoch"],
 }
 
 
@@ -221,8 +223,8 @@ def test_runs_of_different_configurations_have_different_folders(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ([], "--table=1 to 7, branches or longer, or --figure=4"),
-        (["--table=3", "--figure=4"], "--table=1 to 7, branches or longer, or --figure=4"),
+        ([], "--table=1 to 7, branches, longer or weights, or --figure=4"),
+        (["--table=3", "--figure=4"], "--table=1 to 7, branches, longer or weights, or --figure=4"),
         (["--table=3", "--seeds=0,1,0"], "'0,1,0' has 0 more than once"),
         (["--table=3", "--methods=S1,S1"], "'S1,S1' has S1 more than once"),
         (["--table=3", "--report"], "no run of this table is finished"),
@@ -266,7 +268,7 @@ def test_no_two_cells_have_the_same_place(number):
 
 def test_the_paper_s_figures_stand_beside_its_networks_alone():
     deep = tables.Choice("paper", methods=("Normal", "S1", "S3"), depths=(11,))
-    for number in ("3", "4", "5", "6", "7", "branches", "longer"):
+    for number in ("3", "4", "5", "6", "7", "branches", "longer", "weights"):
         assert {cell.paper for cell in tables.cells(number, deep)} == {None}
     by_method = {cell.flags.method: cell.paper for cell in tables.cells("1", deep)}
     assert by_method == {"Normal": paper.value("1", "11", "accuracy"), "S1": None, "S3": None}
