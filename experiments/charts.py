@@ -1,5 +1,6 @@
 """The pictures of a finished run."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,10 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from experiments.folder import write_whole
 
 
 def draw(history: list[dict[str, Any]], result: dict[str, Any], class_names, folder: Path) -> None:
@@ -23,8 +27,15 @@ def draw(history: list[dict[str, Any]], result: dict[str, Any], class_names, fol
             ("fusion_weights", _fusion_weights(history, result, class_names)),
         ):
             chart.suptitle(title)
-            chart.savefig(folder / f"{name}.png")
-            plt.close(chart)
+            save(chart, folder / f"{name}.png")
+
+
+def save(chart: Figure, file: Path) -> None:
+    """Writes a chart as PNG, whole or not at all, and closes it."""
+    drawn = io.BytesIO()
+    chart.savefig(drawn, format="png")
+    plt.close(chart)
+    write_whole(file, drawn.getvalue())
 
 
 def _learning_curves(history):

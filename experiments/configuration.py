@@ -43,10 +43,12 @@ def as_flag(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _flag(default: Any, parse: Any, meaning: str, choices: tuple[str, ...] = ()) -> Any:
-    return field(
-        default=default, metadata={"parse": parse, "help": meaning, "choices": choices or None}
-    )
+def _flag(
+    default: Any, parse: Any, meaning: str, choices: tuple[str, ...] = (), unset: str | None = None
+) -> Any:
+    """A field with what its flag needs; `unset` says what the default None stands for."""
+    said = {"parse": parse, "help": meaning, "choices": choices or None, "unset": unset}
+    return field(default=default, metadata=said)
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,9 @@ class Configuration:
     epochs: int | None = _flag(
         None,
         int,
-        "passes over the training split; default: the paper's (CIFAR 100, others 40; "
-        f"fashion_mini {datasets.RECIPES['fashion_mini'].epochs})",
+        "passes over the training split",
+        unset="the paper's: CIFAR 100, others 40; "
+        f"fashion_mini {datasets.RECIPES['fashion_mini'].epochs}",
     )
     batch_size: int = _flag(BATCH_SIZE, int, "examples a step, over all devices")
     depth: int = _flag(13, int, "convolutions, 4 to 200 (Table I: 4 to 13, Table VI: 40 to 100)")
@@ -81,7 +84,7 @@ class Configuration:
         "first", str, "which convolution of a block has stride 2", get_args(Downsample)
     )
     taps: tuple[int, ...] | None = _flag(
-        None, integers, "convolutions that branches follow, as 7,9,11,13; default: the method's"
+        None, integers, "convolutions that branches follow, as 7,9,11,13", unset="the method's"
     )
     fc: FullyConnected = _flag(
         "shared",
@@ -91,15 +94,16 @@ class Configuration:
     )
     dtype: str = _flag("float32", str, "of the backbone's computation", DTYPES)
     train_size: int | None = _flag(
-        None, int, "train on the first n examples of the split's fixed permutation; default: all"
+        None, int, "train on the first n examples of the split's fixed permutation", unset="all"
     )
     image_size: int | None = _flag(
-        None, int, "resize images to n x n; default: the dataset's own size"
+        None, int, "resize images to n x n", unset="the dataset's own size"
     )
     data_dir: str | None = _flag(
         None,
         str,
-        "folder of prepared tfds datasets; default: $TFDS_DATA_DIR, then ~/tensorflow_datasets",
+        "folder of prepared tfds datasets",
+        unset="$TFDS_DATA_DIR, then ~/tensorflow_datasets",
     )
     out: str = _flag("runs", str, "results go to OUT/DATASET/METHOD/seedN")
     checkpoint_minutes: float = _flag(3.0, float, "between checkpoints within an epoch")
@@ -222,28 +226,34 @@ def parse(arguments: list[str] | None = None) -> Configuration:
 
 
 def add_flags(
-    parser: argparse._ActionsContainer, leave_out: tuple[str, ...] = (), only_given: bool = False
+    parser: argparse._ActionsContainer,
+    leave_out: tuple[str, ...] = (),
+    elsewhere: dict[str, str] | None = None,
 ) -> None:
     """Adds the fields of `Configuration` as flags.
 
     Args:
       parser: a parser, or a group of its flags.
       leave_out: fields that are no flags.
-      only_given: whether parsing leaves out what the command line does not give.
+      elsewhere: what decides some of them where the command line does not, by name, in words; with
+        it, parsing leaves out what the command line does not give.
     """
     for item in dataclasses.fields(Configuration):
         if item.name in leave_out:
             continue
-        default = "" if item.default is None else f" (default: {item.default})"
+        unset = item.metadata["unset"] if item.default is None else item.default
+        default = (elsewhere or {}).get(item.name, unset)
         choices = item.metadata["choices"]
         allowed = f": {' or '.join(choices)}" if choices and len(choices) < 4 else ""
         parser.add_argument(
             f"--{item.name}",
-            default=argparse.SUPPRESS if only_given else item.default,
+            default=item.default if elsewhere is None else argparse.SUPPRESS,
             type=item.metadata["parse"],
             choices=choices,
             metavar=item.name.upper().split("_")[-1],
-            help=item.metadata["help"] + allowed + ("" if only_given else default),
+            help=item.metadata["help"]
+            + allowed
+            + ("" if default is None else f" (default: {default})"),
         )
 
 
@@ -257,7 +267,7 @@ def writable(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
         probe.write_text("")
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another process may probe at the same time
     except OSError as error:
         raise ValueError(
             f"cannot write to {folder} ({error.strerror}); give another folder by --out"

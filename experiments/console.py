@@ -119,6 +119,13 @@ def summary(result: dict[str, Any], folder: Any) -> str:
     return "\n".join(lines)
 
 
+def stopped(error: Any, command: str) -> str:
+    """After a signal: whether the state is saved (see `StoppedError`), and how to go on."""
+    if error.unsaved is not None:
+        return f"stopped, but {error.unsaved}: {command}"
+    return f"stopped and saved; to go on, run the same command again: {command}"
+
+
 def several(results: list[dict[str, Any]]) -> str:
     """Accuracy over seeds."""
     accuracies = [result["test_accuracy"] for result in results]

@@ -4,18 +4,26 @@ import contextlib
 import csv
 import fcntl
 import importlib.metadata
+import io
 import json
 import os
 import platform
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboardX.summary import scalar
 
 VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
+
+
+class HeldError(ValueError):
+    """Another process is training in the folder."""
 
 
 class RunFolder:
@@ -54,29 +62,32 @@ class RunFolder:
 
         Raises:
           ValueError: as `check`.
+          HeldError: as `held`.
         """
-        self.check(identity)
-        if not self._has_work():
-            self.write_json("config.json", {"configuration": identity, **facts})
+        with self.held():
+            self.check(identity)
+            if not self._has_work():
+                self.write_json("config.json", {"configuration": identity, **facts})
 
     def _has_work(self) -> bool:
-        saved = self.checkpoints.exists() and any(
-            path.name.isdigit() for path in self.checkpoints.iterdir()
-        )
-        return saved or (self.path / "result.json").exists()
+        return self.has_checkpoints() or (self.path / "result.json").exists()
+
+    def has_checkpoints(self) -> bool:
+        """Whether there are some, readable or not."""
+        return any(path.name.isdigit() for path in self.checkpoints.glob("*"))
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """Keeps other processes from training in the folder; a killed one lets go of it.
 
         Raises:
-          ValueError: if another process holds it.
+          HeldError: if another process holds it.
         """
         with (self.path / ".lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise ValueError(
+                raise HeldError(
                     f"another process is training in {self.path}; wait for it, or stop it first"
                 ) from error
             yield
@@ -100,41 +111,66 @@ class RunFolder:
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Replaces a file of the folder."""
-        self._replace(name, json.dumps(content, indent=1) + "\n")
+        write_whole(self.path / name, json.dumps(content, indent=1) + "\n")
 
     def write_history(self, history: list[dict[str, Any]]) -> None:
         """Replaces metrics.csv: a row an epoch, a column a figure (see `flat`)."""
         rows = [flat(record) for record in history]
-        draft = self.path / "metrics.csv.tmp"
-        with draft.open("w", newline="") as stream:
-            writer = csv.DictWriter(stream, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
-        draft.replace(self.path / "metrics.csv")
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+        write_whole(self.path / "metrics.csv", text.getvalue())
 
-    def open_events(self, history: list[dict[str, Any]]) -> SummaryWriter:
-        """Starts the TensorBoard events anew with the epochs so far.
 
-        A killed run may have written events of an epoch that it then repeats.
+class Events:
+    """A run's TensorBoard events, begun anew in every sitting.
+
+    A killed run may have written events of an epoch that it then repeats. tensorboardX's
+    SummaryWriter is not used: its thread dies of a full disk, and its callers then wait for ever.
+    """
+
+    def __init__(self, folder: RunFolder):
+        self._folder = folder.path / "events"
+        self._writer: EventsWriter | None = None
+        self._written = 0  # epochs
+
+    def write(self, history: list[dict[str, Any]]) -> None:
+        """Adds the epochs that are not written yet.
+
+        Raises:
+          OSError: as of a full disk; the next call then begins anew.
         """
-        shutil.rmtree(self.path / "events", ignore_errors=True)
-        writer = SummaryWriter(str(self.path / "events"))
-        for record in history:
-            add_events(writer, record)
-        return writer
+        try:
+            if self._writer is None:
+                shutil.rmtree(self._folder, ignore_errors=True)
+                self._folder.mkdir(parents=True)
+                self._writer = EventsWriter(str(self._folder / "events"))
+            for record in history[self._written :]:
+                for name, value in flat(record).items():
+                    if name != "epoch":
+                        event = Event(step=record["epoch"], summary=scalar(name, value))
+                        event.wall_time = time.time()
+                        self._writer.write_event(event)
+            self._writer.flush()
+            self._written = len(history)
+        except OSError:
+            self.close()
+            raise
 
-    def _replace(self, name: str, text: str) -> None:
-        draft = self.path / f"{name}.tmp"
-        draft.write_text(text)
-        draft.replace(self.path / name)
+    def close(self) -> None:
+        """Closes the file; a failure costs nothing, for `write` has flushed."""
+        if self._writer is not None:
+            with contextlib.suppress(OSError):
+                self._writer.close()
+        self._writer, self._written = None, 0
 
 
-def add_events(writer: SummaryWriter, record: dict[str, Any]) -> None:
-    """Adds an epoch's figures to the TensorBoard events."""
-    for name, value in flat(record).items():
-        if name != "epoch":
-            writer.add_scalar(name, value, record["epoch"])
-    writer.flush()
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Replaces a file at once: whatever happens, it is the old one or the new one, whole."""
+    draft = path.with_name(f"{path.name}.tmp")
+    draft.write_bytes(content.encode() if isinstance(content, str) else content)
+    draft.replace(path)
 
 
 def flat(record: dict[str, Any]) -> dict[str, float]:

@@ -20,13 +20,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import interflow_jax as ij
-from experiments import comparison, configuration, data, predict, presets, sweep
+from experiments import charts, comparison, configuration, data, predict, presets, sweep
 from experiments.configuration import Configuration
+from experiments.folder import write_whole
 from experiments.predict import FinishedRun
 from experiments.presets import PRESETS
 from experiments.table_markdown import table
 from experiments.table_report import protocol
-from experiments.training_run import StoppedError
 from interflow_jax import allocation, epochs, splits
 from interflow_jax.preprocessing import epoch_keys, initial_key, normalize
 from interflow_jax.training import TrainState, make_initializer, mean_losses
@@ -47,18 +47,19 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--dataset", default="cifar10", help="default: cifar10")
     parser.add_argument("--depths", type=configuration.integers, default=(13, 60, 100))
-    parser.add_argument("--methods", default="Normal,S1", help="default: Normal,S1")
+    parser.add_argument("--methods", type=configuration.names, default=("Normal", "S1"))
     parser.add_argument("--seeds", type=configuration.integers, default=(0, 1, 2))
     parser.add_argument("--preset", default="cpu", choices=PRESETS, help="but for one epoch")
     parser.add_argument("--out", default="results", help="folder of the report (default: results)")
     group = parser.add_argument_group("flags of experiments.run, in place of the preset's values")
     decided = ("method", "dataset", "seed", "seeds", "depth", "epochs", "out")
-    configuration.add_flags(group, decided, only_given=True)
+    configuration.add_flags(group, decided, presets.DECIDED)
     flags = vars(parser.parse_args(arguments))
     out, dataset, seeds = Path(flags.pop("out")), flags.pop("dataset"), flags.pop("seeds")
-    depths, methods = flags.pop("depths"), flags.pop("methods").split(",")
+    depths, methods = flags.pop("depths"), flags.pop("methods")
     values = {**presets.flags(flags.pop("preset"), dataset), **flags, "epochs": 1}
-    try:
+
+    def body() -> int:
         groups = [
             [
                 sweep.plan(
@@ -71,31 +72,27 @@ def main(arguments: list[str] | None = None) -> int:
             for method in methods
         ]
         runs = [run for group in groups for run in group]
-        sweep.check(runs)
-        configuration.writable(out)
-        failed = sweep.work(runs, lambda line: print(line, flush=True))
-        for run, error in failed:
-            print(f"gradients: failed: {run.folder.path}: {error}", file=sys.stderr)
-        if failed:
+        bare = [run.folder for run in sweep.finished(runs) if not run.folder.has_checkpoints()]
+        if bare:
+            raise ValueError(
+                f"{len(bare)} finished run(s) without the parameters that they trained, as "
+                f"{bare[0].path}: give another --out, or delete their folders, to train them anew"
+            )
+        if sweep.carry_out("Gradients by layer", runs, out):
             return 1
-        networks = [measure(group) for group in groups]
-    except StoppedError as stopped:
-        print(f"stopped and saved; to go on, run the same command again: {command}")
-        return 128 + stopped.args[0]
-    except ValueError as error:
-        print(f"gradients: error: {error}", file=sys.stderr)
-        return 2
-    report = {
-        "command": command,
-        "dataset": dataset,
-        "protocol": protocol([run.flags for run in runs], [*map(_result, runs)]),
-        "networks": networks,
-    }
-    (out / "gradients.json").write_text(json.dumps(report, indent=1) + "\n")
-    _draw(report, out / "gradients.png")
-    (out / "gradients.md").write_text(markdown(report))
-    print(markdown(report))
-    return 0
+        report = {
+            "command": command,
+            "dataset": dataset,
+            "protocol": protocol([run.flags for run in runs], [*map(_result, runs)]),
+            "networks": [measure(group) for group in groups],
+        }
+        write_whole(out / "gradients.json", json.dumps(report, indent=1) + "\n")
+        _draw(report, out / "gradients.png")
+        write_whole(out / "gradients.md", markdown(report))
+        print(markdown(report))
+        return 0
+
+    return sweep.exit_status("gradients", command, body)
 
 
 def measure(group: list[sweep.Planned]) -> dict[str, Any]:
@@ -196,8 +193,7 @@ def _draw(report: dict[str, Any], file: Path) -> None:
             axes.set(title=f"{depth} convolutions", xlabel="convolution")
             axes.legend(fontsize="x-small")
         all_axes[0][0].set(ylabel="norm of the kernel's gradient")
-        chart.savefig(file)
-        plt.close(chart)
+        charts.save(chart, file)
 
 
 def _typical(norms: np.ndarray) -> np.ndarray:

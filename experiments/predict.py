@@ -4,6 +4,7 @@ python -m experiments.predict --run=runs/fashion_mini/S7/seed0 --images photo.jp
 python -m experiments.predict --run=runs/fashion_mini/S7/seed0 --dataset=fashion_mini
 """
 
+import contextlib
 import csv
 import sys
 from collections.abc import Iterator
@@ -65,16 +66,17 @@ def load(path: Path) -> FinishedRun:
     optimizer = ij.make_optimizer(ij.learning_rate_schedule(1, 1.0))
     initialize = make_initializer(model, optimizer, tuple(result["image_shape"]))
     like = initialize.eval_shape(jax.random.key(0))
-    checkpoints = Checkpoints(folder.checkpoints)
-    try:
-        restored = checkpoints.restore(like, lambda line: print(line, file=sys.stderr))
-    except UnreadableError:
-        restored = None
-    checkpoints.close()
+    restored = None
+    if folder.has_checkpoints():
+        checkpoints = Checkpoints(folder.checkpoints)
+        with contextlib.suppress(UnreadableError):
+            restored = checkpoints.restore(like, lambda line: print(line, file=sys.stderr))
+        checkpoints.close()
     if restored is None or fingerprint(restored.state.params) != result["fingerprint"]:
         raise ValueError(
             f"the last checkpoint in {folder.checkpoints} is not the one that the run ended with; "
-            f"delete {path / 'result.json'} and run again: {result['command']}"
+            f"delete {path if restored is None else path / 'result.json'} and run again: "
+            f"{result['command']}"
         )
     preprocessing = Preprocessing(tuple(result["mean"]), tuple(result["deviation"]), augment=False)
     return FinishedRun(result, model, restored.state, preprocessing)

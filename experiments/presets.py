@@ -10,6 +10,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+DECIDED = {name: "the preset's" for values in PRESETS.values() for name in values}
+"""What decides the flags that a preset may set, in words."""
+
+
 def flags(preset: str, dataset: str) -> dict[str, Any]:
     """The preset's values for a dataset, as fields of `Configuration`."""
     chosen = dict(PRESETS[preset])

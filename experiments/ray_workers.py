@@ -29,7 +29,7 @@ from ray.exceptions import (  # pyright: ignore[reportMissingImports]
 from experiments import run, sweep
 from experiments.console import SECONDS_BETWEEN_LINES, duration
 from experiments.folder import RunFolder
-from experiments.sweep import FAILURES, Planned
+from experiments.sweep import FAILURES, Failed, Planned
 from experiments.training_run import StoppedError, StopSignals
 from interflow_jax import allocation
 
@@ -71,7 +71,7 @@ def share(nodes: list[dict[str, float]], cpus: int | None) -> dict[str, int]:
 
 def work(
     planned_runs: list[Planned], say: Callable[[str], None], cpus: int | None = None
-) -> list[tuple[Planned, Exception]]:
+) -> list[Failed]:
     """As `sweep.work`, on the cluster that `connect` joined, and the largest runs first.
 
     A run whose worker dies goes on from its checkpoint in another.
@@ -82,7 +82,7 @@ def work(
       cpus: see `share`.
 
     Returns:
-      The runs that failed, with their errors; the others go on.
+      The runs that failed; the others go on.
 
     Raises:
       StoppedError: on a signal, once the runs that it met are saved.
@@ -94,7 +94,7 @@ def work(
     start = _starter(cpus, say)
     running = {start(planned): planned for planned in todo}
     progress = _Progress(todo)
-    failed: list[tuple[Planned, Exception]] = []
+    failed: list[Failed] = []
     deaths: Counter[tuple[Path, int]] = Counter()
     with StopSignals() as stop:
         try:
@@ -112,7 +112,7 @@ def work(
                         say(f"{planned}: finished")
                     else:
                         say(f"  failed: {planned.folder.path}: {error}")
-                        failed.append((planned, error))
+                        failed.append((planned, str(error)))
                     say(progress.line(running.values()))
                 if progress.due():
                     say(progress.line(running.values()))
@@ -194,7 +194,9 @@ def _stop(running: dict[Any, Planned], say: Callable[[str], None]) -> None:
     ray.wait(list(running), num_returns=len(running))
     for reference, planned in running.items():
         error = _outcome(reference)
-        if error and not isinstance(error, StoppedError | TaskCancelledError):
+        if isinstance(error, StoppedError):
+            error = error.unsaved
+        if error and not isinstance(error, TaskCancelledError):
             say(f"  failed: {planned.folder.path}: {error}")
 
 

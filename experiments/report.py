@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments import benchmark_report, configuration, gradients, reproduce, study
+from experiments.folder import write_whole
 from experiments.page import page
 from experiments.table_markdown import markdown
 from experiments.table_report import versions_line
@@ -45,10 +46,10 @@ def main(arguments: list[str] | None = None) -> int:
         lead, sections = contents(out)
         text = page(lead, sections, out)
         configuration.writable(out)
-    except ValueError as error:
+        write_whole(out / "index.html", text)
+    except (ValueError, OSError) as error:
         print(f"report: error: {error}", file=sys.stderr)
         return 2
-    (out / "index.html").write_text(text)
     print(f"wrote {out / 'index.html'}")
     return 0
 

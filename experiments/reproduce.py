@@ -9,13 +9,12 @@ import shlex
 import sys
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import jax
 
 import interflow_jax as ij
-from experiments import configuration, sweep, table_report, tables
+from experiments import configuration, presets, sweep, table_report, tables
 from experiments.configuration import Configuration
 from experiments.console import duration
 from experiments.presets import PRESETS
@@ -50,41 +49,30 @@ def main(arguments: list[str] | None = None) -> int:
     narrowed = {name: flags.pop(name) for name in ("preset", "datasets", "methods", "depths")}
     choice = Choice(**narrowed, seeds=flags.pop("seeds"), overrides=flags)
     report = partial(_report, number, out, _recorded(arguments), choice.preset)
-    failed: list[tuple[Planned, Exception]] = []
-    try:
+
+    def body() -> int:
         made = _cells(number, choice)
         runs = [planned for cell in made for planned in cell.runs(out / "runs")]
         if dry_run:
             sweep.check_without_data(runs)
             print(listing(runs))
             return 0
-        try:
-            if not only_report:
-                ray_workers = _ray_workers() if workers and sweep.unfinished(runs) else None
-                sweep.check(runs)
-                configuration.writable(out)
-                work = sweep.work
-                if ray_workers:
-                    ray_workers.connect()
-                    work = partial(ray_workers.work, cpus=cpus)
-                todo = len(sweep.unfinished(runs))
-                print(f"{TABLES[number].title}: {len(runs)} runs, {todo} to do")
-                failed = work(runs, lambda line: print(line, flush=True))
-        except StoppedError as stopped:
-            if sweep.finished(runs):
-                report(made)
-            print(f"stopped and saved; to go on, run the same command again: {command}")
-            return 128 + stopped.args[0]
+        failed = []
+        if not only_report:
+            cluster = _cluster(cpus) if workers and sweep.unfinished(runs) else {}
+            try:
+                failed = sweep.carry_out(TABLES[number].title, runs, out, **cluster)
+            except StoppedError:
+                if sweep.finished(runs):
+                    report(made)
+                raise
         if sweep.finished(runs):
             report(made)
         elif not failed:
             raise ValueError(f"--report: no run of this table is finished in {out / 'runs'}")
-    except ValueError as error:
-        print(f"reproduce: error: {error}", file=sys.stderr)
-        return 2
-    for planned, error in failed:
-        print(f"reproduce: failed: {planned.folder.path}: {error}", file=sys.stderr)
-    return 1 if failed else 0
+        return 1 if failed else 0
+
+    return sweep.exit_status("reproduce", command, body)
 
 
 def _recorded(arguments: list[str]) -> str:
@@ -132,7 +120,7 @@ def _parser():
         "tables:\n"
         + "\n".join(f"  {number:<8}  {table.title}" for number, table in TABLES.items())
         + "\n  2         Table II: the methods\n\npresets:\n"
-        + "\n".join(f"  {name:<7}{values or 'the paper, IV-B'}" for name, values in PRESETS.items())
+        + "\n".join(f"  {name:<7}{_in_flags(values)}" for name, values in PRESETS.items())
         + "\n\nexamples:\n"
         "  python -m experiments.reproduce --table=3 --dry_run\n"
         "  python -m experiments.reproduce --table=3 --datasets=cifar10 --seeds=0,1\n"
@@ -166,12 +154,19 @@ def _parser():
     )
     parser.add_argument("--out", default="results", help="folder of reports (default: results)")
     group = parser.add_argument_group("flags of experiments.run, in place of the preset's values")
-    configuration.add_flags(group, DECIDED, only_given=True)
+    of_table = {"downsample": "the table's", "fc": "the table's"}
+    configuration.add_flags(group, DECIDED, presets.DECIDED | of_table)
     return parser
 
 
-def _ray_workers() -> ModuleType:
-    """What works a sweep off on Ray; raises ValueError without Ray."""
+def _in_flags(values: dict[str, Any]) -> str:
+    """A preset's values in words."""
+    given = " ".join(f"--{name}={value}" for name, value in values.items())
+    return given or "the paper's, IV-B"
+
+
+def _cluster(cpus: int | None) -> dict[str, Any]:
+    """How `sweep.carry_out` does runs on Ray; raises ValueError without Ray."""
     try:
         from experiments import ray_workers
     except ImportError as error:
@@ -179,7 +174,7 @@ def _ray_workers() -> ModuleType:
     # Before anything asks for devices: JAX would take most of a GPU's memory for this process,
     # which trains nothing.
     jax.config.update("jax_platforms", "cpu")
-    return ray_workers
+    return {"connect": ray_workers.connect, "work": partial(ray_workers.work, cpus=cpus)}
 
 
 def _cells(number: str, choice: Choice) -> list[Cell]:

@@ -50,8 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
         print("run: interrupted before training", file=sys.stderr)
         return 130
     except StoppedError as stopped:
-        print(f"stopped and saved; to go on, run the same command again: {command}", flush=True)
-        return 128 + stopped.args[0]
+        print(console.stopped(stopped, command), flush=True)
+        return 128 + stopped.signal
 
 
 def check(flags: Configuration) -> dict[int, RunFolder]:
@@ -127,10 +127,13 @@ def run(
     """Trains one seed to the end, or from where it stopped to the end; returns its result.
 
     Raises:
-      ValueError: if another process is training in the folder.
+      HeldError: if another process is training in the folder.
       StoppedError, NonFiniteLossError, UnreadableError, UnwritableError: see `TrainingRun`.
     """
     with folder.held(), StopSignals() as stop:
+        there = folder.result()
+        if there is not None:  # another process has done it meanwhile
+            return there
         training = TrainingRun(session, seed, folder, flags.checkpoint_minutes)
         try:
             print(console.beginning(flags.identity(seed), session, device()), flush=True)
@@ -139,38 +142,38 @@ def run(
             training.check_saved()
         finally:
             training.close()
-    history = training.position.history
-    last = history[-1]
-    parameters = training.state.params
-    result = {
-        **flags.identity(seed),
-        "train_size": len(session.dataset.train),
-        "test_accuracy": last["test_accuracy"],
-        "branch_accuracy": list(last["branch_accuracy"].values()),
-        "branches": [int(tap) for tap in last["weights"]],
-        "weights": list(last["weights"].values()),
-        "train_seconds": training.position.seconds,
-        "images_per_second": last["images_per_second"],
-        "device": device(),
-        "versions": versions(),
-        "command": command,
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "train_loss": last["train_loss"],
-        "test_loss": last["test_loss"],
-        "test_split": session.dataset.test_name,
-        "test_examples": len(session.dataset.test),
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(parameters)),
-        "fingerprint": fingerprint(parameters),
-        "class_names": list(session.dataset.class_names),
-        "image_shape": list(session.dataset.image_shape),
-        "mean": list(session.preprocessing.mean),
-        "deviation": list(session.preprocessing.deviation),
-    }
-    charts.draw(history, result, session.dataset.class_names, folder.pictures)
-    folder.write_history(history)
-    folder.write_json("result.json", result)
-    stop.check()  # a signal that came after the last epoch stops the seeds after this one
-    return result
+        history = training.position.history
+        last = history[-1]
+        parameters = training.state.params
+        result = {
+            **flags.identity(seed),
+            "train_size": len(session.dataset.train),
+            "test_accuracy": last["test_accuracy"],
+            "branch_accuracy": list(last["branch_accuracy"].values()),
+            "branches": [int(tap) for tap in last["weights"]],
+            "weights": list(last["weights"].values()),
+            "train_seconds": training.position.seconds,
+            "images_per_second": last["images_per_second"],
+            "device": device(),
+            "versions": versions(),
+            "command": command,
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "train_loss": last["train_loss"],
+            "test_loss": last["test_loss"],
+            "test_split": session.dataset.test_name,
+            "test_examples": len(session.dataset.test),
+            "parameters": sum(leaf.size for leaf in jax.tree.leaves(parameters)),
+            "fingerprint": fingerprint(parameters),
+            "class_names": list(session.dataset.class_names),
+            "image_shape": list(session.dataset.image_shape),
+            "mean": list(session.preprocessing.mean),
+            "deviation": list(session.preprocessing.deviation),
+        }
+        charts.draw(history, result, session.dataset.class_names, folder.pictures)
+        folder.write_history(history)
+        folder.write_json("result.json", result)
+        stop.check()  # a signal that came after the last epoch stops the seeds after this one
+        return result
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ from experiments import configuration, paper, sweep
 from experiments.comparison import CONFIDENCE
 from experiments.configuration import Configuration
 from experiments.console import duration
+from experiments.folder import write_whole
 from experiments.table_report import protocol
-from experiments.training_run import StoppedError
 from interflow_jax import allocation
 
 CANDIDATES = "0.125x20000x3,0.125x10000x3,0.125x10000x6,0.25x12000x3"
@@ -59,34 +59,26 @@ def main(arguments: list[str] | None = None) -> int:
         for method in ("Normal", METHOD)
     }
     runs = [run for group in planned.values() for run in group]
-    try:
+
+    def body() -> int:
         if len(flags.seeds) < 2:
             raise ValueError(f"--seeds={flags.seeds}: give two or more, for a deviation")
-        sweep.check(runs)
-        configuration.writable(out)
-        failed = sweep.work(runs, lambda line: print(line, flush=True))
-    except StoppedError as stopped:
-        print(f"stopped and saved; to go on, run the same command again: {command}")
-        return 128 + stopped.args[0]
-    except ValueError as error:
-        print(f"study: error: {error}", file=sys.stderr)
-        return 2
-    for run, error in failed:
-        print(f"study: failed: {run.folder.path}: {error}", file=sys.stderr)
-    if failed:
-        return 1
-    measured = [measure(candidate, planned, flags.dataset) for candidate in flags.candidates]
-    results = [run.folder.read_json("result.json") for run in runs]
-    report = {
-        "command": command,
-        "dataset": flags.dataset,
-        "protocol": protocol([run.flags for run in runs], results),
-        "candidates": measured,
-    }
-    (out / "study.json").write_text(json.dumps(report, indent=1) + "\n")
-    (out / "study.md").write_text(markdown(report))
-    print(markdown(report))
-    return 0
+        if sweep.carry_out("The study of small trainings", runs, out):
+            return 1
+        measured = [measure(candidate, planned, flags.dataset) for candidate in flags.candidates]
+        results = [run.folder.read_json("result.json") for run in runs]
+        report = {
+            "command": command,
+            "dataset": flags.dataset,
+            "protocol": protocol([run.flags for run in runs], results),
+            "candidates": measured,
+        }
+        write_whole(out / "study.json", json.dumps(report, indent=1) + "\n")
+        write_whole(out / "study.md", markdown(report))
+        print(markdown(report))
+        return 0
+
+    return sweep.exit_status("study", command, body)
 
 
 def _candidates(text: str) -> list[tuple[float, int, int]]:

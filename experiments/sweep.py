@@ -5,6 +5,7 @@ import dataclasses
 import json
 import shlex
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -15,10 +16,10 @@ from typing import Any, NamedTuple
 
 import jax
 
-from experiments import configuration, data, run
+from experiments import configuration, console, data, run
 from experiments.configuration import PLACES, Configuration, as_flag
 from experiments.console import duration
-from experiments.folder import RunFolder
+from experiments.folder import HeldError, RunFolder
 from experiments.training_run import NonFiniteLossError, StoppedError
 from interflow_jax import datasets, tfds_folders
 from interflow_jax.backbones import forward_flops
@@ -59,6 +60,10 @@ class Planned(NamedTuple):
         return shlex.join(["python", "-m", "experiments.run", *given])
 
 
+Failed = tuple[Planned, str]
+"""A run that failed, and why, in a line."""
+
+
 def plan(flags: Configuration, runs: Path) -> Planned:
     """Places a run where no other configuration's is: RUNS/VARIANT/DATASET/METHOD/seedN."""
     flags = dataclasses.replace(flags, out=str(runs / _variant(flags)), seeds=None)
@@ -77,23 +82,45 @@ def _variant(flags: Configuration) -> str:
     return "-".join(different) or "paper"
 
 
-def check(sweep: Iterable[Planned]) -> None:
+def exit_status(name: str, command: str, body: Callable[[], int]) -> int:
+    """What a command that does a sweep exits with, each error told in a line."""
+    try:
+        return body()
+    except StoppedError as stopped:
+        print(console.stopped(stopped, command))
+        return 128 + stopped.signal
+    except ValueError as error:
+        print(f"{name}: error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"{name}: stopped: {error}", file=sys.stderr)
+        return 1
+
+
+def check(sweep: list[Planned], out: Path) -> None:
     """Checks all that can be wrong, and that the data of unfinished runs is there, and enough.
 
+    What needs no data is checked before any is downloaded.
+
     Raises:
-      ValueError: as the main command's checks.
+      ValueError: as the main command's checks, or for a folder that cannot be written.
       StoppedError: on Ctrl-C, as from `work`.
     """
+
+    def before_download() -> None:
+        check_without_data(sweep)
+        configuration.writable(out)
+
     sizes = {}
     with _interruptible():
         for planned in sweep:
-            flags = planned.flags
-            run.check(flags)
-            if planned.folder.result() is None:
-                place = flags.dataset, flags.data_dir, flags.image_size
-                if place not in sizes:
-                    sizes[place] = len(data.load(*place).train)
-                run.check_sizes(flags, sizes[place])
+            run.check(planned.flags)
+        for flags in (planned.flags for planned in unfinished(sweep)):
+            place = flags.dataset, flags.data_dir, flags.image_size
+            if place not in sizes:
+                sizes[place] = len(data.load(*place, before_download=before_download).train)
+            run.check_sizes(flags, sizes[place])
+        configuration.writable(out)
 
 
 def check_without_data(sweep: Iterable[Planned]) -> None:
@@ -130,27 +157,33 @@ def unfinished(sweep: Iterable[Planned]) -> list[Planned]:
     return [planned for planned in sweep if planned.folder.result() is None]
 
 
+def _known_data(flags: Configuration) -> bool:
+    """Whether the number and the size of the images are known without reading them."""
+    return flags.dataset in datasets.RECIPES
+
+
 def estimate(sweep: list[Planned]) -> dict[Path, float | None]:
     """Seconds that each unfinished run will take, from what finished ones took.
 
     A run like it but for the seed counts most; others of the sweep, without any those beside it,
-    are scaled by the multiply-adds of their convolutions. None where nothing was measured. Start,
-    compilation and what an interrupted run has done already are not counted.
+    are scaled by the multiply-adds of their convolutions. None where nothing was measured, or the
+    data is none of the paper's. Start, compilation and what an interrupted run has done already are
+    not counted.
     """
     alike: dict[Any, list[float]] = {}
     anything = []
     for planned in sweep:
         result = planned.folder.result()
-        if result and result["images_per_second"] > 0:
-            rate = result["images_per_second"]
+        rate = (result or {}).get("images_per_second", 0)
+        if rate > 0 and _known_data(planned.flags):
             alike.setdefault(_but_for_seed(planned), []).append(rate)
             anything.append(rate * _flops(planned.flags))
     if not anything:
-        anything = _paces({planned.folder.path.parents[3] for planned in sweep})
+        anything = _paces({Path(planned.flags.out).parent for planned in sweep})
     seconds: dict[Path, float | None] = {}
     for planned in unfinished(sweep):
         rates = alike.get(_but_for_seed(planned))
-        if not anything:
+        if not anything or not _known_data(planned.flags):
             seconds[planned.folder.path] = None
             continue
         rate = median(rates) if rates else median(anything) / _flops(planned.flags)
@@ -164,8 +197,9 @@ def _paces(folders: Iterable[Path]) -> list[float]:
     for result in (each for folder in folders for each in folder.glob("*/*/*/seed*/result.json")):
         try:
             found = json.loads(result.read_text())
-            rate = found["images_per_second"]
-            paces.append(rate * _flops(configuration.of_result(found)))
+            rate, flags = found["images_per_second"], configuration.of_result(found)
+            if _known_data(flags):
+                paces.append(rate * _flops(flags))
         except (OSError, ValueError, LookupError, TypeError):
             continue  # of another version, or broken: it measures nothing
     return [pace for pace in paces if pace > 0]
@@ -196,16 +230,18 @@ def _passes(flags: Configuration) -> float:
     return flags.resolved_epochs() * ((flags.train_size or train) + _EVALUATION * test)
 
 
-def work(sweep: list[Planned], say: Callable[[str], None]) -> list[tuple[Planned, Exception]]:
+def work(sweep: list[Planned], say: Callable[[str], None]) -> list[Failed]:
     """Does the unfinished runs, one after the other; runs that differ by seed share programs.
 
     Returns:
-      The runs that failed, with their errors; the others go on.
+      The runs that failed; the others go on. One that another process trains has failed if that
+      is still so in the end.
 
     Raises:
       StoppedError: on a signal, once the run that it met is saved.
     """
-    failed: list[tuple[Planned, Exception]] = []
+    failed: list[Failed] = []
+    held: list[Failed] = []
     todo = unfinished(sweep)
     start, done = time.monotonic(), 0
     for _, group in groupby(todo, _but_for_seed):
@@ -220,10 +256,9 @@ def work(sweep: list[Planned], say: Callable[[str], None]) -> list[tuple[Planned
             try:
                 folders = {planned.flags.seed: planned.folder}
                 with _interruptible():
+                    run.claim(planned.flags, folders, planned.command())
                     if session is None:
                         session = run.prepare(planned.flags, folders, planned.command())
-                    else:
-                        run.claim(planned.flags, folders, planned.command())
                     run.run(
                         planned.flags,
                         session,
@@ -233,15 +268,45 @@ def work(sweep: list[Planned], say: Callable[[str], None]) -> list[tuple[Planned
                     )
             except StoppedError:
                 raise
+            except HeldError as error:
+                say(f"  left for now: {error}")
+                held.append((planned, str(error)))
             except Exception as error:  # out of memory, say: the others may fit
+                reason = str(error)
                 if not isinstance(error, FAILURES):
                     traceback.print_exc()
-                    error = RuntimeError(f"{type(error).__name__}: {error}")
-                say(f"  failed: {planned.folder.path}: {error}")
-                failed.append((planned, error))
+                    reason = f"{type(error).__name__}: {error}"
+                say(f"  failed: {planned.folder.path}: {reason}")
+                failed.append((planned, reason))
                 session = None
             done += 1
         jax.clear_caches()  # the programs of a configuration that does not come again
+    return failed + [(planned, reason) for planned, reason in held if not planned.folder.result()]
+
+
+def carry_out(
+    title: str,
+    sweep: list[Planned],
+    out: Path,
+    connect: Callable[[], None] = lambda: None,
+    work: Callable[..., list[Failed]] = work,
+) -> list[Failed]:
+    """Checks a sweep, does its unfinished runs, and says which failed.
+
+    Args:
+      title: of what is made of the runs.
+      sweep: the runs.
+      out: folder of what is made of them.
+      connect, work: of `ray_workers`, for the runs on a cluster.
+
+    Returns, raises: as `check` and `work`.
+    """
+    check(sweep, out)
+    connect()
+    print(f"{title}: {len(sweep)} runs, {len(unfinished(sweep))} to do")
+    failed = work(sweep, lambda line: print(line, flush=True))
+    for planned, error in failed:
+        print(f"failed: {planned.folder.path}: {error}", file=sys.stderr)
     return failed
 
 

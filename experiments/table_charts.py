@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from experiments import weight_charts
+from experiments import charts, weight_charts
 from experiments.table_markdown import by_section
 from experiments.weight_charts import Histories
 
@@ -52,8 +52,7 @@ def draw(number: str, report: dict[str, Any], histories: Histories, out: Path) -
     pictures = []
     with plt.rc_context({"axes.grid": True, "grid.alpha": 0.3, "figure.dpi": 120}):
         for name, shows, chart in makers[number](report):
-            chart.savefig(out / f"{name}.png")
-            plt.close(chart)
+            charts.save(chart, out / f"{name}.png")
             pictures.append({"file": f"{name}.png", "shows": shows})
     return pictures
 

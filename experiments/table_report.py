@@ -12,6 +12,7 @@ import numpy as np
 
 from experiments import comparison, sweep, table_charts
 from experiments.configuration import PLACES, Configuration, as_flag
+from experiments.folder import write_whole
 from experiments.sweep import Planned
 from experiments.table_markdown import markdown
 from experiments.tables import CLAIMS, DATASETS, DEEP, TABLES, Cell, is_reference, sections, stem
@@ -141,14 +142,14 @@ def _less(ours: dict[int, float], other: dict[int, float]) -> dict[int, float]:
 
 
 def by_depth(gathered: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What depth costs in Table VI: every cell less its method's shallowest.
+    """What depth costs in Table VI: every cell less the shallowest of its method that has runs.
 
     Returns:
       A dict a cell that has seeds in common with it: section, row, and the difference.
     """
     shallowest: dict[tuple[str, str], dict[int, float]] = {}
     found = []
-    for cell in gathered:
+    for cell in (cell for cell in gathered if cell["runs"]):
         ours = _accuracies(cell["runs"])
         place = (cell["section"].partition(",")[0], cell["row"])
         if place not in shallowest:
@@ -224,9 +225,9 @@ def write(
             record["branches_alone"] = branches_alone(record["runs"])
     report["pictures"] = table_charts.draw(number, report, histories(made, runs), out)
     file = out / f"{stem(number)}.json"
-    file.write_text(json.dumps(report, indent=1) + "\n")
+    write_whole(file, json.dumps(report, indent=1) + "\n")
     text = out / f"{stem(number)}.md"
-    text.write_text(markdown(report))
+    write_whole(text, markdown(report))
     return [file, text, *(out / picture["file"] for picture in report["pictures"])]
 
 

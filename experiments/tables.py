@@ -114,7 +114,7 @@ class Cell(NamedTuple):
     """A figure of a table, and the runs behind it.
 
     Attributes:
-      section: the rows' heading: dataset, and depth or downsampling where they differ.
+      section: the rows' heading: dataset, and what else tells cells apart, as depth or epochs.
       row: the row's name.
       flags: of every run but for the seed.
       seeds: of the runs.
@@ -154,7 +154,7 @@ def cells(number: str, choice: Choice) -> list[Cell]:
     made = []
     for dataset, depth, length, method, downsample, fc in itertools.product(
         choice.datasets or table.datasets,
-        choice.depths or table.depths,
+        sorted(choice.depths or table.depths),
         table.lengths,
         choice.methods or table.methods,
         downsamples,
@@ -184,7 +184,7 @@ def cells(number: str, choice: Choice) -> list[Cell]:
 
 def _only_at_one_depth(number: str, method: str, choice: Choice) -> bool:
     """Whether a baseline of Table VI was not asked for: it then stands at one depth only."""
-    return number == "6" and method in ij.BASELINES and not (choice.methods or choice.depths)
+    return number == "6" and method in ij.BASELINES and not choice.methods
 
 
 def _place(number: str, flags: Configuration) -> tuple[str, str]:

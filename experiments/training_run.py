@@ -11,9 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import folder as run_folder
 from experiments.console import Progress, epoch_line
-from experiments.folder import RunFolder
+from experiments.folder import Events, RunFolder
 from experiments.session import Session
 from interflow_jax import epochs, preprocessing
 from interflow_jax.checkpoints import Checkpoints, UnwritableError
@@ -21,7 +20,16 @@ from interflow_jax.training import EvalMetrics, TrainMetrics, TrainState
 
 
 class StoppedError(Exception):
-    """A signal asked the run to stop; its number is the argument."""
+    """A signal asked the run to stop.
+
+    Attributes:
+      signal: its number.
+      unsaved: why the state at that moment could not be saved; None if it was.
+    """
+
+    def __init__(self, signal: int, unsaved: str | None = None):
+        super().__init__(signal, unsaved)
+        self.signal, self.unsaved = signal, unsaved
 
 
 class NonFiniteLossError(RuntimeError):
@@ -85,6 +93,7 @@ class TrainingRun:
         self.session, self.seed, self.folder = session, seed, folder
         self._seconds_between_saves = 60 * minutes
         self._checkpoints = Checkpoints(folder.checkpoints)
+        self._events = Events(folder)
         self.state: TrainState = session.initial_state(preprocessing.initial_key(seed))
         self.position = Position()
         self._saved = -1
@@ -114,7 +123,7 @@ class TrainingRun:
         """Trains to the end.
 
         Raises:
-          StoppedError: after a signal, once the state is saved.
+          StoppedError: after a signal, once the state is saved or could not be.
           NonFiniteLossError: at once; the checkpoint before stays the last one.
         """
         session, position = self.session, self.position
@@ -124,7 +133,6 @@ class TrainingRun:
             images_an_epoch * position.epoch + session.batch_size * position.step,
         )
         self._write_history(progress.say)  # a kill may have come between checkpoint and metrics
-        events = self.folder.open_events(position.history)
         try:
             while position.epoch < session.epochs:
                 self.train_epoch(stop, progress)
@@ -139,14 +147,16 @@ class TrainingRun:
                 )
                 self.save(progress.say)
                 self._write_history(progress.say)
-                run_folder.add_events(events, record)
                 progress.say(epoch_line(record, session.epochs))
-        except StoppedError:
-            self.save(progress.say)
-            self.check_saved()
+        except StoppedError as stopped:
+            try:
+                self.save(progress.say)
+                self.check_saved()
+            except (UnwritableError, NonFiniteLossError) as error:
+                raise StoppedError(stopped.signal, str(error)) from error
             raise
         finally:
-            events.close()
+            self._events.close()
             progress.close()
 
     def check_saved(self) -> None:
@@ -166,6 +176,7 @@ class TrainingRun:
         try:
             if self.position.history:
                 self.folder.write_history(self.position.history)
+                self._events.write(self.position.history)
         except OSError as error:
             say(f"could not write the metrics ({error})")
 

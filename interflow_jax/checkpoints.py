@@ -94,7 +94,10 @@ class Checkpoints:
             except Exception as error:  # a broken file surfaces as any of a dozen types
                 report(f"checkpoint {number} cannot be read: {_first_line(error)}")
         if numbers:
-            raise UnreadableError(f"none of the checkpoints in {self._folder} can be read")
+            raise UnreadableError(
+                f"none of the checkpoints in {self._folder} can be read; move that folder away to "
+                "begin anew"
+            )
         return None
 
     def remove_drafts(self) -> None:

@@ -77,5 +77,8 @@ def test_the_command_in_small(tmp_path, capsys):
     shutil.rmtree(checkpoints)
     assert gradients.main(arguments) == 2
     said = capsys.readouterr().err
-    assert str(checkpoints) in said
+    assert (
+        f"1 finished run(s) without the parameters that they trained, as {checkpoints.parent}:"
+        in said
+    )
     assert said.count("\n") == 1

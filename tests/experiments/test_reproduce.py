@@ -5,10 +5,12 @@ import json
 import pytest
 
 import interflow_jax as ij
-from experiments import paper, reproduce, run, sweep, table_report, tables
+from experiments import data, paper, reproduce, run, sweep, table_report, tables
 from experiments.configuration import Configuration
 from experiments.console import duration
-from experiments.training_run import NonFiniteLossError
+from experiments.folder import RunFolder
+from experiments.training_run import NonFiniteLossError, StoppedError, StopSignals
+from interflow_jax.checkpoints import Checkpoints, UnwritableError
 
 TINY = ["--datasets=fashion_mini", "--width=0.0625", "--train_size=128", "--epochs=1"]
 COMMANDS = {
@@ -46,9 +48,12 @@ def out(tmp_path_factory):
 
 @pytest.mark.parametrize("number", COMMANDS)
 def test_a_table_from_runs_to_report(number, out, capsys):
+    def trained():
+        return len(list(out.glob("runs/**/result.json")))
+
+    before = trained()  # tables share runs
     assert reproduce.main([*COMMANDS[number], f"--out={out}"]) == 0
-    said = capsys.readouterr().out
-    assert f"[{1}/" in said or "0 to do" in said  # Table VII's runs are Table V's
+    assert f": {RUNS[number]} runs, {trained() - before} to do\n" in capsys.readouterr().out
     report = json.loads((out / f"{tables.stem(number)}.json").read_text())
     assert sum(len(cell["runs"]) for cell in report["cells"]) == RUNS[number]
     for cell in report["cells"]:
@@ -172,6 +177,10 @@ def test_a_dry_run_answers_bad_input_and_estimates_by_other_runs(tmp_path, capsy
     # The same network on images of the same size: 3 epochs, test images at a third.
     seconds = 3 * (20_000 + 26_032 / 3) / 500
     assert f"about {duration(seconds)}" in capsys.readouterr().out
+    assert (
+        reproduce.main([*dry, "--datasets=eurosat/rgb"]) == 0
+    )  # of how many images, and how large?
+    assert "not measured yet" in capsys.readouterr().out
 
 
 def test_runs_that_another_sweep_does_meanwhile_are_left_to_it(tmp_path, capsys, monkeypatch):
@@ -191,6 +200,114 @@ def test_runs_that_another_sweep_does_meanwhile_are_left_to_it(tmp_path, capsys,
     assert reproduce.main([*command, f"--out={tmp_path}"]) == 0
     assert trained == [1]
     assert "| 3 of 3 |" in (tmp_path / "table1.md").read_text()
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_runs_in_another_process_s_hands_come_last(ends, tmp_path, capsys, monkeypatch):
+    """Those that it ends in the meantime are as good as ours; one that it does not is missing."""
+    theirs = tmp_path.joinpath(
+        "runs", "epochs1-depth4-width0.0625-downsamplelast-train_size128", "fashion_mini"
+    ).joinpath("Normal", "seed0")
+    theirs.mkdir(parents=True)
+    train, prepare, prepared = run.run, run.prepare, []
+
+    def beside_another(flags, session, seed, folder, command):
+        result = train(flags, session, seed, folder, command)
+        if ends and seed == 2:
+            (theirs / "result.json").write_text(json.dumps(result | {"seed": 0}))
+        return result
+
+    monkeypatch.setattr(run, "run", beside_another)
+    monkeypatch.setattr(run, "prepare", lambda *given: (prepared.append(1), prepare(*given))[1])
+    command = ["--table=1", "--depths=4", "--downsample=last", "--seeds=1,0,2", *TINY]
+    with RunFolder(theirs).held():
+        assert reproduce.main([*command, f"--out={tmp_path}"]) == (0 if ends else 1)
+    said = capsys.readouterr()
+    assert f"left for now: another process is training in {theirs}" in said.out
+    assert (f"failed: {theirs}: another process is training in" in said.err) != ends
+    assert f"| {3 if ends else 2} of 3 |" in (tmp_path / "table1.md").read_text()
+    assert prepared == [1]
+
+
+def test_a_signal_ends_the_sweep_even_where_nothing_can_be_saved(tmp_path, capsys, monkeypatch):
+    tried = []
+
+    def no_space(*_):
+        raise UnwritableError("No space left on device")
+
+    def signalled(*_):
+        tried.append(1)
+        raise StoppedError(15)
+
+    monkeypatch.setattr(Checkpoints, "save", no_space)
+    monkeypatch.setattr(StopSignals, "check", signalled)
+    command = ["--table=1", "--depths=4", "--downsample=last", "--seeds=0,1", *TINY]
+    assert reproduce.main([*command, f"--out={tmp_path}"]) == 128 + 15
+    assert tried == [1]
+    assert "stopped, but the last state could not be saved" in capsys.readouterr().out
+
+
+def test_a_full_disk_leaves_the_report_before_and_names_what_failed(
+    out, tmp_path, capsys, monkeypatch
+):
+    command = ["--table=1", "--depths=4", "--downsample=last", "--seeds=0", *TINY]
+    assert reproduce.main([*command, f"--out={tmp_path}"]) == 0
+    before = {file: file.read_bytes() for file in tmp_path.glob("table1.*")}
+    assert len(before) == 3
+    with monkeypatch.context() as full:
+
+        def no_space(*_):
+            raise OSError("No space left on device")
+
+        def failing(*_):
+            raise NonFiniteLossError("the loss is nan in epoch 1, step 1 of 2")
+
+        full.setattr(run, "run", failing)
+        full.setattr("pathlib.Path.replace", no_space)
+        assert reproduce.main([*command, "--seeds=0,1", f"--out={tmp_path}"]) == 1
+    said = capsys.readouterr().err
+    assert "seed1" in said
+    assert said.endswith("reproduce: stopped: No space left on device\n")
+    assert {file: file.read_bytes() for file in before} == before
+
+
+def test_what_needs_no_data_is_checked_before_a_download(tmp_path, capsys, monkeypatch):
+    def download(*_):
+        raise AssertionError("downloads first")
+
+    monkeypatch.setattr(data, "prepare", download)
+    command = ["--table=3", "--methods=S1", "--seeds=0", f"--data_dir={tmp_path}"]
+    out = f"--out={tmp_path / 'results'}"
+    assert reproduce.main([*command, "--datasets=mnist,cifar11", out]) == 2
+    assert "cifar11" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    out = f"--out={tmp_path / 'file'}"
+    assert reproduce.main([*command, "--datasets=mnist", out]) == 2
+    assert "cannot write to" in capsys.readouterr().err
+
+
+def test_depths_are_shallow_to_deep_however_they_are_given():
+    def depths(*given):
+        choice = tables.Choice("cpu", depths=given, seeds=(0,))
+        return [cell.flags.depth for cell in tables.cells("6", choice)]
+
+    assert depths(60, 40) == depths(40, 60) == [40, 40, 60, 60, 60, 60]
+
+
+def test_what_depth_costs_is_counted_from_the_shallowest_that_has_runs():
+    cells = [
+        {
+            "section": f"fashion_mnist, depth {depth}",
+            "row": "Normal",
+            "runs": [
+                {"seed": seed, "test_accuracy": value + seed} for seed, value in enumerate(values)
+            ],
+        }
+        for depth, values in ((40, ()), (50, (80.0, 80.0)), (60, (50.0, 53.0)))
+    ]
+    (found,) = table_report.by_depth(cells)
+    assert found["section"] == "fashion_mnist, depth 60"
+    assert found["mean"] == pytest.approx(-28.5)
 
 
 def test_a_run_of_a_sweep_is_the_main_command_s(out, tmp_path):

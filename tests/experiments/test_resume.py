@@ -126,7 +126,7 @@ def test_a_second_signal_ends_the_process():
         os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(StoppedError) as stopped:
             stop.check()
-        assert stopped.value.args == (signal.SIGINT,)
+        assert stopped.value.signal == signal.SIGINT
         for number in (signal.SIGINT, signal.SIGTERM):
             assert signal.getsignal(number) == signal.SIG_DFL
     assert signal.getsignal(signal.SIGINT) == before

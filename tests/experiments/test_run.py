@@ -7,11 +7,12 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
+from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
 
-from experiments import data, run
-from experiments.folder import RunFolder
-from experiments.training_run import TrainingRun
+from experiments import charts, data, run
+from experiments.folder import HeldError, RunFolder
+from experiments.training_run import StoppedError, StopSignals, TrainingRun
 from interflow_jax import epochs, training
 from interflow_jax.checkpoints import Checkpoints, UnwritableError
 from tests.experiments.conftest import SMALL, folder_in, result_in
@@ -191,6 +192,60 @@ def test_a_disk_that_is_full_for_a_while_loses_nothing(finished, tmp_path, monke
     assert "make room and run the same command again" in said.err
     assert run.main([*SMALL, out]) == 0
     assert result_in(tmp_path)["fingerprint"] == result_in(finished)["fingerprint"]
+
+
+def test_events_that_a_full_disk_refuses_are_written_later(finished, tmp_path, monkeypatch, capsys):
+    write, refused = EventsWriter.write_event, []
+
+    def full_in_the_first_epoch(writer, event):
+        if event.step == 1 and not refused:
+            refused.append(event)
+            raise OSError("No space left on device")
+        return write(writer, event)
+
+    monkeypatch.setattr(EventsWriter, "write_event", full_in_the_first_epoch)
+    assert run.main([*SMALL, f"--out={tmp_path}"]) == 0
+    assert "could not write the metrics (No space left on device)" in capsys.readouterr().out
+    there, whole = (
+        [
+            (event.step, value.tag, value.simple_value)
+            for file in (folder_in(out) / "events").iterdir()
+            for event in read_events(file)
+            for value in event.summary.value
+            if value.tag != "images_per_second"
+        ]
+        for out in (tmp_path, finished)
+    )
+    assert there == whole
+
+
+def test_a_signal_whose_state_cannot_be_saved_says_so(tmp_path, monkeypatch, capsys):
+    def no_space(*_):
+        raise UnwritableError("No space left on device")
+
+    def signalled(self, *_):
+        raise StoppedError(15)
+
+    monkeypatch.setattr(Checkpoints, "save", no_space)
+    monkeypatch.setattr(StopSignals, "check", signalled)
+    assert run.main([*SMALL, f"--out={tmp_path}"]) == 128 + 15
+    said = capsys.readouterr().out
+    assert "stopped, but the last state could not be saved" in said
+    assert "stopped and saved" not in said
+
+
+def test_a_run_is_held_until_its_result_is_written(tmp_path, monkeypatch):
+    folder, draw = RunFolder(folder_in(tmp_path)), charts.draw
+
+    def beside_another(*arguments):
+        with pytest.raises(HeldError), folder.held():
+            pass
+        with pytest.raises(HeldError):
+            folder.claim({}, {})
+        return draw(*arguments)
+
+    monkeypatch.setattr(charts, "draw", beside_another)
+    assert run.main([*SMALL, f"--out={tmp_path}"]) == 0
 
 
 def test_one_process_at_a_time_trains_in_a_folder(tmp_path, capsys):
