@@ -5,7 +5,7 @@ from typing import Any
 
 from experiments import profile_summary
 from experiments.contenders import PRODUCT_FLOPS
-from experiments.table_markdown import table
+from experiments.figures import table
 
 TORCH = ("torch_eager", "torch_channels_last", "torch_compiled")
 

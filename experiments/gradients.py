@@ -20,13 +20,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import interflow_jax as ij
-from experiments import charts, comparison, configuration, data, predict, presets, sweep
+from experiments import charts, comparison, configuration, data, planning, predict, presets, sweep
 from experiments.configuration import Configuration
+from experiments.figures import table
 from experiments.folder import write_whole
 from experiments.predict import FinishedRun
 from experiments.presets import PRESETS
-from experiments.table_markdown import table
-from experiments.table_report import protocol
+from experiments.protocol import protocol
 from interflow_jax import allocation, epochs, splits
 from interflow_jax.preprocessing import epoch_keys, initial_key, normalize
 from interflow_jax.training import TrainState, make_initializer, mean_losses
@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     def body() -> int:
         groups = [
             [
-                sweep.plan(
+                planning.plan(
                     Configuration(method=method, dataset=dataset, seed=seed, depth=depth, **values),
                     out / "runs",
                 )
@@ -72,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
             for method in methods
         ]
         runs = [run for group in groups for run in group]
-        bare = [run.folder for run in sweep.finished(runs) if not run.folder.has_checkpoints()]
+        bare = [run.folder for run in planning.finished(runs) if not run.folder.has_checkpoints()]
         if bare:
             raise ValueError(
                 f"{len(bare)} finished run(s) without the parameters that they trained, as "
@@ -95,7 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
     return sweep.exit_status("gradients", command, body)
 
 
-def measure(group: list[sweep.Planned]) -> dict[str, Any]:
+def measure(group: list[planning.Planned]) -> dict[str, Any]:
     """Norms of finished runs of one epoch that differ by their seeds.
 
     Returns:
@@ -126,7 +126,7 @@ def measure(group: list[sweep.Planned]) -> dict[str, Any]:
     return said
 
 
-def _result(planned: sweep.Planned) -> dict[str, Any]:
+def _result(planned: planning.Planned) -> dict[str, Any]:
     return planned.folder.read_json("result.json")
 
 

@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from experiments.table_markdown import MISSING
+from experiments.figures import MISSING
 
 _SHORT = 16  # characters of a row's name that stay on one line, as in "Interflow (S1)"
 _PAGE = Template("""\

@@ -26,10 +26,11 @@ from ray.exceptions import (  # pyright: ignore[reportMissingImports]
     TaskCancelledError,
 )
 
-from experiments import run, sweep
+from experiments import estimate, planning, run
 from experiments.console import SECONDS_BETWEEN_LINES, duration
 from experiments.folder import RunFolder
-from experiments.sweep import FAILURES, Failed, Planned
+from experiments.planning import Failed, Planned
+from experiments.sweep import FAILURES
 from experiments.training_run import StoppedError, StopSignals
 from interflow_jax import allocation
 
@@ -87,8 +88,8 @@ def work(
     Raises:
       StoppedError: on a signal, once the runs that it met are saved.
     """
-    todo = list({each.folder.path: each for each in sweep.unfinished(planned_runs)}.values())
-    todo.sort(key=lambda planned: sweep.multiply_adds(planned.flags), reverse=True)
+    todo = list({each.folder.path: each for each in planning.unfinished(planned_runs)}.values())
+    todo.sort(key=lambda planned: estimate.multiply_adds(planned.flags), reverse=True)
     if not todo:
         return []
     start = _starter(cpus, say)
@@ -220,9 +221,9 @@ class _Progress:
     def line(self, running: Collection[Planned]) -> str:
         """The share that is done, and the time left at the pace since the start."""
         self._last_line = time.monotonic()
-        total = sum(sweep.multiply_adds(planned.flags) for planned in self._todo)
+        total = sum(estimate.multiply_adds(planned.flags) for planned in self._todo)
         trained = sum(map(_trained, self._todo))
-        left = sum(sweep.multiply_adds(planned.flags) - _trained(planned) for planned in running)
+        left = sum(estimate.multiply_adds(planned.flags) - _trained(planned) for planned in running)
         share_done = f"[{len(self._todo) - len(running)}/{len(self._todo)}] {trained / total:.1%}"
         if not running:
             return share_done
@@ -237,4 +238,4 @@ def _trained(planned: Planned) -> float:
     metrics = planned.folder.path / "metrics.csv"
     epochs = len(metrics.read_text().splitlines()) - 1 if metrics.exists() else 0
     of = planned.flags.identity(planned.flags.seed)["epochs"]
-    return sweep.multiply_adds(planned.flags) * epochs / of
+    return estimate.multiply_adds(planned.flags) * epochs / of

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 from experiments import benchmark_report, configuration, gradients, reproduce, study
 from experiments.folder import write_whole
 from experiments.page import page
+from experiments.protocol import versions_line
 from experiments.table_markdown import markdown
-from experiments.table_report import versions_line
 from experiments.tables import TABLES, stem
 
 _LEAD = """\

@@ -14,11 +14,11 @@ from typing import Any
 import jax
 
 import interflow_jax as ij
-from experiments import configuration, presets, sweep, table_report, tables
+from experiments import configuration, estimate, planning, presets, sweep, table_report, tables
 from experiments.configuration import Configuration
 from experiments.console import duration
+from experiments.planning import Planned
 from experiments.presets import PRESETS
-from experiments.sweep import Planned
 from experiments.tables import TABLES, Cell, Choice
 from experiments.training_run import StoppedError
 from interflow_jax import allocation
@@ -59,14 +59,14 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         failed = []
         if not only_report:
-            cluster = _cluster(cpus) if workers and sweep.unfinished(runs) else {}
+            cluster = _cluster(cpus) if workers and planning.unfinished(runs) else {}
             try:
                 failed = sweep.carry_out(TABLES[number].title, runs, out, **cluster)
             except StoppedError:
-                if sweep.finished(runs):
+                if planning.finished(runs):
                     report(made)
                 raise
-        if sweep.finished(runs):
+        if planning.finished(runs):
             report(made)
         elif not failed:
             raise ValueError(f"--report: no run of this table is finished in {out / 'runs'}")
@@ -192,8 +192,8 @@ def _cells(number: str, choice: Choice) -> list[Cell]:
 
 def listing(runs: list[Planned]) -> str:
     """What would run, and how long it will take by what was measured."""
-    todo = sweep.unfinished(runs)
-    seconds = sweep.estimate(runs)
+    todo = planning.unfinished(runs)
+    seconds = estimate.seconds_left(runs)
     lines = []
     for planned in todo:
         expected = seconds[planned.folder.path]

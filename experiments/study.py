@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from experiments import configuration, paper, sweep
+from experiments import configuration, paper, planning, sweep
 from experiments.comparison import CONFIDENCE
 from experiments.configuration import Configuration
 from experiments.console import duration
 from experiments.folder import write_whole
-from experiments.table_report import protocol
+from experiments.protocol import protocol
 from interflow_jax import allocation
 
 CANDIDATES = "0.125x20000x3,0.125x10000x3,0.125x10000x6,0.25x12000x3"
@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     out = Path(flags.out)
     planned = {
         (candidate, method): [
-            sweep.plan(replace(_flags(candidate, method, flags), seed=seed), out / "runs")
+            planning.plan(replace(_flags(candidate, method, flags), seed=seed), out / "runs")
             for seed in flags.seeds
         ]
         for candidate in flags.candidates

@@ -6,17 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from experiments import comparison, sweep, table_charts
-from experiments.configuration import PLACES, Configuration, as_flag
+from experiments import comparison, planning, table_charts, weight_report
 from experiments.folder import write_whole
-from experiments.sweep import Planned
+from experiments.planning import Planned
+from experiments.protocol import protocol
 from experiments.table_markdown import markdown
-from experiments.tables import CLAIMS, DATASETS, DEEP, TABLES, Cell, is_reference, sections, stem
-from interflow_jax.preprocessing import initial_key
+from experiments.tables import CLAIMS, DEEP, TABLES, Cell, is_reference, sections, stem
 
 KEPT = (
     *("method", "dataset", "seed", "depth", "width", "downsample", "epochs", "train_size"),
@@ -28,10 +25,6 @@ KEPT = (
 
 NORMAL_ELSEWHERE = ("4", "5", "7")
 """Tables of one method alone: Normal's runs are Table III's."""
-
-
-ANY_CLASSES = 2
-"""For one weight a branch, whose draws do not depend on the number of classes."""
 
 
 def gather(number: str, made: list[Cell], runs: Path) -> list[dict[str, Any]]:
@@ -48,7 +41,8 @@ def gather(number: str, made: list[Cell], runs: Path) -> list[dict[str, Any]]:
     gathered = []
     for section in sections(made).values():
         ran = {
-            cell.row: [_kept(each) for each in sweep.finished(cell.runs(runs))] for cell in section
+            cell.row: [_kept(each) for each in planning.finished(cell.runs(runs))]
+            for cell in section
         }
         accuracies = {row: _accuracies(there) for row, there in ran.items()}
         rows = {cell.flags.method: cell.row for cell in section}
@@ -61,7 +55,7 @@ def gather(number: str, made: list[Cell], runs: Path) -> list[dict[str, Any]]:
             elif number in NORMAL_ELSEWHERE and not is_reference(cell):
                 to = "Normal"
                 normal = cell._replace(flags=replace(cell.flags, method=to))
-                reference = _accuracies([*map(_kept, sweep.finished(normal.runs(runs)))])
+                reference = _accuracies([*map(_kept, planning.finished(normal.runs(runs)))])
             claimed = [
                 (rows[behind], comparison.difference(ours, accuracies[rows[behind]]))
                 for ahead, behind in CLAIMS
@@ -179,7 +173,7 @@ def histories(made: list[Cell], runs: Path) -> dict[tuple[str, str], list[list[d
     """Every finished run's metrics.csv, by section and row: a dict an epoch."""
     read = {}
     for cell in made:
-        files = [run.folder.path / "metrics.csv" for run in sweep.finished(cell.runs(runs))]
+        files = [run.folder.path / "metrics.csv" for run in planning.finished(cell.runs(runs))]
         read[cell.section, cell.row] = [
             [
                 {name: float(value) for name, value in row.items()}
@@ -214,137 +208,19 @@ def write(
         for cell, record in zip(made, gathered, strict=True):
             if cell.flags.method == "S1" and record["runs"]:
                 seeds = [run["seed"] for run in record["runs"]]
-                record["weights_at_start"] = weights_at_start(
-                    cell.flags, ANY_CLASSES, seeds
+                record["weights_at_start"] = weight_report.at_start(
+                    cell.flags, weight_report.ANY_CLASSES, seeds
                 ).tolist()
     if number in ("4", "5"):
         for cell, record in zip(made, gathered, strict=True):
-            record["weights_over_runs"] = weights(cell, record["runs"])
+            record["weights_over_runs"] = weight_report.over_runs(cell, record["runs"])
     if number == "branches":
         for record in gathered:
-            record["branches_alone"] = branches_alone(record["runs"])
-    report["pictures"] = table_charts.draw(number, report, histories(made, runs), out)
+            record["branches_alone"] = weight_report.branches_alone(record["runs"])
+    curves = histories(made, runs) if number in DEEP else {}
+    report["pictures"] = table_charts.draw(number, report, curves, out)
     file = out / f"{stem(number)}.json"
     write_whole(file, json.dumps(report, indent=1) + "\n")
     text = out / f"{stem(number)}.md"
     write_whole(text, markdown(report))
     return [file, text, *(out / picture["file"] for picture in report["pictures"])]
-
-
-def protocol(trained: list[Configuration], results: list[dict[str, Any]]) -> str:
-    """How runs differ from the paper's, and on what they ran, in words.
-
-    Args:
-      trained: configurations of the runs; what they have in common is said of the first.
-      results: of those that are finished: device and versions.
-    """
-    flags = trained[0]
-    lengths = sorted({each.resolved_epochs() for each in trained})
-    sizes = {each.train_size for each in trained}
-    widths = " or ".join(f"{width:g}" for width in sorted({each.width for each in trained}))
-    examples = sorted("all" if size is None else f"{size:,}" for size in sizes)
-    said = (
-        f"width {widths}, {' or '.join(examples)} training examples, "
-        f"{' or '.join(map(str, lengths))} epoch{'' if lengths == [1] else 's'}, "
-        f"batch {flags.batch_size}, {flags.dtype}"
-    )
-    for name in ("taps", "image_size", "downsample", "fc"):
-        values = {getattr(each, name) for each in trained}
-        if len(values) == 1 and values != {getattr(Configuration(), name)}:
-            said += f", --{name}={as_flag(values.pop())}"
-    if all(_is_the_paper_s(each) for each in trained):
-        said += " (the paper's)"
-    else:
-        said += "; the paper's: width 1, all examples, 100 or 40 epochs, batch 64"
-    devices = sorted({result["device"] for result in results})
-    versions = sorted({versions_line(result["versions"]) for result in results})
-    return ". ".join([said, *devices, *versions])
-
-
-def _is_the_paper_s(flags: Configuration) -> bool:
-    """Whether the protocol is IV-B's, but for what the paper's tables vary."""
-    varied = ("method", "dataset", "depth", "seed", "downsample", *PLACES)
-    same = Configuration(**{name: getattr(flags, name) for name in varied})
-    return flags == same and flags.dataset in DATASETS
-
-
-def versions_line(versions: dict[str, str]) -> str:
-    """A run's versions in words."""
-    return ", ".join(f"{name} {version}" for name, version in versions.items())
-
-
-def weights(cell: Cell, ran: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """What repeated runs say of the fusion's weights (paper, Tables IV and V; Figure 4).
-
-    Returns:
-      as_learned, comparable (see `comparison.with_comparable_signs`) and at_start (what the seeds
-      draw, with this version of JAX): the weights by run, [runs][branches] or
-      [runs][branches][classes]; seeds; and, of one weight a branch, outlying:
-      the seeds of outlying runs by accuracy and comparable weights. (Of forty weights, one or
-      another is far from its median in most runs.) None without a run.
-    """
-    if not ran:
-        return None
-    learned = np.array([run["weights"] for run in ran])
-    flags = cell.flags
-    groups = comparison.sharing_groups(
-        tuple(ran[0]["branches"]), flags.depth, flags.width, flags.downsample, flags.fc == "shared"
-    )
-    per_class = learned.ndim == 3
-    classes = learned.shape[2] if per_class else ANY_CLASSES
-    seeds = [run["seed"] for run in ran]
-    if per_class:
-        turned = comparison.with_comparable_signs(learned.swapaxes(1, 2), groups).swapaxes(1, 2)
-    else:
-        turned = comparison.with_comparable_signs(learned, groups)
-    found = {
-        "as_learned": learned.tolist(),
-        "comparable": turned.tolist(),
-        "at_start": weights_at_start(flags, classes, seeds).tolist(),
-        "seeds": seeds,
-    }
-    if not per_class:
-        accuracy = np.array([[run["test_accuracy"]] for run in ran])
-        marks = comparison.outlying(np.hstack([accuracy, turned]))
-        found["outlying"] = [seed for seed, mark in zip(seeds, marks, strict=True) if mark]
-    return found
-
-
-def weights_at_start(flags: Configuration, classes: int, seeds: list[int]) -> np.ndarray:
-    """What a model's fusion weighs before any training: [seeds, ...] as `Fusion` returns them.
-
-    Only the weights' own draws are computed, none of the layers'.
-    """
-    model = flags.build(classes)
-    images = jnp.zeros((1, 32, 32, 1))  # their size and channels do not matter to the weights
-
-    @jax.jit
-    def draw(key: jax.Array) -> jax.Array:
-        return model.init_with_output(key, images, train=False)[0].weights
-
-    return np.array([draw(initial_key(seed)) for seed in seeds], dtype=float)
-
-
-def branches_alone(ran: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """How well every branch predicts by itself, beside the fusion of all.
-
-    Returns:
-      A dict a branch, shallow to deep: after (the convolution), mean and deviation of its accuracy
-      in percent, and difference, in points, to that of the fusion in the same runs.
-    """
-    fused = {run["seed"]: run["test_accuracy"] for run in ran}
-    made = []
-    for branch, after in enumerate(ran[0]["branches"] if ran else ()):
-        alone = {run["seed"]: run["branch_accuracy"][branch] for run in ran}
-        values = list(alone.values())
-        found = comparison.difference(alone, fused)
-        assert found is not None  # the runs are the same
-        made.append(
-            {
-                "after": after,
-                "mean": float(np.mean(values)),
-                "deviation": float(np.std(values, ddof=1)) if len(values) > 1 else None,
-                "difference": found._asdict(),
-            }
-        )
-    return made

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import interflow_jax as ij
 from experiments import paper, presets
 from experiments.configuration import Configuration
-from experiments.sweep import Planned, plan
+from experiments.planning import Planned, plan
 from interflow_jax.backbones import Downsample
 
 DATASETS = ("cifar10", "cifar100", "svhn", "mnist", "kmnist", "fashion_mnist")

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from experiments import reproduce, sweep
+from experiments import planning, reproduce, sweep
 from experiments.configuration import Configuration
 from experiments.folder import RunFolder
 from tests.experiments.conftest import SMALL
@@ -91,7 +91,7 @@ def plan(out, seed):
         seed=seed,
         checkpoint_minutes=0.005,
     )
-    return sweep.plan(flags, out)
+    return planning.plan(flags, out)
 
 
 def output_of(folder):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import interflow_jax as ij
-from experiments import paper, report, table_report, tables
+from experiments import paper, report, table_report, tables, weight_report
 from experiments.configuration import Configuration
 from experiments.tables import Choice
 from interflow_jax.preprocessing import initial_key
@@ -208,7 +208,7 @@ def test_weights_by_class_at_the_start_are_those_of_the_seed():
     flags = Configuration(method="S3", width=1 / 16)
     model = flags.build(10)
     state = ij.create_state(model, ij.make_optimizer(1e-3), initial_key(4), (28, 28, 1))
-    (start,) = table_report.weights_at_start(flags, 10, [4])
+    (start,) = weight_report.at_start(flags, 10, [4])
     np.testing.assert_array_equal(start, state.params["fusion"]["weights"])
 
 

@@ -5,10 +5,11 @@ import json
 import pytest
 
 import interflow_jax as ij
-from experiments import data, paper, reproduce, run, sweep, table_report, tables
+from experiments import data, paper, planning, reproduce, run, table_report, tables, weight_report
 from experiments.configuration import Configuration
 from experiments.console import duration
 from experiments.folder import RunFolder
+from experiments.protocol import protocol
 from experiments.training_run import NonFiniteLossError, StoppedError, StopSignals
 from interflow_jax.checkpoints import Checkpoints, UnwritableError
 
@@ -167,7 +168,7 @@ def test_a_dry_run_answers_bad_input_and_estimates_by_other_runs(tmp_path, capsy
     assert reproduce.main([*dry, "--datasets=svhn"]) == 0
     assert "not measured yet" in capsys.readouterr().out
     flags = Configuration(method="Normal", dataset="cifar10", width=0.125)
-    other = sweep.plan(flags, tmp_path / "runs").folder
+    other = planning.plan(flags, tmp_path / "runs").folder
     other.path.mkdir(parents=True)
     broken = tmp_path / "runs" / "another" / "svhn" / "S1" / "seed0"
     broken.mkdir(parents=True)
@@ -403,7 +404,7 @@ def test_the_paper_s_figures_stand_beside_its_networks_alone():
     ],
 )
 def test_a_protocol_says_whether_it_is_the_paper_s(choice, whose):
-    said = table_report.protocol([cell.flags for cell in tables.cells("3", choice)], [])
+    said = protocol([cell.flags for cell in tables.cells("3", choice)], [])
     assert said.endswith(" (the paper's)") == whose
     assert ("; the paper's: width 1" in said) != whose
 
@@ -411,13 +412,9 @@ def test_a_protocol_says_whether_it_is_the_paper_s(choice, whose):
 def test_a_protocol_names_what_else_was_given():
     overrides = {"downsample": "last", "taps": (9, 13)}
     made = tables.cells("7", tables.Choice("cpu", overrides=overrides))
-    assert ", --taps=9,13, --downsample=last;" in table_report.protocol(
-        [cell.flags for cell in made], []
-    )
+    assert ", --taps=9,13, --downsample=last;" in protocol([cell.flags for cell in made], [])
     both = tables.cells("3", tables.Choice("cpu", ("fashion_mini", "cifar10")))
-    assert "20,000 or all training examples" in table_report.protocol(
-        [cell.flags for cell in both], []
-    )
+    assert "20,000 or all training examples" in protocol([cell.flags for cell in both], [])
 
 
 def test_a_report_that_names_fewer_runs_says_so(out, capsys):
@@ -503,4 +500,4 @@ def test_table_2_is_that_of_the_code(capsys):
 
 def test_weights_over_runs_need_a_run():
     (cell,) = tables.cells("4", tables.Choice("cpu"))
-    assert table_report.weights(cell, []) is None
+    assert weight_report.over_runs(cell, []) is None

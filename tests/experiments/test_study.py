@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from experiments import study, sweep
+from experiments import planning, study
 from experiments.configuration import Configuration
 
 
@@ -14,7 +14,7 @@ def test_smallest_difference_is_that_of_five_paired_seeds(tmp_path):
     for method, accuracies in (("Normal", (50, 52, 54)), ("S1", (51, 55, 55))):
         planned["candidate", method] = []
         for seed, accuracy in enumerate(accuracies):
-            run = sweep.plan(Configuration(method=method, seed=seed), tmp_path)
+            run = planning.plan(Configuration(method=method, seed=seed), tmp_path)
             run.folder.path.mkdir(parents=True)
             run.folder.write_json("result.json", {"test_accuracy": accuracy, "train_seconds": 7.0})
             planned["candidate", method].append(run)
