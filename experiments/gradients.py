@@ -46,10 +46,17 @@ def main(arguments: list[str] | None = None) -> int:
         "skipped.",
     )
     parser.add_argument("--dataset", default="cifar10", help="default: cifar10")
-    parser.add_argument("--depths", type=configuration.integers, default=(13, 60, 100))
-    parser.add_argument("--methods", type=configuration.names, default=("Normal", "S1"))
-    parser.add_argument("--seeds", type=configuration.integers, default=(0, 1, 2))
-    parser.add_argument("--preset", default="cpu", choices=PRESETS, help="but for one epoch")
+    for name, parse, default in (
+        ("depths", configuration.integers, "13,60,100"),
+        ("methods", configuration.names, "Normal,S1"),
+        ("seeds", configuration.integers, "0,1,2"),
+    ):
+        parser.add_argument(
+            f"--{name}", type=parse, default=parse(default), help=f"default: {default}"
+        )
+    parser.add_argument(
+        "--preset", default="cpu", choices=PRESETS, help="but of one epoch (default: cpu)"
+    )
     parser.add_argument("--out", default="results", help="folder of the report (default: results)")
     group = parser.add_argument_group("flags of experiments.run, in place of the preset's values")
     decided = ("method", "dataset", "seed", "seeds", "depth", "epochs", "out")

@@ -46,7 +46,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--dataset", default="cifar10", help="default: cifar10")
     parser.add_argument("--depth", type=int, default=13, help="convolutions (default: 13)")
-    parser.add_argument("--seeds", type=configuration.integers, default=(0, 1, 2, 3))
+    parser.add_argument(
+        "--seeds", type=configuration.integers, default=(0, 1, 2, 3), help="default: 0,1,2,3"
+    )
     parser.add_argument("--out", default="results", help="folder of the report (default: results)")
     flags = parser.parse_args(arguments)
     out = Path(flags.out)

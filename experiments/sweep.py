@@ -160,7 +160,7 @@ def carry_out(
     """
     check(sweep, out)
     connect()
-    print(f"{title}: {len(sweep)} runs, {len(unfinished(sweep))} to do")
+    print(f"{title}: {len(sweep)} runs, {len(unfinished(sweep))} to do", flush=True)
     failed = work(sweep, lambda line: print(line, flush=True))
     for planned, error in failed:
         print(f"failed: {planned.folder.path}: {error}", file=sys.stderr)
