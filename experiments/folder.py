@@ -144,7 +144,7 @@ class Events:
         try:
             if self._writer is None:
                 shutil.rmtree(self._folder, ignore_errors=True)
-                self._folder.mkdir(parents=True)
+                self._folder.mkdir(parents=True, exist_ok=True)
                 self._writer = EventsWriter(str(self._folder / "events"))
             for record in history[self._written :]:
                 for name, value in flat(record).items():

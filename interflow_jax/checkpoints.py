@@ -13,6 +13,7 @@ import orbax.checkpoint as ocp
 from flax import serialization
 
 KEPT = 2
+FILES_THEMSELVES = 1_000_000  # bytes: what a checkpoint's files take beside their arrays, and more
 
 
 class Checkpoint(NamedTuple):
@@ -55,7 +56,12 @@ class Checkpoints:
           UnwritableError: with the reason, as of a full disk.
         """
         arrays = jax.tree.map(np.asarray, serialization.to_state_dict(state))
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays)) + FILES_THEMSELVES
         try:
+            # Orbax tells of a full disk in hundreds of lines on stderr.
+            free = shutil.disk_usage(self._folder).free
+            if free < needed:
+                raise OSError(f"it needs {needed / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free")
             self._manager.save(
                 number,
                 args=ocp.args.Composite(

@@ -1,5 +1,7 @@
 """Checkpoints: the newest two, proved whole before they are read."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -113,6 +115,19 @@ def test_a_draft_that_a_kill_left_is_no_checkpoint(folder):
 
 def test_an_empty_folder_has_no_checkpoint(tmp_path):
     assert restore(tmp_path) == (None, [])
+
+
+def test_too_little_room_is_one_line_and_leaves_the_others(folder, monkeypatch, capfd):
+    checkpoints = Checkpoints(folder)
+    usage = type(shutil.disk_usage(folder))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9, 500_000))
+    with pytest.raises(UnwritableError, match=r"it needs 1\.0 MB, and 0\.5 MB are free"):
+        checkpoints.save(12, state(12), {})
+    checkpoints.close()
+    assert capfd.readouterr().err == ""
+    restored, _ = restore(folder)
+    assert restored is not None
+    assert restored.number == 9
 
 
 def test_a_failure_to_write_is_said_and_leaves_the_others(folder, monkeypatch):
