@@ -100,7 +100,7 @@ def _render(
                 child.meta["data"] = _data(folder, str(child.attrGet("src")))
             elif child.type == "link_open":
                 target = Path(str(child.attrGet("href")))
-                if target.suffix == ".md" and target.stem in anchors:
+                if target == Path(f"{target.stem}.md") and target.stem in anchors:
                     child.attrSet("href", f"#{target.stem}")
     return parser.renderer.render(tokens, parser.options, {}), headings
 

@@ -102,7 +102,7 @@ def results(tmp_path_factory):
     write(out, "4", {"S1": [60, 61, 62]}, seeds=(0, 1, 2))
     write(out, "5", {"S3": [62.5, 63]}, seeds=(0, 1))
     (out / "README.md").write_text(
-        "# Plain words\n\nSee [III](table3.md) <script>alert(1)</script>\n\n"
+        "# Plain words\n\nSee [III](table3.md), [old](old/table3.md) <script>alert(1)</script>\n\n"
         "| a | b |\n| --- | --- |\n| <i>c</i> | 1 |\n\n"
         "![far](https://example.org/far.png) ![gone](gone.png)\n"
     )
@@ -291,6 +291,7 @@ def test_it_can_be_read_by_all(page):
     assert targets[0] == "findings"  # plain words come first
     assert {"table1", "table2", "table3", "table4", "commands"} <= set(targets) <= set(names)
     assert targets.count("table3") == 2  # from the contents and the findings
+    assert "old/table3.md" in [link["href"] for link in parsed.all("a")]
 
 
 def test_its_head_says_when_and_with_what(page):
