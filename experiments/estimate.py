@@ -71,6 +71,7 @@ def _paces(folders: Iterable[Path]) -> list[float]:
 
 
 def but_for_seed(planned: Planned) -> str:
+    """What runs that differ by their seeds alone have in common."""
     return str(planned.folder.path.parent)
 
 
@@ -86,6 +87,7 @@ def multiply_adds(flags: Configuration) -> float:
 
 
 def examples(dataset: str) -> tuple[int, int]:
+    """Of the training and of the test split of one of the paper's datasets, or of the sample."""
     return _EXAMPLES.get(dataset, _OTHER_EXAMPLES)
 
 

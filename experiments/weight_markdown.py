@@ -9,6 +9,7 @@ from experiments.figures import table
 
 
 def over_runs(number: str, record: dict[str, Any]) -> list[str]:
+    """What a cell's runs weigh: moments by branch, or means by branch and class (Tables IV, V)."""
     found = record["weights_over_runs"]
     branches = [f"after {tap}" for tap in record["runs"][0]["branches"]]
     text = [
