@@ -11,12 +11,14 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from experiments import benchmark_report, configuration, convolution_times
-from experiments.benchmark_report import TORCH
-from experiments.contenders import CONTENDERS, Network
-from experiments.folder import device
-from experiments.turns import measure
-from interflow_jax import allocation
+from experiments.cli import configuration
+from experiments.runs.folder import device
+from experiments.timing import convolutions
+from experiments.timing import report as timing_report
+from experiments.timing.contenders import CONTENDERS, Network
+from experiments.timing.report import TORCH
+from experiments.timing.turns import measure
+from interflow_jax.ops import memory
 from interflow_jax.training import BATCH_SIZE
 
 NETWORKS = {
@@ -51,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
         "networks:\n"
         + "\n".join(f"  {name:<12}{network}" for name, network in NETWORKS.items())
         + "\n\nsizes of --convolutions, as channels@map/stride:\n"
-        + textwrap.indent(textwrap.fill(", ".join(map(str, convolution_times.SIZES)), 80), "  "),
+        + textwrap.indent(textwrap.fill(", ".join(map(str, convolutions.SIZES)), 80), "  "),
     )
     parser.add_argument("--networks", default=",".join(NETWORKS), help="default: all, as a,b,c")
     parser.add_argument("--turns", type=int, default=7, help="of each contender (default: 7)")
@@ -97,21 +99,21 @@ def main(arguments: list[str] | None = None) -> int:
         trace = f"{flags.profile}/{name}" if flags.profile else None
         measured = measure(network, {who: CONTENDERS[who] for who in there}, flags.turns, trace)
         report["networks"][name] = measured
-        for line in benchmark_report.lines(measured):
+        for line in timing_report.lines(measured):
             print(f"  {line}", flush=True)
-        _write(out / "benchmark", report, benchmark_report.markdown(report))
+        _write(out / "benchmark", report, timing_report.markdown(report))
     return 0
 
 
 def time_convolutions(report: dict[str, Any], out: Path) -> None:
     """Times every size, and writes the report anew after each."""
-    allocation.keep_freed_memory()
+    memory.keep_freed_memory()
     report["rows"] = []
-    print(convolution_times.HEAD)
-    for size in convolution_times.SIZES:
-        report["rows"].append(convolution_times.measure(size))
-        print(convolution_times.table_row(report["rows"][-1]), flush=True)
-        _write(out / "convolutions", report, convolution_times.markdown(report))
+    print(convolutions.HEAD)
+    for size in convolutions.SIZES:
+        report["rows"].append(convolutions.measure(size))
+        print(convolutions.table_row(report["rows"][-1]), flush=True)
+        _write(out / "convolutions", report, convolutions.markdown(report))
 
 
 def _write(path: Path, report: dict[str, Any], text: str) -> None:

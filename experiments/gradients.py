@@ -20,15 +20,19 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import interflow_jax as ij
-from experiments import charts, comparison, configuration, data, planning, predict, presets, sweep
-from experiments.configuration import Configuration
-from experiments.figures import table
-from experiments.folder import write_whole
-from experiments.predict import FinishedRun
-from experiments.presets import PRESETS
-from experiments.protocol import protocol
-from interflow_jax import allocation, epochs, splits
-from interflow_jax.preprocessing import epoch_keys, initial_key, normalize
+from experiments.cli import configuration
+from experiments.cli.configuration import Configuration
+from experiments.page.markdown import table
+from experiments.runs import charts, data
+from experiments.runs.folder import write_whole
+from experiments.runs.trained import FinishedRun, load
+from experiments.sweep import planning, work
+from experiments.tables import presets, statistics
+from experiments.tables.presets import PRESETS
+from experiments.tables.protocol import protocol
+from interflow_jax.data import batches, splits
+from interflow_jax.data.preprocessing import epoch_keys, initial_key, normalize
+from interflow_jax.ops import memory
 from interflow_jax.training import TrainState, make_initializer, mean_losses
 
 BATCHES = 8  # over which a norm is averaged
@@ -85,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
                 f"{len(bare)} finished run(s) without the parameters that they trained, as "
                 f"{bare[0].path}: give another --out, or delete their folders, to train them anew"
             )
-        if sweep.carry_out("Gradients by layer", runs, out):
+        if work.carry_out("Gradients by layer", runs, out):
             return 1
         report = {
             "command": command,
@@ -99,7 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(markdown(report))
         return 0
 
-    return sweep.exit_status("gradients", command, body)
+    return work.exit_status("gradients", command, body)
 
 
 def measure(group: list[planning.Planned]) -> dict[str, Any]:
@@ -112,7 +116,7 @@ def measure(group: list[planning.Planned]) -> dict[str, Any]:
     """
     flags = group[0].flags
     auxiliary_loss = {**ij.METHODS, **ij.BASELINES}[flags.method].auxiliary_loss
-    trained = [predict.load(run.folder.path) for run in group]
+    trained = [load(run.folder.path) for run in group]
     model = trained[0].model
     norms = jax.jit(
         partial(kernel_gradient_norms, model, auxiliary_loss=auxiliary_loss),
@@ -168,7 +172,7 @@ def _batches(flags: Configuration, finished: FinishedRun) -> list[tuple[jax.Arra
     train = data.load(flags.dataset, flags.data_dir, flags.image_size).train
     if flags.train_size is not None:
         train = splits.take(train, flags.train_size)
-    order = epochs.training_order(epoch_keys(flags.seed, 0), len(train))
+    order = batches.training_order(epoch_keys(flags.seed, 0), len(train))
     count = min(BATCHES, len(order) // flags.batch_size)
     made = []
     for visited in order[: count * flags.batch_size].reshape(count, flags.batch_size):
@@ -214,7 +218,7 @@ def _factor(ratios: np.ndarray) -> str:
     mean = logarithms.mean()
     if len(ratios) < 2:
         return f"{np.exp(mean):.2e}"
-    half = comparison.half_interval(logarithms)
+    half = statistics.half_interval(logarithms)
     return f"{np.exp(mean):.2e} ({np.exp(mean - half):.2e} to {np.exp(mean + half):.2e})"
 
 
@@ -262,5 +266,5 @@ def markdown(report: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    allocation.keep_freed_memory()
+    memory.keep_freed_memory()
     sys.exit(main())

@@ -5,8 +5,9 @@ python -m experiments.prepare --dataset=svhn
 
 import sys
 
-from experiments import configuration, data
-from interflow_jax import tfds_folders
+from experiments.cli import configuration
+from experiments.runs import data
+from interflow_jax.data import tfds_folders
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -10,12 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import benchmark_report, configuration, gradients, reproduce, study
-from experiments.folder import write_whole
-from experiments.page import page
-from experiments.protocol import versions_line
-from experiments.table_markdown import markdown
-from experiments.tables import TABLES, stem
+from experiments import gradients, reproduce, study
+from experiments.cli import configuration
+from experiments.page.html import page
+from experiments.runs.folder import write_whole
+from experiments.tables.cells import TABLES, stem
+from experiments.tables.markdown import markdown
+from experiments.tables.protocol import versions_line
+from experiments.timing import report as timing_report
 
 _LEAD = """\
 # Interflow in JAX: the paper's tables, reproduced
@@ -188,7 +190,7 @@ def _benchmark(report: dict[str, Any]) -> _Made:
         f"{_block(report['command'])}{report['device']}. {versions_line(report['versions'])}. "
         "A ratio above 1 says that ours is faster; PyTorch's is its fastest mode.\n\n"
     )
-    return _Made(text + "\n".join(benchmark_report.in_short(report)), report["command"], {})
+    return _Made(text + "\n".join(timing_report.in_short(report)), report["command"], {})
 
 
 def _origins(runs: list[_Run]) -> str:

@@ -14,14 +14,16 @@ from typing import Any
 import jax
 
 import interflow_jax as ij
-from experiments import configuration, estimate, planning, presets, sweep, table_report, tables
-from experiments.configuration import Configuration
-from experiments.console import duration
-from experiments.planning import Planned
-from experiments.presets import PRESETS
-from experiments.tables import TABLES, Cell, Choice
-from experiments.training_run import StoppedError
-from interflow_jax import allocation
+from experiments.cli import configuration
+from experiments.cli.configuration import Configuration
+from experiments.cli.console import duration
+from experiments.runs.training import StoppedError
+from experiments.sweep import planning, time_left, work
+from experiments.sweep.planning import Planned
+from experiments.tables import cells, presets, report
+from experiments.tables.cells import TABLES, Cell, Choice
+from experiments.tables.presets import PRESETS
+from interflow_jax.ops import memory
 
 DECIDED = ("method", "dataset", "seed", "seeds", "depth", "out")
 """Flags of the main command that the tables decide."""
@@ -54,14 +56,14 @@ def main(arguments: list[str] | None = None) -> int:
         made = _cells(number, choice)
         runs = [planned for cell in made for planned in cell.runs(out / "runs")]
         if dry_run:
-            sweep.check_without_data(runs)
+            work.check_without_data(runs)
             print(listing(runs))
             return 0
         failed = []
         if not only_report:
             cluster = _cluster(cpus) if workers and planning.unfinished(runs) else {}
             try:
-                failed = sweep.carry_out(TABLES[number].title, runs, out, **cluster)
+                failed = work.carry_out(TABLES[number].title, runs, out, **cluster)
             except StoppedError:
                 if planning.finished(runs):
                     report(made)
@@ -72,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise ValueError(f"--report: no run of this table is finished in {out / 'runs'}")
         return 1 if failed else 0
 
-    return sweep.exit_status("reproduce", command, body)
+    return work.exit_status("reproduce", command, body)
 
 
 def _recorded(arguments: list[str]) -> str:
@@ -87,10 +89,10 @@ def _recorded(arguments: list[str]) -> str:
 
 def _report(number: str, out: Path, command: str, preset: str, made: list[Cell]) -> None:
     """Writes the table's report, and says what of an earlier one it no longer has."""
-    file = out / f"{tables.stem(number)}.json"
+    file = out / f"{cells.stem(number)}.json"
     earlier = _reported(file)
     configuration.writable(out)
-    written = table_report.write(number, made, out / "runs", out, command, preset)
+    written = report.write(number, made, out / "runs", out, command, preset)
     print(f"wrote {', '.join(map(str, written))}", flush=True)
     gone = earlier.keys() - _reported(file).keys()
     if gone:
@@ -166,9 +168,9 @@ def _in_flags(values: dict[str, Any]) -> str:
 
 
 def _cluster(cpus: int | None) -> dict[str, Any]:
-    """How `sweep.carry_out` does runs on Ray; raises ValueError without Ray."""
+    """How `work.carry_out` does runs on Ray; raises ValueError without Ray."""
     try:
-        from experiments import ray_workers
+        from experiments.sweep import ray_workers
     except ImportError as error:
         raise ValueError(f"--workers=ray needs pip install '.[ray]' ({error})") from error
     # Before anything asks for devices: JAX would take most of a GPU's memory for this process,
@@ -183,7 +185,7 @@ def _cells(number: str, choice: Choice) -> list[Cell]:
     for method in choice.methods or ():
         if method not in known:
             raise ValueError(f"--methods={method}: choose from {', '.join(known)}")
-    made = tables.cells(number, choice)
+    made = cells.cells(number, choice)
     for cell in made:
         for seed in cell.seeds:
             Configuration(**{**vars(cell.flags), "seed": seed}).check()
@@ -193,7 +195,7 @@ def _cells(number: str, choice: Choice) -> list[Cell]:
 def listing(runs: list[Planned]) -> str:
     """What would run, and how long it will take by what was measured."""
     todo = planning.unfinished(runs)
-    seconds = estimate.seconds_left(runs)
+    seconds = time_left.seconds_left(runs)
     lines = []
     for planned in todo:
         expected = seconds[planned.folder.path]
@@ -222,5 +224,5 @@ def table_2() -> str:
 
 
 if __name__ == "__main__":
-    allocation.keep_freed_memory()
+    memory.keep_freed_memory()
     sys.exit(main())

@@ -14,13 +14,15 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from experiments import configuration, paper, planning, sweep
-from experiments.comparison import CONFIDENCE
-from experiments.configuration import Configuration
-from experiments.console import duration
-from experiments.folder import write_whole
-from experiments.protocol import protocol
-from interflow_jax import allocation
+from experiments.cli import configuration
+from experiments.cli.configuration import Configuration
+from experiments.cli.console import duration
+from experiments.runs.folder import write_whole
+from experiments.sweep import planning, work
+from experiments.tables import paper
+from experiments.tables.protocol import protocol
+from experiments.tables.statistics import CONFIDENCE
+from interflow_jax.ops import memory
 
 CANDIDATES = "0.125x20000x3,0.125x10000x3,0.125x10000x6,0.25x12000x3"
 METHOD = "S1"  # what Normal is compared with
@@ -65,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     def body() -> int:
         if len(flags.seeds) < 2:
             raise ValueError(f"--seeds={flags.seeds}: give two or more, for a deviation")
-        if sweep.carry_out("The study of small trainings", runs, out):
+        if work.carry_out("The study of small trainings", runs, out):
             return 1
         measured = [measure(candidate, planned, flags.dataset) for candidate in flags.candidates]
         results = [run.folder.read_json("result.json") for run in runs]
@@ -80,7 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(markdown(report))
         return 0
 
-    return sweep.exit_status("study", command, body)
+    return work.exit_status("study", command, body)
 
 
 def _candidates(text: str) -> list[tuple[float, int, int]]:
@@ -170,5 +172,5 @@ def markdown(report: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    allocation.keep_freed_memory()
+    memory.keep_freed_memory()
     sys.exit(main())

@@ -4,12 +4,12 @@ The reference implementation of "Interflow: Aggregating Multi-layer Feature Mapp
 Attention Mechanism" (Cai, 2021).
 """
 
-from interflow_jax.allocation import keep_freed_memory
 from interflow_jax.backbones import StrideVGG
-from interflow_jax.convolution import conv3x3, cpu_compiler_options
 from interflow_jax.fusion import Fusion
 from interflow_jax.methods import BASELINES, METHODS, Method, build, default_taps
 from interflow_jax.model import Interflow, Prediction
+from interflow_jax.ops.convolution import conv3x3, cpu_compiler_options
+from interflow_jax.ops.memory import keep_freed_memory
 from interflow_jax.training import (
     TrainState,
     create_state,

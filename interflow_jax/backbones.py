@@ -7,8 +7,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from interflow_jax.convolution import conv3x3
-from interflow_jax.normalization import BatchNormRelu
+from interflow_jax.ops.convolution import conv3x3
+from interflow_jax.ops.normalization import BatchNormRelu
 
 Downsample = Literal["first", "last"]
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 import interflow_jax as ij
-from experiments import benchmark_report, paper
-from experiments.configuration import parse
+from experiments.cli.configuration import parse
+from experiments.tables import paper
+from experiments.timing import report
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -84,7 +85,7 @@ def test_its_results_are_those_of_the_files():
 def test_its_benchmark_is_that_of_the_file():
     root = Path(__file__).parent.parent / "results"
     measured = json.loads((root / "benchmark.json").read_text())
-    table = benchmark_report.in_short(measured)[:-1]
+    table = report.in_short(measured)[:-1]
     assert len(table) == 2 + len(measured["networks"])
     assert "\n".join(table) in README
     assert measured["command"] in README

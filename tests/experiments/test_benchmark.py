@@ -11,8 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import benchmark, benchmark_report, contenders, training_run, turns
-from experiments.contenders import CONTENDERS, FlaxVGG, Network, Step
+from experiments import benchmark
+from experiments.runs import training
+from experiments.timing import contenders, turns
+from experiments.timing import report as timing_report
+from experiments.timing.contenders import CONTENDERS, FlaxVGG, Network, Step
 
 SMALL = Network("S1", 13, 1 / 16, (16, 16, 1), 8)
 
@@ -74,19 +77,19 @@ def of_turns(**seconds):
 
 def test_ratios_are_of_neighbouring_turns():
     measured = of_turns(ours=[1.0, 2.0, 4.0], flax=[3.0, 4.0, 4.0])
-    assert benchmark_report.ratio(measured, "ours", "flax") == 2.0
-    assert benchmark_report.ratio(measured, "ours", "torch_eager") is None
+    assert timing_report.ratio(measured, "ours", "flax") == 2.0
+    assert timing_report.ratio(measured, "ours", "torch_eager") is None
 
 
 def test_the_best_of_torch_is_by_the_median():
     measured = of_turns(ours=[1.0], torch_eager=[1.0, 9.0, 9.0], torch_compiled=[5.0, 5.0, 5.0])
-    assert benchmark_report.best_torch(measured) == "torch_compiled"
-    assert benchmark_report.best_torch(of_turns(ours=[1.0])) is None
+    assert timing_report.best_torch(measured) == "torch_compiled"
+    assert timing_report.best_torch(of_turns(ours=[1.0])) is None
 
 
 def test_an_epoch_is_compared_with_as_many_steps():
     measured = of_turns(ours=[0.5, 1.0, 1.0], epoch=[100.0, 100.0, 200.0])
-    assert benchmark_report.epoch_overhead(measured) == 2.0
+    assert timing_report.epoch_overhead(measured) == 2.0
 
 
 @pytest.mark.parametrize("failed", ["ours", "flax", "torch_eager", "product", "epoch"])
@@ -95,7 +98,7 @@ def test_the_report_copes_without(failed):
     measured = of_turns(**{name: [1.0, 2.0] for name in names if name != failed})
     measured["contenders"][failed] = {"error": "its process ended (signal 9)"}
     measured |= {"description": "small", "taken_by_hypervisor": 0.0}
-    said = dict(line.split(maxsplit=1) for line in benchmark_report.lines(measured))
+    said = dict(line.split(maxsplit=1) for line in timing_report.lines(measured))
     assert said.pop(failed) == "its process ended (signal 9)"
     assert sorted([failed, *said]) == sorted(names)
     report = {
@@ -105,7 +108,7 @@ def test_the_report_copes_without(failed):
         "turns": 2,
         "networks": {"a": measured},
     }
-    assert "its process ended (signal 9)" in benchmark_report.markdown(report)
+    assert "its process ended (signal 9)" in timing_report.markdown(report)
 
 
 def test_from_end_to_end(tmp_path, monkeypatch, capsys):
@@ -178,11 +181,11 @@ def test_a_contender_that_dies_between_turns_is_said_and_the_others_go_on(monkey
         "turns": 3,
         "networks": {"a": measured},
     }
-    assert "profile failed: AssertionError" in benchmark_report.markdown(report)
+    assert "profile failed: AssertionError" in timing_report.markdown(report)
 
 
 def test_an_epoch_says_how_many_batches_it_has(monkeypatch):
-    monkeypatch.setattr(training_run, "StopSignals", contextlib.nullcontext)  # not this process's
+    monkeypatch.setattr(training, "StopSignals", contextlib.nullcontext)  # not this process's
     network = Network("Normal", 4, 1 / 16, (28, 28, 1), 2500)
     assert contenders.epoch(network).batches == 2  # of fashion_mini's 6,000 images
 

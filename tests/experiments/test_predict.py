@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from experiments import predict
-from interflow_jax import datasets
+from interflow_jax.data import datasets
 from tests.experiments.conftest import folder_in, result_in
 
 

@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 
 import interflow_jax as ij
-from experiments import paper, report, table_report, tables, weight_report
-from experiments.configuration import Configuration
-from experiments.tables import Choice
-from interflow_jax.preprocessing import initial_key
+from experiments import report
+from experiments.cli.configuration import Configuration
+from experiments.tables import cells as tables
+from experiments.tables import paper, weight_report
+from experiments.tables import report as table_report
+from experiments.tables.cells import Choice
+from interflow_jax.data.preprocessing import initial_key
 
 VOID = ("meta", "img", "br", "hr", "wbr")
 

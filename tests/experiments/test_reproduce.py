@@ -5,12 +5,15 @@ import json
 import pytest
 
 import interflow_jax as ij
-from experiments import data, paper, planning, reproduce, run, table_report, tables, weight_report
-from experiments.configuration import Configuration
-from experiments.console import duration
-from experiments.folder import RunFolder
-from experiments.protocol import protocol
-from experiments.training_run import NonFiniteLossError, StoppedError, StopSignals
+from experiments import reproduce, run
+from experiments.cli.configuration import Configuration
+from experiments.cli.console import duration
+from experiments.runs import data, single
+from experiments.runs.folder import RunFolder
+from experiments.runs.training import NonFiniteLossError, StoppedError, StopSignals
+from experiments.sweep import planning
+from experiments.tables import cells, paper, report, weight_report
+from experiments.tables.protocol import protocol
 from interflow_jax.checkpoints import Checkpoints, UnwritableError
 
 TINY = ["--datasets=fashion_mini", "--width=0.0625", "--train_size=128", "--epochs=1"]
@@ -55,13 +58,13 @@ def test_a_table_from_runs_to_report(number, out, capsys):
     before = trained()  # tables share runs
     assert reproduce.main([*COMMANDS[number], f"--out={out}"]) == 0
     assert f": {RUNS[number]} runs, {trained() - before} to do\n" in capsys.readouterr().out
-    report = json.loads((out / f"{tables.stem(number)}.json").read_text())
+    report = json.loads((out / f"{cells.stem(number)}.json").read_text())
     assert sum(len(cell["runs"]) for cell in report["cells"]) == RUNS[number]
     for cell in report["cells"]:
         accuracies = [ran["test_accuracy"] for ran in cell["runs"]]
         assert cell["mean"] == pytest.approx(sum(accuracies) / len(accuracies))
         assert cell["best"] == max(accuracies)
-    text = (out / f"{tables.stem(number)}.md").read_text()
+    text = (out / f"{cells.stem(number)}.md").read_text()
     assert report["command"] in text
     length = "1 or 4 epochs" if number == "longer" else "1 epoch"
     assert f"128 training examples, {length}," in text
@@ -127,14 +130,14 @@ def test_missing_runs_show_as_missing_and_are_listed(out, capsys):
 
 
 def test_a_run_that_fails_is_named_and_does_not_stop_the_others(tmp_path, capsys, monkeypatch):
-    train = run.run
+    train = single.run
 
     def failing(flags, *rest):
         if flags.seed == 0:
             raise NonFiniteLossError("the loss is nan in epoch 1, step 1 of 2")
         return train(flags, *rest)
 
-    monkeypatch.setattr(run, "run", failing)
+    monkeypatch.setattr(single, "run", failing)
     command = ["--table=1", "--depths=4", "--downsample=last", "--seeds=0,1", *TINY]
     assert reproduce.main([*command, f"--out={tmp_path}"]) == 1
     captured = capsys.readouterr()
@@ -143,14 +146,14 @@ def test_a_run_that_fails_is_named_and_does_not_stop_the_others(tmp_path, capsys
 
 
 def test_what_nobody_foresaw_does_not_stop_the_others_either(tmp_path, capsys, monkeypatch):
-    train = run.run
+    train = single.run
 
     def failing(flags, *rest):
         if flags.seed == 0:
             raise MemoryError("7 GB")
         return train(flags, *rest)
 
-    monkeypatch.setattr(run, "run", failing)
+    monkeypatch.setattr(single, "run", failing)
     command = ["--table=1", "--depths=4", "--downsample=last", "--seeds=0,1", *TINY]
     assert reproduce.main([*command, f"--out={tmp_path}"]) == 1
     captured = capsys.readouterr()
@@ -185,7 +188,7 @@ def test_a_dry_run_answers_bad_input_and_estimates_by_other_runs(tmp_path, capsy
 
 
 def test_runs_that_another_sweep_does_meanwhile_are_left_to_it(tmp_path, capsys, monkeypatch):
-    train, trained = run.run, []
+    train, trained = single.run, []
 
     def beside_another(flags, session, seed, folder, command):
         result = train(flags, session, seed, folder, command)
@@ -196,7 +199,7 @@ def test_runs_that_another_sweep_does_meanwhile_are_left_to_it(tmp_path, capsys,
             (there / "result.json").write_text(json.dumps(result | {"seed": other}))
         return result
 
-    monkeypatch.setattr(run, "run", beside_another)
+    monkeypatch.setattr(single, "run", beside_another)
     command = ["--table=1", "--depths=4", "--downsample=last", "--seeds=1,2,3", *TINY]
     assert reproduce.main([*command, f"--out={tmp_path}"]) == 0
     assert trained == [1]
@@ -210,7 +213,7 @@ def test_runs_in_another_process_s_hands_come_last(ends, tmp_path, capsys, monke
         "runs", "epochs1-depth4-width0.0625-downsamplelast-train_size128", "fashion_mini"
     ).joinpath("Normal", "seed0")
     theirs.mkdir(parents=True)
-    train, prepare, prepared = run.run, run.prepare, []
+    train, prepare, prepared = single.run, single.prepare, []
 
     def beside_another(flags, session, seed, folder, command):
         result = train(flags, session, seed, folder, command)
@@ -218,7 +221,7 @@ def test_runs_in_another_process_s_hands_come_last(ends, tmp_path, capsys, monke
             (theirs / "result.json").write_text(json.dumps(result | {"seed": 0}))
         return result
 
-    monkeypatch.setattr(run, "run", beside_another)
+    monkeypatch.setattr(single, "run", beside_another)
     monkeypatch.setattr(run, "prepare", lambda *given: (prepared.append(1), prepare(*given))[1])
     command = ["--table=1", "--depths=4", "--downsample=last", "--seeds=1,0,2", *TINY]
     with RunFolder(theirs).held():
@@ -263,7 +266,7 @@ def test_a_full_disk_leaves_the_report_before_and_names_what_failed(
         def failing(*_):
             raise NonFiniteLossError("the loss is nan in epoch 1, step 1 of 2")
 
-        full.setattr(run, "run", failing)
+        full.setattr(single, "run", failing)
         full.setattr("pathlib.Path.replace", no_space)
         assert reproduce.main([*command, "--seeds=0,1", f"--out={tmp_path}"]) == 1
     said = capsys.readouterr().err
@@ -289,8 +292,8 @@ def test_what_needs_no_data_is_checked_before_a_download(tmp_path, capsys, monke
 
 def test_depths_are_shallow_to_deep_however_they_are_given():
     def depths(*given):
-        choice = tables.Choice("cpu", depths=given, seeds=(0,))
-        return [cell.flags.depth for cell in tables.cells("6", choice)]
+        choice = cells.Choice("cpu", depths=given, seeds=(0,))
+        return [cell.flags.depth for cell in cells.cells("6", choice)]
 
     assert depths(60, 40) == depths(40, 60) == [40, 40, 60, 60, 60, 60]
 
@@ -306,7 +309,7 @@ def test_what_depth_costs_is_counted_from_the_shallowest_that_has_runs():
         }
         for depth, values in ((40, ()), (50, (80.0, 80.0)), (60, (50.0, 53.0)))
     ]
-    (found,) = table_report.by_depth(cells)
+    (found,) = report.by_depth(cells)
     assert found["section"] == "fashion_mnist, depth 60"
     assert found["mean"] == pytest.approx(-28.5)
 
@@ -325,14 +328,14 @@ def test_a_run_of_a_sweep_is_the_main_command_s(out, tmp_path):
 
 def test_runs_of_different_configurations_have_different_folders(tmp_path):
     choices = [
-        tables.Choice(preset, overrides=overrides)
+        cells.Choice(preset, overrides=overrides)
         for preset in ("cpu", "paper")
         for overrides in ({}, {"downsample": "last"}, {"fc": "separate"}, {"epochs": 7})
     ]
     planned = [
         made
         for choice in choices
-        for cell in tables.cells("7", choice)
+        for cell in cells.cells("7", choice)
         for made in cell.runs(tmp_path)
     ]
     assert len({made.folder.path for made in planned}) == len(planned) == 8 * 10
@@ -375,45 +378,45 @@ def test_bad_input_is_one_line_before_anything_starts(arguments, named, tmp_path
     assert not (tmp_path / "results").exists()
 
 
-@pytest.mark.parametrize("number", tables.TABLES)
+@pytest.mark.parametrize("number", cells.TABLES)
 def test_no_two_cells_have_the_same_place(number):
-    choice = tables.Choice(
+    choice = cells.Choice(
         "cpu", ("cifar10", "svhn"), ("Normal", "S1", "S3", "Aux"), (13, 20, 60), (0,)
     )
-    places = [(cell.section, cell.row) for cell in tables.cells(number, choice)]
+    places = [(cell.section, cell.row) for cell in cells.cells(number, choice)]
     assert len(set(places)) == len(places) >= 24
 
 
 def test_the_paper_s_figures_stand_beside_its_networks_alone():
-    deep = tables.Choice("paper", methods=("Normal", "S1", "S3"), depths=(11,))
+    deep = cells.Choice("paper", methods=("Normal", "S1", "S3"), depths=(11,))
     for number in ("3", "4", "5", "6", "7", "branches", "longer", "weights"):
-        assert {cell.paper for cell in tables.cells(number, deep)} == {None}
-    by_method = {cell.flags.method: cell.paper for cell in tables.cells("1", deep)}
+        assert {cell.paper for cell in cells.cells(number, deep)} == {None}
+    by_method = {cell.flags.method: cell.paper for cell in cells.cells("1", deep)}
     assert by_method == {"Normal": paper.value("1", "11", "accuracy"), "S1": None, "S3": None}
 
 
 @pytest.mark.parametrize(
     ("choice", "whose"),
     [
-        (tables.Choice("paper"), True),
-        (tables.Choice("paper", overrides={"data_dir": "/data"}), True),
-        (tables.Choice("paper", overrides={"batch_size": 512}), False),
-        (tables.Choice("paper", overrides={"dtype": "bfloat16"}), False),
-        (tables.Choice("paper", ("fashion_mini",)), False),
-        (tables.Choice("cpu"), False),
+        (cells.Choice("paper"), True),
+        (cells.Choice("paper", overrides={"data_dir": "/data"}), True),
+        (cells.Choice("paper", overrides={"batch_size": 512}), False),
+        (cells.Choice("paper", overrides={"dtype": "bfloat16"}), False),
+        (cells.Choice("paper", ("fashion_mini",)), False),
+        (cells.Choice("cpu"), False),
     ],
 )
 def test_a_protocol_says_whether_it_is_the_paper_s(choice, whose):
-    said = protocol([cell.flags for cell in tables.cells("3", choice)], [])
+    said = protocol([cell.flags for cell in cells.cells("3", choice)], [])
     assert said.endswith(" (the paper's)") == whose
     assert ("; the paper's: width 1" in said) != whose
 
 
 def test_a_protocol_names_what_else_was_given():
     overrides = {"downsample": "last", "taps": (9, 13)}
-    made = tables.cells("7", tables.Choice("cpu", overrides=overrides))
+    made = cells.cells("7", cells.Choice("cpu", overrides=overrides))
     assert ", --taps=9,13, --downsample=last;" in protocol([cell.flags for cell in made], [])
-    both = tables.cells("3", tables.Choice("cpu", ("fashion_mini", "cifar10")))
+    both = cells.cells("3", cells.Choice("cpu", ("fashion_mini", "cifar10")))
     assert "20,000 or all training examples" in protocol([cell.flags for cell in both], [])
 
 
@@ -434,20 +437,20 @@ def test_a_report_that_names_fewer_runs_says_so(out, capsys):
 
 def test_curves_are_those_of_finished_runs(out):
     reproduce.main([*COMMANDS["1"], f"--out={out}"])
-    choice = tables.Choice(
+    choice = cells.Choice(
         "cpu",
         ("fashion_mini",),
         depths=(4,),
         seeds=(0,),
         overrides={"width": 0.0625, "train_size": 128, "epochs": 1, "downsample": "first"},
     )
-    (cell,) = tables.cells("1", choice)
+    (cell,) = cells.cells("1", choice)
     (planned,) = cell.runs(out / "runs")
-    (read,) = table_report.histories([cell], out / "runs").values()
+    (read,) = report.histories([cell], out / "runs").values()
     assert [len(epochs) for epochs in read] == [1]
     finished = planned.folder.path / "result.json"
     aside = finished.rename(finished.with_name("aside"))
-    (read,) = table_report.histories([cell], out / "runs").values()
+    (read,) = report.histories([cell], out / "runs").values()
     aside.rename(finished)
     assert read == []
 
@@ -476,19 +479,19 @@ def test_ctrl_c_outside_training_ends_as_in_it(place, out, tmp_path, capsys, mon
 
 
 def test_every_cell_of_the_paper_has_its_figure():
-    choice = tables.Choice("paper")
+    choice = cells.Choice("paper")
     for number in ("1", "3", "6"):
-        for cell in tables.cells(number, choice):
+        for cell in cells.cells(number, choice):
             baseline = cell.flags.method in ij.BASELINES
             assert (cell.paper is None) == baseline, (number, cell.section, cell.row)
-    (cell,) = tables.cells("7", choice)
+    (cell,) = cells.cells("7", choice)
     assert cell.paper == paper.value("7", "mean", "accuracy")
     assert len(cell.seeds) == 10
 
 
 def test_the_paper_preset_is_the_main_command_s_default():
     """Paper, IV-B."""
-    (cell,) = tables.cells("4", tables.Choice("paper"))
+    (cell,) = cells.cells("4", cells.Choice("paper"))
     assert cell.flags == Configuration(method="S1", dataset="cifar10")
 
 
@@ -499,5 +502,5 @@ def test_table_2_is_that_of_the_code(capsys):
 
 
 def test_weights_over_runs_need_a_run():
-    (cell,) = tables.cells("4", tables.Choice("cpu"))
+    (cell,) = cells.cells("4", cells.Choice("cpu"))
     assert weight_report.over_runs(cell, []) is None

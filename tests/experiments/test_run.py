@@ -10,11 +10,13 @@ from PIL import Image
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
 
-from experiments import charts, data, run
-from experiments.folder import HeldError, RunFolder
-from experiments.training_run import StoppedError, StopSignals, TrainingRun
-from interflow_jax import epochs, training
+from experiments import run
+from experiments.runs import charts, data, single
+from experiments.runs.folder import HeldError, RunFolder
+from experiments.runs.training import StoppedError, StopSignals, TrainingRun
+from interflow_jax import training
 from interflow_jax.checkpoints import Checkpoints, UnwritableError
+from interflow_jax.data import batches
 from tests.experiments.conftest import SMALL, folder_in, result_in
 
 CONTRACT = {
@@ -80,7 +82,7 @@ def test_pictures_are_drawn(finished, name):
 
 
 def test_a_finished_run_returns_at_once(finished, monkeypatch, capsys):
-    monkeypatch.setattr(run, "prepare", None)
+    monkeypatch.setattr(single, "prepare", None)
     assert run.main([*SMALL, f"--out={finished}"]) == 0
     accuracy = result_in(finished)["test_accuracy"]
     assert f"{accuracy:.2f}% of 1,000 test images" in capsys.readouterr().out
@@ -147,7 +149,7 @@ def test_baselines_train_on_the_losses_of_all_branches_and_predict_from_the_last
 
 
 def test_streaming_trains_as_data_on_the_device_does(finished, tmp_path, monkeypatch):
-    monkeypatch.setattr(epochs, "fits", lambda nbytes: False)
+    monkeypatch.setattr(batches, "fits", lambda nbytes: False)
     assert run.main([*SMALL, f"--out={tmp_path}"]) == 0
     streamed, held = result_in(tmp_path), result_in(finished)
     assert streamed["mean"] == held["mean"]

@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from experiments import planning, study
-from experiments.configuration import Configuration
+from experiments import study
+from experiments.cli.configuration import Configuration
+from experiments.sweep import planning
 
 
 def test_smallest_difference_is_that_of_five_paired_seeds(tmp_path):

@@ -1,0 +1,274 @@
+"""The flags of the main command: a dataclass, its command line and its checks."""
+
+import argparse
+import dataclasses
+import difflib
+import textwrap
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn, get_args
+
+import jax.numpy as jnp
+
+import interflow_jax as ij
+from interflow_jax.backbones import Downsample
+from interflow_jax.data import datasets
+from interflow_jax.model import FullyConnected
+from interflow_jax.training import BATCH_SIZE
+
+DTYPES = ("float32", "bfloat16")
+PLACES = ("data_dir", "out", "checkpoint_minutes", "seeds")
+"""Flags that say where and how often, and so are no part of what a run computes."""
+
+
+def integers(text: str) -> tuple[int, ...]:
+    """Reads "7,9,11" from the command line."""
+    try:
+        return tuple(int(part) for part in names(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list as 7,9,11") from error
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Reads "S1,S3" from the command line."""
+    given = tuple(text.split(","))
+    for name in given:
+        if given.count(name) > 1:
+            raise argparse.ArgumentTypeError(f"{text!r} has {name} more than once")
+    return given
+
+
+def as_flag(value: Any) -> str:
+    """A value as the command line takes it."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _flag(
+    default: Any, parse: Any, meaning: str, choices: tuple[str, ...] = (), unset: str | None = None
+) -> Any:
+    """A field with what its flag needs; `unset` says what the default None stands for."""
+    said = {"parse": parse, "help": meaning, "choices": choices or None, "unset": unset}
+    return field(default=default, metadata=said)
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """All that the main command can be told; every field is a flag."""
+
+    method: str = _flag(
+        "S7",
+        str,
+        "what to train: a method of Table II or a baseline (both below)",
+        (*ij.METHODS, *ij.BASELINES),
+    )
+    dataset: str = _flag(
+        "fashion_mini",
+        str,
+        f"{', '.join(datasets.RECIPES)}, or the tfds name of any dataset with image and label",
+    )
+    seed: int = _flag(0, int, "of the initial parameters, the order of examples, the augmentation")
+    seeds: tuple[int, ...] | None = _flag(
+        None, integers, "several, as 0,1,2: one run after the other, in place of --seed"
+    )
+    epochs: int | None = _flag(
+        None,
+        int,
+        "passes over the training split",
+        unset="the paper's: CIFAR 100, others 40; "
+        f"fashion_mini {datasets.RECIPES['fashion_mini'].epochs}",
+    )
+    batch_size: int = _flag(BATCH_SIZE, int, "examples a step, over all devices")
+    depth: int = _flag(13, int, "convolutions, 4 to 200 (Table I: 4 to 13, Table VI: 40 to 100)")
+    width: float = _flag(1.0, float, "multiplies the channels 64 to 512")
+    downsample: Downsample = _flag(
+        "first", str, "which convolution of a block has stride 2", get_args(Downsample)
+    )
+    taps: tuple[int, ...] | None = _flag(
+        None, integers, "convolutions that branches follow, as 7,9,11,13", unset="the method's"
+    )
+    fc: FullyConnected = _flag(
+        "shared",
+        str,
+        "fully connected layers: one for all branches of equal channels, or one a branch",
+        get_args(FullyConnected),
+    )
+    dtype: str = _flag("float32", str, "of the backbone's computation", DTYPES)
+    train_size: int | None = _flag(
+        None, int, "train on the first n examples of the split's fixed permutation", unset="all"
+    )
+    image_size: int | None = _flag(
+        None, int, "resize images to n x n", unset="the dataset's own size"
+    )
+    data_dir: str | None = _flag(
+        None,
+        str,
+        "folder of prepared tfds datasets",
+        unset="$TFDS_DATA_DIR, then ~/tensorflow_datasets",
+    )
+    out: str = _flag("runs", str, "results go to OUT/DATASET/METHOD/seedN")
+    checkpoint_minutes: float = _flag(3.0, float, "between checkpoints within an epoch")
+
+    def all_seeds(self) -> tuple[int, ...]:
+        """The seeds to run, in order."""
+        return (self.seed,) if self.seeds is None else self.seeds
+
+    def resolved_epochs(self) -> int:
+        """As given, or the dataset's."""
+        return self.epochs or datasets.recipe(self.dataset).epochs
+
+    def identity(self, seed: int) -> dict[str, Any]:
+        """What a run of this seed computes, JSON-able; resuming needs an equal one."""
+        values = {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in dataclasses.asdict(self).items()
+            if key not in PLACES
+        }
+        return {
+            **values,
+            "seed": seed,
+            "epochs": self.resolved_epochs(),
+            "taps": list(self.taps or ij.default_taps(self.method, self.depth)),
+        }
+
+    def build(self, num_classes: int) -> ij.Interflow:
+        """The model; raises ValueError for values that do not fit together."""
+        return ij.build(
+            self.method,
+            num_classes,
+            depth=self.depth,
+            width=self.width,
+            downsample=self.downsample,
+            taps=self.taps,
+            fully_connected=self.fc,
+            dtype=jnp.dtype(self.dtype),
+        )
+
+    def check(self) -> None:
+        """Checks what can be known without the data.
+
+        Raises:
+          ValueError: naming the flag, the value given, what is allowed and what to do.
+        """
+        for name in ("epochs", "batch_size", "train_size", "image_size", "checkpoint_minutes"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"--{name}={value}: choose a number above 0")
+        for seed in self.all_seeds():
+            if not 0 <= seed < 2**32:
+                raise ValueError(f"seed {seed}: choose 0 to {2**32 - 1}")
+        if self.seeds is not None and self.seed != 0:
+            raise ValueError(f"--seed={self.seed} and --seeds={self.seeds} together: give one")
+        self.build(num_classes=2)
+
+
+def of_result(result: dict[str, Any]) -> Configuration:
+    """The configuration of a finished run, but for its places.
+
+    Args:
+      result: what its result.json holds.
+    """
+    names = {item.name for item in dataclasses.fields(Configuration)} & set(result)
+    values: dict[str, Any] = {name: result[name] for name in names}
+    return Configuration(**{**values, "taps": tuple(result["taps"])})
+
+
+class _Parser(argparse.ArgumentParser):
+    """Answers a wrong command line with one line, which names close flags."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog.split('.')[-1]}: error: {message}; --help lists all flags\n")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        flags, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            given = unknown[0].partition("=")[0]
+            known = [name for action in self._actions for name in action.option_strings]
+            close = difflib.get_close_matches(given, known, n=1)
+            self.error(f"unknown flag {given}" + (f"; did you mean {close[0]}?" if close else ""))
+        return flags
+
+
+def parser(command: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
+    """An argument parser in the manner of the project's commands."""
+    return _Parser(
+        prog=f"python -m experiments.{command}",
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def parse(arguments: list[str] | None = None) -> Configuration:
+    """Reads the main command's flags; a wrong one ends the process with status 2."""
+    methods, baselines = (
+        "\n".join(f"  {name:<8}{method.summary}" for name, method in table.items())
+        for table in (ij.METHODS, ij.BASELINES)
+    )
+    flags = parser(
+        "run",
+        "Trains a network with one of the paper's methods or a baseline, evaluates it after every\n"
+        "epoch, and leaves metrics, pictures, checkpoints and result.json in a folder. The same\n"
+        "command again goes on where it stopped, and returns at once when it is finished.",
+        f"methods (paper, Table II):\n{methods}\n\n"
+        "baselines (not the paper's methods; their branches only help to train, see II-A):\n"
+        f"{baselines}\n\n"
+        + textwrap.dedent("""\
+            examples:
+              python -m experiments.run --method=S7
+              python -m experiments.run --method=S7 --dataset=svhn
+              python -m experiments.run --method=S3 --dataset=cifar10 --seeds=0,1,2
+              python -m experiments.run --method=S1 --dataset=cifar10 --depth=60 --width=0.25
+            """),
+    )
+    add_flags(flags)
+    return Configuration(**vars(flags.parse_args(arguments)))
+
+
+def add_flags(
+    parser: argparse._ActionsContainer,
+    leave_out: tuple[str, ...] = (),
+    elsewhere: dict[str, str] | None = None,
+) -> None:
+    """Adds the fields of `Configuration` as flags.
+
+    Args:
+      parser: a parser, or a group of its flags.
+      leave_out: fields that are no flags.
+      elsewhere: what decides some of them where the command line does not, by name, in words; with
+        it, parsing leaves out what the command line does not give.
+    """
+    for item in dataclasses.fields(Configuration):
+        if item.name in leave_out:
+            continue
+        unset = item.metadata["unset"] if item.default is None else item.default
+        default = (elsewhere or {}).get(item.name, unset)
+        choices = item.metadata["choices"]
+        allowed = f": {' or '.join(choices)}" if choices and len(choices) < 4 else ""
+        parser.add_argument(
+            f"--{item.name}",
+            default=item.default if elsewhere is None else argparse.SUPPRESS,
+            type=item.metadata["parse"],
+            choices=choices,
+            metavar=item.name.upper().split("_")[-1],
+            help=item.metadata["help"]
+            + allowed
+            + ("" if default is None else f" (default: {default})"),
+        )
+
+
+def writable(folder: Path) -> None:
+    """Creates a folder and proves that files can be written there.
+
+    Raises:
+      ValueError: if not, with the reason.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.write_text("")
+        probe.unlink(missing_ok=True)  # another process may probe at the same time
+    except OSError as error:
+        raise ValueError(
+            f"cannot write to {folder} ({error.strerror}); give another folder by --out"
+        ) from error

@@ -1,0 +1,69 @@
+"""The runs of a sweep: what each is, where its folder is, and which are finished."""
+
+import dataclasses
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from experiments.cli.configuration import PLACES, Configuration, as_flag
+from experiments.runs.folder import RunFolder
+
+
+class Planned(NamedTuple):
+    """One run of a sweep: a configuration of one seed, and its folder."""
+
+    flags: Configuration
+    folder: RunFolder
+
+    def __str__(self) -> str:
+        flags = self.flags
+        depth = "" if flags.depth == 13 else f" of depth {flags.depth}"
+        return f"{flags.method}{depth} on {flags.dataset}, seed {flags.seed}"
+
+    @property
+    def name(self) -> str:
+        """The run's folder below the folder of runs: VARIANT/DATASET/METHOD/seedN."""
+        return str(self.folder.path.relative_to(Path(self.flags.out).parent))
+
+    def command(self) -> str:
+        """The command that does this run alone."""
+        default = Configuration()
+        given = [
+            f"--{name}={as_flag(value)}"
+            for name, value in dataclasses.asdict(self.flags).items()
+            if name in ("method", "dataset", "seed") or value != getattr(default, name)
+        ]
+        return shlex.join(["python", "-m", "experiments.run", *given])
+
+
+Failed = tuple[Planned, str]
+"""A run that failed, and why, in a line."""
+
+
+def plan(flags: Configuration, runs: Path) -> Planned:
+    """Places a run where no other configuration's is: RUNS/VARIANT/DATASET/METHOD/seedN."""
+    flags = dataclasses.replace(flags, out=str(runs / _variant(flags)), seeds=None)
+    folder = RunFolder(Path(flags.out) / flags.dataset / flags.method / f"seed{flags.seed}")
+    return Planned(flags, folder)
+
+
+def _variant(flags: Configuration) -> str:
+    """What differs from the main command's defaults, beside dataset, method and seed."""
+    default = Configuration()
+    different = [
+        f"{name}{'.'.join(map(str, value)) if isinstance(value, tuple) else value}"
+        for name, value in dataclasses.asdict(flags).items()
+        if name not in (*PLACES, "dataset", "method", "seed") and value != getattr(default, name)
+    ]
+    return "-".join(different) or "paper"
+
+
+def finished(sweep: Iterable[Planned]) -> list[Planned]:
+    """The runs with a result."""
+    return [planned for planned in sweep if planned.folder.result() is not None]
+
+
+def unfinished(sweep: Iterable[Planned]) -> list[Planned]:
+    """The runs without a result."""
+    return [planned for planned in sweep if planned.folder.result() is None]

@@ -1,0 +1,212 @@
+"""Times the three passes of `conv3x3` against XLA's own convolution, size by size."""
+
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any, NamedTuple
+
+import jax
+from jax import Array
+
+import interflow_jax as ij
+from experiments.timing import compiled_program
+from experiments.timing.report import origin
+from experiments.timing.turns import processor_time
+from interflow_jax.ops import convolution
+from interflow_jax.training import BATCH_SIZE
+
+REPETITION_SECONDS = 0.01  # a repetition is as many calls as fit, at least one
+SECONDS = 0.6  # of repetitions of a pass, ours and XLA's together, but ...
+FEWEST, MOST = 3, 100  # ... so many
+
+
+class Size(NamedTuple):
+    """A convolution of a batch of square maps."""
+
+    pixels: int  # height and width of the input
+    channels_in: int
+    channels_out: int
+    stride: int = 1
+
+    def __str__(self) -> str:
+        alike = self.channels_in == self.channels_out
+        channels = f"{self.channels_in}" if alike else f"{self.channels_in}->{self.channels_out}"
+        stride = "" if self.stride == 1 else f"/{self.stride}"
+        return f"{channels}@{self.pixels}x{self.pixels}{stride}"
+
+
+SIZES = (
+    # The networks of width 1 ...
+    Size(32, 3, 64),
+    Size(32, 64, 64),
+    Size(32, 64, 128, 2),
+    Size(16, 128, 128),
+    Size(16, 128, 256, 2),
+    Size(8, 256, 256),
+    Size(8, 256, 512, 2),
+    Size(4, 512, 512),
+    Size(2, 512, 512),
+    # ... of a quarter ...
+    Size(32, 3, 16),
+    Size(28, 1, 16),
+    Size(32, 16, 16),
+    Size(32, 16, 32, 2),
+    Size(16, 32, 32),
+    Size(8, 64, 64),
+    Size(2, 128, 128),
+    # ... and of an eighth.
+    Size(28, 8, 8),
+    Size(28, 8, 16, 2),
+    Size(4, 64, 64),
+    Size(2, 64, 64),
+)
+
+
+def measure(size: Size) -> dict[str, Any]:
+    """Times the passes of one size, ours and XLA's alternating.
+
+    Returns:
+      JSON-able: the size, the `way` that the forward pass of `conv3x3` takes, and for every pass
+      `xla_ms` and `ours_ms`, each with the number of undisturbed repetitions that it is the median
+      of (0: the minimum of disturbed ones), and what ours is `compiled_to`.
+    """
+    pixels, channels_in, channels_out, stride = size
+    outputs = -(-pixels // stride)
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], (BATCH_SIZE, pixels, pixels, channels_in))
+    kernel = jax.random.normal(keys[1], (3, 3, channels_in, channels_out))
+    gradient = jax.random.normal(keys[2], (BATCH_SIZE, outputs, outputs, channels_out))
+    arrays = [x, kernel, gradient]
+    xla, ours = (
+        {name: _compiled(one, arrays) for name, one in _passes(convolve, stride).items()}
+        for convolve in (convolution._xla, ij.conv3x3)
+    )
+    row = {
+        "size": str(size),
+        **size._asdict(),
+        "way": convolution._choice(x, kernel, stride).__name__.strip("_").replace("_", " "),
+        "passes": {},
+    }
+    for name in ours:
+        (xla_ms, xla_of), (ours_ms, ours_of) = _alternate((xla[name], ours[name]), arrays)
+        row["passes"][name] = {
+            "xla_ms": xla_ms,
+            "xla_repetitions": xla_of,
+            "ours_ms": ours_ms,
+            "ours_repetitions": ours_of,
+            "compiled_to": _contents(ours[name]),
+        }
+    return row
+
+
+def _passes(convolve: Callable, stride: int) -> dict[str, Callable]:
+    """Functions of the input, the kernel and the output's gradient."""
+
+    def forward(x: Array, kernel: Array, gradient: Array) -> Array:
+        del gradient
+        return convolve(x, kernel, stride)
+
+    def input_gradient(x: Array, kernel: Array, gradient: Array) -> Array:
+        return jax.vjp(lambda x: convolve(x, kernel, stride), x)[1](gradient)[0]
+
+    def kernel_gradient(x: Array, kernel: Array, gradient: Array) -> Array:
+        return jax.vjp(lambda kernel: convolve(x, kernel, stride), kernel)[1](gradient)[0]
+
+    return {
+        "forward": forward,
+        "input gradient": input_gradient,
+        "kernel gradient": kernel_gradient,
+    }
+
+
+def _compiled(one_pass: Callable, arrays: list[Array]) -> jax.stages.Compiled:
+    options = ij.cpu_compiler_options()
+    return jax.jit(one_pass, compiler_options=options).lower(*arrays).compile()
+
+
+def _alternate(
+    programs: tuple[jax.stages.Compiled, ...], arrays: list[Array]
+) -> list[tuple[float, int]]:
+    """Milliseconds a call of each program, and the repetitions that they are the median of."""
+
+    def seconds(program: jax.stages.Compiled, calls: int) -> float:
+        start = time.perf_counter()
+        for _ in range(calls):
+            jax.block_until_ready(program(*arrays))
+        return (time.perf_counter() - start) / calls
+
+    calls = []
+    for program in programs:
+        seconds(program, 1)  # the first still allocates
+        calls.append(max(1, int(REPETITION_SECONDS / seconds(program, 1))))
+    repetitions = [[] for _ in programs]
+    start = time.perf_counter()
+    while len(repetitions[0]) < FEWEST or (
+        time.perf_counter() - start < SECONDS and len(repetitions[0]) < MOST
+    ):
+        for number, program in enumerate(programs):
+            taken_before, _ = processor_time()
+            milliseconds = seconds(program, calls[number]) * 1e3
+            repetitions[number].append((milliseconds, processor_time()[0] > taken_before))
+    return [figure(of_one) for of_one in repetitions]
+
+
+def figure(repetitions: list[tuple[float, bool]]) -> tuple[float, int]:
+    """The median of the undisturbed ones and their number; of none, the minimum and 0.
+
+    Args:
+      repetitions: the time of each, and whether the hypervisor took some.
+    """
+    undisturbed = [taken for taken, disturbed in repetitions if not disturbed]
+    if not undisturbed:
+        return min(taken for taken, _ in repetitions), 0
+    return median(undisturbed), len(undisturbed)
+
+
+def _contents(compiled: jax.stages.Compiled) -> str:
+    """What convolves or multiplies matrices in it, as "9 products"; without either, "loops"."""
+    program = compiled_program.parse(compiled.as_text() or "")
+    kinds = [program.kind(name) for name in program.operations]
+    said = []
+    for kind, noun in (("convolutions", "convolution"), ("matrix products", "product")):
+        if number := kinds.count(kind):
+            said.append(f"{number} {noun}" + "s" * (number > 1))
+    return ", ".join(said) or "loops"
+
+
+PASSES = tuple(_passes(ij.conv3x3, 1))
+HEAD = (
+    f"| {'size':<16} | {'way':<13} |"
+    + "".join(f" {name}: XLA, ms | ours, ms | ratio | compiled to |" for name in PASSES)
+    + "\n| --- | --- |"
+    + " ---: | ---: | ---: | --- |" * len(PASSES)
+)
+
+
+def table_row(row: dict[str, Any]) -> str:
+    """One size as a row of the report's table."""
+    cells = [f"{row['size']:<16}", f"{row['way']:<13}"]
+    for one in row["passes"].values():
+        for whose in ("xla", "ours"):
+            mark = "" if one[f"{whose}_repetitions"] else "*"
+            cells.append(f"{one[f'{whose}_ms']:.2f}{mark}".rjust(7))
+        cells += [f"{one['xla_ms'] / one['ours_ms']:6.2f}", f"{one['compiled_to']:<14}"]
+    return f"| {' | '.join(cells)} |"
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The report for people."""
+    return "\n".join(
+        [
+            "# The 3x3 convolution on CPU, pass by pass",
+            "",
+            f"{origin(report)}; float32, batch {BATCH_SIZE}. Ours and XLA's take turns, both with",
+            "`ij.cpu_compiler_options()`; medians of the repetitions in which the hypervisor took",
+            "no time away (*: there were none; their minimum). The ratio is XLA's time over ours.",
+            "A size is the input's channels, map and stride; the way is the forward pass's.",
+            "",
+            HEAD,
+            *map(table_row, report["rows"]),
+            "",
+        ]
+    )

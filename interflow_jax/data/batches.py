@@ -1,0 +1,220 @@
+"""Whole epochs: batches taken where the step runs, many steps a dispatch, all local devices."""
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from interflow_jax.data.preprocessing import EpochKeys, Preprocessing, for_training, normalize
+from interflow_jax.data.splits import ArraySplit, Split
+from interflow_jax.ops.convolution import cpu_compiler_options
+from interflow_jax.training import EvalMetrics, TrainMetrics, TrainState, eval_step, train_step
+
+PREFETCHED_WINDOWS = 2  # read ahead of the device while streaming
+
+
+class Resident(NamedTuple):
+    """A split that the devices hold whole, and the order to visit it in."""
+
+    images: Array  # [examples, height, width, channels], uint8
+    labels: Array  # [examples], int32
+    order: Array  # [visits], int32
+
+    def batch(self, step: Array, size: int) -> tuple[Array, Array]:
+        """The images and labels of the step, counted from the epoch's start."""
+        visited = jax.lax.dynamic_slice(self.order, (step * size,), (size,))
+        return self.images[visited], self.labels[visited]
+
+
+class Window(NamedTuple):
+    """The batches of the steps from `first` on, streamed from the host."""
+
+    images: Array  # [steps, batch, height, width, channels], uint8
+    labels: Array  # [steps, batch], int32
+    first: Array  # int32
+
+    def batch(self, step: Array, size: int) -> tuple[Array, Array]:
+        """The images and labels of the step, counted from the epoch's start."""
+        del size  # the window is cut to it already
+        return self.images[step - self.first], self.labels[step - self.first]
+
+
+def local_mesh() -> Mesh:
+    """All devices of this process along one axis, "batch"."""
+    return Mesh(np.array(jax.local_devices()), ("batch",))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def steps_per_dispatch() -> int:
+    """How many steps to hand to the devices at once.
+
+    One on CPU, where XLA's convolutions lose their fast path inside a loop (5 to 14 times slower,
+    measured); elsewhere enough to keep the host idle and few enough that progress is seen.
+    """
+    return 1 if jax.default_backend() == "cpu" else 32
+
+
+def fits(nbytes: int) -> bool:
+    """Whether every device may hold data of `nbytes`, which the host reads first.
+
+    A quarter of the memory at most, of each device and of the host; CPU devices share the host's.
+    """
+    host_memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    copies = jax.local_device_count() if jax.default_backend() == "cpu" else 1
+    statistics = jax.local_devices()[0].memory_stats() or {}
+    device_memory = statistics.get("bytes_limit", host_memory)
+    return nbytes <= min(host_memory // copies, device_memory) // 4
+
+
+class Programs(NamedTuple):
+    """The two jitted programs of a run.
+
+    Attributes:
+      train: (state, source, keys, steps [k]) to state and TrainMetrics of [k] each; the state
+        given is consumed.
+      evaluate: (state, source, steps [k], examples) to EvalMetrics of [k] each; examples beyond
+        that number only fill up the last batch.
+    """
+
+    train: Any
+    evaluate: Any
+
+
+def make_programs(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    preprocessing: Preprocessing,
+    mesh: Mesh,
+    batch_size: int,
+    auxiliary_loss: float = 0.0,
+) -> Programs:
+    """Jits whole chunks of steps, the batch sharded over the mesh, the state on every device.
+
+    Args:
+      model: called as `model(images, train=...)`, returns a `Prediction`.
+      optimizer: from `make_optimizer`, or any other.
+      preprocessing: of every batch.
+      mesh: from `local_mesh`.
+      batch_size: of the whole mesh.
+      auxiliary_loss: see `train_step`.
+
+    Raises:
+      ValueError: for a batch that the devices do not divide.
+    """
+    if batch_size < 1 or batch_size % mesh.size:
+        raise ValueError(
+            f"batch_size is {batch_size}; it must be a multiple of the {mesh.size} device(s)"
+        )
+    sharded = NamedSharding(mesh, PartitionSpec("batch"))
+
+    def batch_of(source: Resident | Window, step: Array) -> tuple[Array, Array]:
+        return jax.lax.with_sharding_constraint(source.batch(step, batch_size), sharded)
+
+    jit = partial(jax.jit, out_shardings=replicated(mesh), compiler_options=cpu_compiler_options())
+
+    @partial(jit, donate_argnums=0)
+    def train(
+        state: TrainState, source: Resident | Window, keys: EpochKeys, steps: Array
+    ) -> tuple[TrainState, TrainMetrics]:
+        def step_once(state: TrainState, step: Array):
+            images, labels = batch_of(source, step)
+            images = for_training(preprocessing, images, keys, step)
+            return train_step(model, optimizer, state, images, labels, auxiliary_loss)
+
+        return _scan(step_once, state, steps)
+
+    @jit
+    def evaluate(
+        state: TrainState, source: Resident | Window, steps: Array, examples: Array
+    ) -> EvalMetrics:
+        def step_once(nothing: None, step: Array):
+            images, labels = batch_of(source, step)
+            mask = step * batch_size + jnp.arange(batch_size) < examples
+            return nothing, eval_step(model, state, normalize(preprocessing, images), labels, mask)
+
+        return _scan(step_once, None, steps)[1]
+
+    return Programs(train, evaluate)
+
+
+def _scan(body, carry, steps: Array):
+    """`lax.scan`, without a loop for a single step (see `steps_per_dispatch`)."""
+    if len(steps) > 1:
+        return jax.lax.scan(body, carry, steps)
+    carry, result = body(carry, steps[0])
+    return carry, jax.tree.map(lambda leaf: leaf[None], result)
+
+
+def hold(split: ArraySplit, mesh: Mesh) -> tuple[Array, Array]:
+    """Puts a split's images and labels on every device."""
+    return jax.device_put((split.images, split.labels), replicated(mesh))
+
+
+def chunks(first: int, last: int, size: int) -> list[np.ndarray]:
+    """The steps from `first` to before `last`, int32, in dispatches of at most `size`.
+
+    Dispatches end at multiples of `size`, so that an epoch taken up at a dispatch's start goes on
+    with the programs that it would have gone on with.
+    """
+    bounds = [first, *range((first // size + 1) * size, last, size), last]
+    return [np.arange(a, b, dtype=np.int32) for a, b in pairwise(bounds) if a < b]
+
+
+def resident_batches(
+    held: tuple[Array, Array], order: np.ndarray, steps: list[np.ndarray], mesh: Mesh
+) -> Iterator[tuple[np.ndarray, Resident]]:
+    """Pairs every dispatch's steps with the source of its batches, a split on the devices."""
+    source = Resident(*held, jax.device_put(order, replicated(mesh)))
+    for chunk in steps:
+        yield chunk, source
+
+
+def streamed_batches(
+    split: Split, order: np.ndarray, steps: list[np.ndarray], mesh: Mesh, batch_size: int
+) -> Iterator[tuple[np.ndarray, Window]]:
+    """As `resident_batches`, from a split that stays on the host, read ahead in a thread."""
+    sharding = NamedSharding(mesh, PartitionSpec(None, "batch"))
+
+    def window(chunk: np.ndarray) -> tuple[np.ndarray, Window]:
+        visited = order[chunk[0] * batch_size : (chunk[-1] + 1) * batch_size]
+        arrays = split.read(visited)
+        shaped = [array.reshape(len(chunk), batch_size, *array.shape[1:]) for array in arrays]
+        return chunk, Window(*jax.device_put(shaped, sharding), first=jnp.asarray(chunk[0]))
+
+    with ThreadPoolExecutor(1) as reader:
+        pending: deque[Future] = deque()
+        for chunk in steps:
+            pending.append(reader.submit(window, chunk))
+            if len(pending) > PREFETCHED_WINDOWS:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def training_order(keys: EpochKeys, examples: int) -> np.ndarray:
+    """The order in which an epoch visits the training examples, [examples], int32."""
+    return np.asarray(_permutation(keys.order, examples))
+
+
+_permutation = jax.jit(jax.random.permutation, static_argnums=1)
+
+
+def evaluation_order(examples: int, batch_size: int) -> np.ndarray:
+    """Every example once, in order, then the last one again until the batch is full; int32."""
+    visits = -(-examples // batch_size) * batch_size
+    return np.minimum(np.arange(visits, dtype=np.int32), examples - 1)

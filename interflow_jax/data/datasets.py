@@ -1,0 +1,95 @@
+"""Labelled images by dataset name: the paper's six, the sample that ships here, any of tfds."""
+
+from importlib import resources
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from interflow_jax.data import tfds_folders
+from interflow_jax.data.splits import ArraySplit, Split
+
+
+class Recipe(NamedTuple):
+    """How the paper trains on a dataset (IV-B).
+
+    Attributes:
+      tfds_name: the dataset's name in tensorflow-datasets.
+      epochs: number of passes over the training split.
+      drop_after: the fraction of training after which the learning rate drops; the paper's drops
+        for the last 20 epochs.
+      augment: whether training images are cropped and flipped at random.
+    """
+
+    tfds_name: str
+    epochs: int
+    drop_after: float
+    augment: bool
+
+
+RECIPES: dict[str, Recipe] = {
+    "fashion_mini": Recipe("fashion_mnist", 3, 0.5, False),
+    "cifar10": Recipe("cifar10", 100, 0.8, True),
+    "cifar100": Recipe("cifar100", 100, 0.8, True),
+    "svhn": Recipe("svhn_cropped", 40, 0.5, False),
+    "mnist": Recipe("mnist", 40, 0.5, False),
+    "kmnist": Recipe("kmnist", 40, 0.5, False),
+    "fashion_mnist": Recipe("fashion_mnist", 40, 0.5, False),
+}
+
+
+class Dataset(NamedTuple):
+    """Labelled images to train on and to test on.
+
+    Attributes:
+      name: as in `RECIPES`, or a tfds name.
+      train: the training split.
+      test: the whole test split.
+      test_name: the part of the dataset that `test` is, in tfds's words.
+      class_names: one a class, in the order of the labels.
+      image_shape: (height, width, channels) of every image.
+    """
+
+    name: str
+    train: Split
+    test: Split
+    test_name: str
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+
+
+def recipe(name: str) -> Recipe:
+    """The recipe of a dataset; what the paper does not train on is trained as its easier four."""
+    return RECIPES.get(name, Recipe(name, 40, 0.5, False))
+
+
+def load(name: str, data_dir: str | Path | None = None, image_size: int | None = None) -> Dataset:
+    """Opens a dataset; its examples are read when its splits are.
+
+    Args:
+      name: one of `RECIPES`, or the tfds name of any dataset with `image` and `label`.
+      data_dir: the folder of prepared tfds datasets, in either of tfds's formats; None for
+        $TFDS_DATA_DIR, then ~/tensorflow_datasets.
+      image_size: height and width to resize every image to; None keeps the dataset's own and, for
+        datasets whose images vary in size, takes 32.
+
+    Raises:
+      tfds_folders.NotPreparedError: if no folder holds the dataset.
+      ValueError: for a dataset without integer labels, 8-bit images or a training split.
+    """
+    if name == "fashion_mini":
+        return _fashion_mini(image_size)
+    return Dataset(name, *tfds_folders.open_prepared(recipe(name).tfds_name, data_dir, image_size))
+
+
+def _fashion_mini(image_size: int | None) -> Dataset:
+    if image_size not in (None, 28):
+        raise ValueError(f"image_size is {image_size}; fashion_mini has images of 28: leave it out")
+    file = resources.files("interflow_jax.data.fashion_mini") / "fashion_mini.npz"
+    with file.open("rb") as stream, np.load(stream) as arrays:
+        train, test = (
+            ArraySplit(arrays[f"{split}_images"], arrays[f"{split}_labels"].astype(np.int32))
+            for split in ("train", "test")
+        )
+        class_names = tuple(arrays["class_names"].tolist())
+    return Dataset("fashion_mini", train, test, "test", class_names, train.images.shape[1:])

@@ -1,0 +1,117 @@
+"""Examples of one split, in memory or in tfds's files, read in any order."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from interflow_jax.data import pictures
+
+Progress = Callable[[list], Iterable]
+"""Wraps a list that is slow to go through, as `tqdm.tqdm` does."""
+
+
+class Split(Protocol):
+    """Labelled images."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Images [n, height, width, channels], uint8, and labels [n], int32, at `indices` [n]."""
+        ...
+
+
+@dataclass(frozen=True)
+class ArraySplit:
+    """Examples in arrays or memory maps: images as uint8, labels as int32."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return self.images[indices], self.labels[indices]
+
+
+@dataclass(frozen=True)
+class RecordSplit:
+    """Examples in a tfds data source, decoded on demand and fitted to `image_shape`."""
+
+    source: Any
+    image_shape: tuple[int, int, int]
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        examples = self.source.__getitems__(indices.tolist())
+        images = [pictures.fit(example["image"], self.image_shape) for example in examples]
+        return np.stack(images), np.array([example["label"] for example in examples], np.int32)
+
+
+@dataclass(frozen=True)
+class Subset:
+    """The examples of a split at `indices`, [n]."""
+
+    split: Split
+    indices: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return self.split.read(self.indices[indices])
+
+
+def take(split: Split, size: int) -> Split:
+    """Keeps the first `size` examples of the split's fixed permutation.
+
+    The permutation is the same for every seed and size: runs of different seeds train on the same
+    examples, and a smaller subset is part of a larger one.
+
+    Raises:
+      ValueError: for a size below 1 or above the split's.
+    """
+    if not 1 <= size <= len(split):
+        raise ValueError(f"size is {size}; the split has {len(split)} examples: choose 1 to that")
+    if size == len(split):
+        return split
+    order = np.asarray(jax.random.permutation(jax.random.key(0), len(split)))
+    return Subset(split, order[:size])
+
+
+def into_memory(split: Split, progress: Progress = iter) -> ArraySplit:
+    """Reads a whole split into arrays, in order."""
+    parts = [split.read(chunk) for chunk in progress(_chunks(split))]
+    images, labels = zip(*parts, strict=True)
+    return ArraySplit(np.concatenate(images), np.concatenate(labels))
+
+
+def channel_statistics(
+    split: Split, progress: Progress = iter
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of every channel over a split, of pixels in [0, 1].
+
+    They come from counts of the 256 levels, so they do not depend on how the split is held.
+    """
+    levels = np.arange(256) / 255
+    counts = sum(_level_counts(split.read(chunk)[0]) for chunk in progress(_chunks(split)))
+    shares = counts / np.sum(counts, axis=1, keepdims=True)
+    mean = shares @ levels
+    deviation = np.sqrt(np.maximum(shares @ levels**2 - mean**2, 0))
+    # A channel of one level is all zeros once centred; dividing by 1 keeps it so.
+    deviation = np.where(deviation > 1e-6, deviation, 1.0)
+    return tuple(mean.tolist()), tuple(deviation.tolist())
+
+
+def _level_counts(images: np.ndarray) -> np.ndarray:
+    channels = images.reshape(-1, images.shape[-1]).T
+    return np.stack([np.bincount(channel, minlength=256) for channel in channels])
+
+
+def _chunks(split: Split, size: int = 1024) -> list[np.ndarray]:
+    return [np.arange(start, min(start + size, len(split))) for start in range(0, len(split), size)]

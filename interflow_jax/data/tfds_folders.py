@@ -1,0 +1,217 @@
+"""Prepared folders of tensorflow-datasets: found, opened and, where missing, prepared.
+
+Nothing here imports TensorFlow: what needs it runs in a child process (`with_tensorflow`).
+"""
+
+import difflib
+import hashlib
+import os
+import re
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from interflow_jax.data.splits import ArraySplit, RecordSplit, Split
+
+VARYING_SIZE = 32  # taken for datasets whose images vary in size: CIFAR's and SVHN's
+
+
+class NotPreparedError(FileNotFoundError):
+    """No folder holds the dataset in a prepared form."""
+
+
+class PreparationError(RuntimeError):
+    """tfds could not download or prepare the dataset."""
+
+
+class Original(NamedTuple):
+    """An original file that tfds has registered for a dataset."""
+
+    url: str
+    file_name: str
+    size: int  # bytes
+
+
+def places(data_dir: str | Path | None) -> list[Path]:
+    """The folders where prepared datasets are looked for, in order."""
+    if data_dir is not None:
+        return [Path(data_dir).expanduser()]
+    defaults = [os.environ.get("TFDS_DATA_DIR"), "~/tensorflow_datasets"]
+    return [Path(place).expanduser() for place in defaults if place]
+
+
+def find(tfds_name: str, data_dir: str | Path | None) -> Path:
+    """The folder of the newest prepared version of a dataset.
+
+    Args:
+      tfds_name: "name", "name/config" or either with ":version".
+      data_dir: as in `datasets.load`.
+
+    Raises:
+      NotPreparedError: if there is none.
+      ValueError: for a name that no dataset of tfds has.
+    """
+    name, _, version = tfds_name.partition(":")
+    for place in places(data_dir):
+        prepared = [
+            info.parent
+            for info in (place / name).glob("*/dataset_info.json")
+            if re.fullmatch(r"\d+\.\d+\.\d+", info.parent.name)
+            and version in ("", info.parent.name)
+        ]
+        if prepared:
+            return max(prepared, key=lambda path: [int(part) for part in path.name.split(".")])
+    known = tfds.list_builders(with_community_datasets=False)
+    if name.split("/")[0] not in known:
+        close = difflib.get_close_matches(name, known, n=3)
+        raise ValueError(
+            f"tfds has no dataset {name!r} (close: {', '.join(close) or 'none'}); choose one that "
+            "`tfds.list_builders()` lists"
+        )
+    configuration = _default_configuration(name)
+    if configuration:
+        return find(tfds_name.replace(name, f"{name}/{configuration}", 1), data_dir)
+    looked_in = ", ".join(map(str, places(data_dir)))
+    raise NotPreparedError(f"no prepared {tfds_name} in {looked_in}")
+
+
+def _default_configuration(name: str) -> str | None:
+    """Which of its configurations tfds takes for a dataset named without one; None for no such."""
+    if "/" in name:
+        return None
+    configurations = tfds.builder_cls(name).BUILDER_CONFIGS
+    return configurations[0].name if configurations else None
+
+
+def originals(tfds_name: str) -> list[Original]:
+    """The original files that tfds downloads; empty for datasets that register none.
+
+    Raises:
+      ValueError: for a version or configuration that the dataset lacks.
+    """
+    try:
+        builder = tfds.builder(tfds_name, data_dir="/nonexistent", try_gcs=False)
+    except Exception as error:  # of an unknown version an AssertionError, among others
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"tfds cannot build {tfds_name}: {reason}") from error
+    return [
+        Original(url, information.filename, int(information.size))
+        for url, information in (builder.url_infos or {}).items()
+    ]
+
+
+def download_dir(tfds_name: str, data_dir: Path) -> Path:
+    """Where a dataset's downloads go, and, in its `manual/`, original files brought by hand.
+
+    One a dataset, since MNIST, KMNIST and Fashion-MNIST name their files alike.
+    """
+    return data_dir / "downloads" / re.sub(r"\W", "_", tfds_name)
+
+
+def prepare(tfds_name: str, data_dir: Path) -> None:
+    """Downloads and prepares a dataset as array_record in `data_dir`, with tfds's progress bars.
+
+    Raises:
+      PreparationError: with the reason in a line.
+    """
+    manual = download_dir(tfds_name, data_dir) / "manual"
+    for original in originals(tfds_name):
+        if not (manual / original.file_name).exists():
+            _reach(original.url)
+            break
+    _with_tensorflow("prepare", tfds_name, data_dir, download_dir(tfds_name, data_dir))
+
+
+def _reach(url: str) -> None:
+    """Raises PreparationError at once without a network; tfds itself tries for minutes."""
+    try:
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=30).close()
+    except urllib.error.HTTPError:
+        pass  # the server is there; tfds says better what it does not give
+    except OSError as error:
+        raise PreparationError(f"{url} cannot be reached: {error}") from error
+
+
+def open_prepared(
+    tfds_name: str, data_dir: str | Path | None, image_size: int | None
+) -> tuple[Split, Split, str, tuple[str, ...], tuple[int, int, int]]:
+    """Opens a prepared dataset.
+
+    Returns:
+      Training split, test split, what the test split is called, class names, image shape.
+
+    Raises:
+      NotPreparedError, ValueError: as `datasets.load`.
+    """
+    folder = find(tfds_name, data_dir)
+    builder = tfds.builder_from_directory(folder)
+    shape, class_names = _features(tfds_name, builder.info.features, image_size)
+    train_name, test_name = _split_names(tfds_name, builder.info.splits)
+    train, test = (_open_split(folder, builder, split, shape) for split in (train_name, test_name))
+    return train, test, test_name, class_names, shape
+
+
+def _features(
+    tfds_name: str, features: Any, image_size: int | None
+) -> tuple[tuple[int, int, int], tuple[str, ...]]:
+    known: dict[str, Any] = dict(features)
+    needed = {"image": tfds.features.Image, "label": tfds.features.ClassLabel}
+    if not all(isinstance(known.get(name), kind) for name, kind in needed.items()):
+        raise ValueError(
+            f"{tfds_name} has features {', '.join(known)}; a dataset to classify needs an image "
+            "'image' and a class 'label'"
+        )
+    height, width, channels = known["image"].shape
+    dtype = np.dtype(known["image"].np_dtype)
+    if dtype != np.uint8:
+        raise ValueError(f"{tfds_name} has images of {dtype}; only uint8 is read")
+    if image_size is not None or None in (height, width):
+        height = width = image_size or VARYING_SIZE
+    return (height, width, 1 if channels == 1 else 3), tuple(known["label"].names)
+
+
+def _split_names(tfds_name: str, splits: Any) -> tuple[str, str]:
+    if "train" not in splits:
+        raise ValueError(f"{tfds_name} has splits {', '.join(splits)}; training needs 'train'")
+    for test_name in ("test", "validation"):
+        if test_name in splits:
+            return "train", test_name
+    return "train[:90%]", "train[90%:]"
+
+
+def _open_split(folder: Path, builder: Any, split: str, shape: tuple[int, int, int]) -> Split:
+    if builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD:
+        return RecordSplit(builder.as_data_source(split=split), shape)
+    cached = _cache_folder(folder, split, shape)
+    if not cached.exists():
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        _with_tensorflow("decode", folder, split, *shape, cached)
+    return ArraySplit(
+        *(np.load(cached / f"{part}.npy", mmap_mode="r") for part in ("images", "labels"))
+    )
+
+
+def _cache_folder(folder: Path, split: str, shape: tuple[int, int, int]) -> Path:
+    root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "interflow_jax"
+    prepared_at = (folder / "dataset_info.json").stat().st_mtime_ns
+    identity = f"{folder.resolve()} {prepared_at} {split} {shape}"
+    return root / f"{folder.parent.name}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+
+
+def _with_tensorflow(*arguments: object) -> None:
+    """Runs a job of `with_tensorflow` in a child; its progress bars go to our standard error."""
+    child = subprocess.run(
+        [sys.executable, "-m", "interflow_jax.data.with_tensorflow", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    if child.returncode:
+        said = child.stdout.split("\n")[-2:-1]  # its last line; tfds prints before it
+        raise PreparationError(said[0] if said else f"the child ended with {child.returncode}")

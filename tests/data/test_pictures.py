@@ -1,0 +1,38 @@
+"""Pictures of any size and mode become the arrays that were asked for."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from interflow_jax.data import pictures
+
+
+def test_an_array_that_fits_is_kept():
+    image = np.random.default_rng(0).integers(0, 256, (4, 5, 3), np.uint8)
+    assert pictures.fit(image, (4, 5, 3)) is image
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
+@pytest.mark.parametrize("shape", [(28, 28, 1), (32, 32, 3)])
+def test_every_mode_and_size_fits(mode, shape):
+    white = Image.new("RGB", (50, 40), "white").convert(mode)
+    fitted = pictures.fit(white, shape)
+    assert (fitted.shape, fitted.dtype) == (shape, np.uint8)
+    np.testing.assert_array_equal(fitted, 255)
+
+
+def test_height_comes_before_width():
+    picture = Image.new("L", (2, 4))
+    picture.putpixel((1, 3), 255)
+    np.testing.assert_array_equal(np.argwhere(pictures.fit(picture, (4, 2, 1))), [[3, 1, 0]])
+
+
+def test_grey_arrays_become_coloured_and_the_other_way_round():
+    grey = np.full((3, 3, 1), 9, np.uint8)
+    np.testing.assert_array_equal(pictures.fit(grey, (3, 3, 3)), 9)
+    np.testing.assert_array_equal(pictures.fit(np.full((3, 3, 3), 9, np.uint8), (3, 3, 1)), 9)
+
+
+def test_other_channels_are_named():
+    with pytest.raises(ValueError, match="2 channels asked for"):
+        pictures.fit(np.zeros((3, 3, 1), np.uint8), (3, 3, 2))
