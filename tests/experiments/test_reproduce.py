@@ -473,7 +473,7 @@ def test_ctrl_c_outside_training_ends_as_in_it(place, out, tmp_path, capsys, mon
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run, place, interrupted)
+    monkeypatch.setattr(single, place, interrupted)
     assert reproduce.main([*COMMANDS["7"], f"--out={tmp_path}"]) == 130
     assert "to go on, run the same command again" in capsys.readouterr().out
 
