@@ -44,8 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
         "Times training steps: ours, the same network in plain Flax, and in PyTorch (eager,\n"
         "channels last, compiled) where it is installed (pip install '.[benchmark]'). Each has\n"
         "a process of its own; they take turns, and ratios are medians over the turns. One that\n"
-        "fails or dies is reported, and the others go on. After the turns our step is profiled:\n"
-        "the report says what kinds of operations take its time, and which take longest.\n"
+        "fails or dies is reported, and the others go on.\n"
         "Writes OUT/benchmark.json and OUT/benchmark.md after every network.\n\n"
         "With --convolutions, times the forward pass and both gradients of ij.conv3x3 against\n"
         "XLA's convolution in place of networks, at the sizes below, in about three minutes, and\n"
@@ -59,7 +58,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--turns", type=int, default=7, help="of each contender (default: 7)")
     parser.add_argument("--out", default="results", help="folder of the report (default: results)")
     parser.add_argument(
-        "--profile", metavar="DIR", help="keep the profile's traces there, for xprof or perfetto"
+        "--profile",
+        metavar="DIR",
+        help="keep a trace of some of our steps there, for xprof or perfetto",
     )
     parser.add_argument(
         "--convolutions", action="store_true", help="time convolutions in place of networks"

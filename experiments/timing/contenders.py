@@ -29,12 +29,10 @@ class Step(NamedTuple):
     Attributes:
       take: does it, and waits until it is done.
       batches: that it trains on.
-      compiled: returns its program, if XLA compiled one.
     """
 
     take: Callable[[], None]
     batches: int = 1
-    compiled: Callable[[], jax.stages.Compiled] | None = None
 
 
 class Network(NamedTuple):
@@ -105,8 +103,7 @@ def _jax_step(model: nn.Module, network: Network, options: dict | None) -> Step:
         state, metrics = program(state, images, labels)
         jax.block_until_ready((state, metrics))
 
-    # Once a step was taken, JAX has this program: nothing is compiled again.
-    return Step(take, compiled=lambda: program.lower(state, images, labels).compile())
+    return Step(take)
 
 
 def _build(network: Network) -> ij.Interflow:

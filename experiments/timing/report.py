@@ -4,7 +4,6 @@ from statistics import median
 from typing import Any
 
 from experiments.page.markdown import table
-from experiments.timing import profile_summary
 from experiments.timing.contenders import PRODUCT_FLOPS
 
 TORCH = ("torch_eager", "torch_channels_last", "torch_compiled")
@@ -94,9 +93,6 @@ def markdown(report: dict[str, Any]) -> str:
         if taken > 0.01:
             text += [f"The hypervisor took {100 * taken:.0f}% of the processor time away.", ""]
         text += ["```", *lines(measured), "```", ""]
-        profile = measured["contenders"].get("ours", {}).get("profile")
-        if profile:
-            text += [*profile_summary.markdown(profile), ""]
     return "\n".join(text)
 
 

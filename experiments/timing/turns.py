@@ -1,67 +1,65 @@
-"""Contenders in turns: each in a process of its own, which answers the command's questions.
-
-A question is a function of the contender's step; the process calls it and sends back what it
-returns. A contender that fails, or whose process dies, is out; the others go on.
-"""
+"""Contenders in turns: each in a process of its own, so that none disturbs another's memory."""
 
 import contextlib
 import multiprocessing
 import os
 import resource
 import time
-from collections.abc import Callable, Iterator
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
+from collections.abc import Callable
+from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+import jax
 
 from experiments.timing.contenders import Contender, Network, Step
-from experiments.timing.profile_summary import profile
 
-SECONDS_A_TURN = 1.0  # a contender takes as many steps at once as fit, at least one
+SECONDS_PER_TURN = 1.0  # a contender takes as many steps in a turn as fit, at least one
 PAUSE_SECONDS = 0.3  # until the threads of a contender have stopped waiting actively
+TRACED_STEPS = 5
 
 
 def measure(
-    network: Network,
-    contenders: dict[str, Contender],
-    turns: int,
-    trace: str | None = None,
+    network: Network, contenders: dict[str, Contender], turns: int, trace: str | None = None
 ) -> dict[str, Any]:
-    """Lets contenders take turns on a network.
+    """Lets contenders take turns on a network; one that fails or dies is out, the others go on.
 
     Args:
       network: that they train.
-      contenders: by name; the one named "ours" is profiled after the turns.
+      contenders: by name.
       turns: of each.
-      trace: the folder that the profile's trace goes to; None: nowhere.
+      trace: folder for a trace of a few steps of the contender named "ours", after its turns.
 
     Returns:
-      JSON-able: the network, its FLOPs a step, the share of processor time that a hypervisor took
-      away, and for every contender an `error` or `compile_seconds`, `batches` (that a step trains
-      on), `step_seconds` (one figure a turn, the mean of the turn's steps), `peak_bytes` (of the
-      process) and, of ours, the `profile` (see `profile_summary.summarize`, or an `error`).
+      JSON-able: the network, its operations per step, the share of processor time that a
+      hypervisor took away, and for every contender an `error` or `compile_seconds`, `batches` (per
+      step), `step_seconds` (one figure per turn, the mean of the turn's steps) and `peak_bytes` (of
+      the process).
     """
+    results: dict[str, dict[str, Any]] = {}
     with contextlib.ExitStack() as stack:
-        peers: dict[str, _Peer] = {}
-        counts: dict[str, int] = {}
-        results: dict[str, dict[str, Any]] = {}
+        processes: dict[str, Executor] = {}
+        step_counts: dict[str, int] = {}
 
-        @contextlib.contextmanager
-        def alone(name: str) -> Iterator[None]:
-            """What fails in it takes this contender out."""
+        def ask(name: str, question: Callable, *arguments: Any) -> Any:
+            """The answer of a contender's process; None, and the contender is out, on an error."""
             try:
-                yield
-            except ContenderFailed as failure:
-                results[name] = {"error": str(failure)}
-                peers.pop(name, None)
+                return processes[name].submit(_quietly, question, *arguments).result()
+            except BrokenProcessPool:
+                error = "its process ended"
+            except Exception as raised:  # whatever its framework raises
+                error = f"{type(raised).__name__}: {raised}".splitlines()[0]
+            results[name] = {"error": error}
+            del processes[name]
+            return None
 
         for name, contender in contenders.items():
-            with alone(name):
-                peer = stack.enter_context(_started(contender, network))
-                seconds, batches = peer.answer()
-                counts[name] = max(1, int(SECONDS_A_TURN / peer.ask(_seconds, 1)))
-                peers[name] = peer
+            context = multiprocessing.get_context("spawn")
+            processes[name] = stack.enter_context(ProcessPoolExecutor(1, context))
+            if prepared := ask(name, _prepare, contender, network):
+                seconds, batches, step_seconds = prepared
+                step_counts[name] = max(1, int(SECONDS_PER_TURN / step_seconds))
                 results[name] = {
                     "compile_seconds": seconds,
                     "batches": batches,
@@ -69,25 +67,21 @@ def measure(
                 }
         before = processor_time()
         for _ in range(turns):
-            for name, peer in list(peers.items()):
-                with alone(name):
-                    seconds = peer.ask(_seconds, counts[name]) / counts[name]
-                    results[name]["step_seconds"].append(seconds)
+            for name in list(processes):
+                if seconds := ask(name, _seconds, step_counts[name]):
+                    results[name]["step_seconds"].append(seconds / step_counts[name])
                 time.sleep(PAUSE_SECONDS)
-        taken, total = (b - a for a, b in zip(before, processor_time(), strict=True))
-        for name, peer in list(peers.items()):
-            with alone(name):
-                results[name]["peak_bytes"] = peer.ask(_peak_bytes)
-        if "ours" in peers:
-            try:
-                results["ours"]["profile"] = peers["ours"].ask(profile, trace)
-            except ContenderFailed as failure:
-                results["ours"]["profile"] = {"error": str(failure)}
+        stolen, total = (b - a for a, b in zip(before, processor_time(), strict=True))
+        for name in list(processes):
+            if peak := ask(name, _peak_bytes):
+                results[name]["peak_bytes"] = peak
+        if trace and "ours" in processes:
+            ask("ours", _trace, trace)
     return {
         "network": network._asdict(),
         "description": str(network),
         "flops": network.flops(),
-        "taken_by_hypervisor": taken / total if total else 0.0,
+        "taken_by_hypervisor": stolen / total if total else 0.0,
         "contenders": results,
     }
 
@@ -101,90 +95,39 @@ def processor_time() -> tuple[float, float]:
     return ticks[7], sum(ticks[:8])
 
 
-class ContenderFailed(Exception):
-    """Says in a line what a contender raised, or how its process ended."""
+_step: Step  # of the contender whose process this is
 
 
-class _Peer(NamedTuple):
-    """A contender's process, and the pipe to it."""
-
-    process: BaseProcess
-    pipe: Connection
-
-    def ask(self, question: Callable[..., Any], *arguments: Any) -> Any:
-        """What `question(step, *arguments)` returns there.
-
-        Raises:
-          ContenderFailed: as `answer`.
-        """
-        with contextlib.suppress(OSError):  # the answer says it
-            self.pipe.send((question, arguments))
-        return self.answer()
-
-    def answer(self) -> Any:
-        """What the process sends next.
-
-        Raises:
-          ContenderFailed: if it is an error, or there will be none.
-        """
-        try:
-            answer = self.pipe.recv()
-        except (EOFError, OSError):
-            self.process.join(10)
-            status = self.process.exitcode or 0
-            cause = f"signal {-status}" if status < 0 else f"status {status}"
-            raise ContenderFailed(f"its process ended ({cause})") from None
-        if isinstance(answer, str):
-            raise ContenderFailed(answer)
-        return answer
-
-
-@contextlib.contextmanager
-def _started(contender: Contender, network: Network) -> Iterator[_Peer]:
-    """A contender's process, which ends with the context."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, contender, network))
-    process.start()
-    theirs.close()
-    try:
-        yield _Peer(process, ours)
-    finally:
-        with contextlib.suppress(OSError):  # it is dead already
-            ours.send(None)
-        process.join(10)
-        process.kill()
-
-
-def _serve(pipe: Connection, contender: Contender, network: Network) -> None:
-    """A contender's process: makes its step, then answers questions until it gets None.
-
-    Sends the seconds of making and compiling and the batches of a step, then every answer; in
-    place of any of them the first line of an error, and ends.
-    """
+def _quietly(question: Callable, *arguments: Any) -> Any:
+    """Runs in a contender's process, where nothing is to be printed."""
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
-        try:
-            start = time.perf_counter()
-            step = contender(network)
-            step.take()
-            pipe.send((time.perf_counter() - start, step.batches))
-            step.take()  # the first after compiling still allocates
-            while asked := pipe.recv():
-                question, arguments = asked
-                pipe.send(question(step, *arguments))
-        except Exception as error:  # it is for the parent to say
-            pipe.send(f"{type(error).__name__}: {error}".splitlines()[0])
+        return question(*arguments)
 
 
-def _seconds(step: Step, steps: int) -> float:
+def _prepare(contender: Contender, network: Network) -> tuple[float, int, float]:
+    """Makes and compiles the step: seconds of that, batches per step, seconds of a later step."""
+    global _step
+    start = time.perf_counter()
+    _step = contender(network)
+    _step.take()
+    seconds = time.perf_counter() - start
+    _step.take()  # the first after compiling still allocates
+    return seconds, _step.batches, _seconds(1)
+
+
+def _seconds(steps: int) -> float:
     """The time of several steps."""
     start = time.perf_counter()
     for _ in range(steps):
-        step.take()
+        _step.take()
     return time.perf_counter() - start
 
 
-def _peak_bytes(step: Step) -> int:
+def _peak_bytes() -> int:
     """The most memory that the process had."""
-    del step
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _trace(folder: str) -> None:
+    with jax.profiler.trace(folder):
+        _seconds(TRACED_STEPS)

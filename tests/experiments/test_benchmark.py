@@ -96,10 +96,10 @@ def test_an_epoch_is_compared_with_as_many_steps():
 def test_the_report_copes_without(failed):
     names = ("ours", "flax", "torch_eager", "product", "epoch")
     measured = of_turns(**{name: [1.0, 2.0] for name in names if name != failed})
-    measured["contenders"][failed] = {"error": "its process ended (signal 9)"}
+    measured["contenders"][failed] = {"error": "its process ended"}
     measured |= {"description": "small", "taken_by_hypervisor": 0.0}
     said = dict(line.split(maxsplit=1) for line in timing_report.lines(measured))
-    assert said.pop(failed) == "its process ended (signal 9)"
+    assert said.pop(failed) == "its process ended"
     assert sorted([failed, *said]) == sorted(names)
     report = {
         "command": "c",
@@ -108,13 +108,13 @@ def test_the_report_copes_without(failed):
         "turns": 2,
         "networks": {"a": measured},
     }
-    assert "its process ended (signal 9)" in timing_report.markdown(report)
+    assert "its process ended" in timing_report.markdown(report)
 
 
 def test_from_end_to_end(tmp_path, monkeypatch, capsys):
     smaller = Network("Normal", 4, 0.25, (8, 8, 1), 8)
     monkeypatch.setattr(benchmark, "NETWORKS", {"small": smaller})
-    monkeypatch.setattr(turns, "SECONDS_A_TURN", 0.01)
+    monkeypatch.setattr(turns, "SECONDS_PER_TURN", 0.01)
     monkeypatch.setattr(benchmark, "PYTORCH", False)
     flags = ["--turns=2", f"--out={tmp_path}", f"--profile={tmp_path}/traces"]
     assert benchmark.main(flags) == 0
@@ -128,17 +128,14 @@ def test_from_end_to_end(tmp_path, monkeypatch, capsys):
     text = (tmp_path / "benchmark.md").read_text()
     assert line in " ".join(capsys.readouterr().out.split())
     assert line in " ".join(text.split())
-    profile = measured["contenders"]["ours"]["profile"]
-    assert profile["kinds_ms"]["reductions"] > 0
-    assert any("backbone/conv" in one["layer"] for one in profile["longest"])
-    assert f"| {profile['longest'][0]['operation']} |" in text
     assert list((tmp_path / "traces" / "small").rglob("*.xplane.pb"))
 
 
 def test_a_contender_that_fails_is_said_and_the_others_go_on():
     impossible = SMALL._replace(method="S1", depth=15)  # no branches by default
-    there = {name: CONTENDERS[name] for name in ("ours", "product")}
-    measured = turns.measure(impossible, there, 1)
+    measured = turns.measure(
+        impossible, {name: CONTENDERS[name] for name in ("ours", "product")}, 1
+    )
     assert "depth 15 has no branches" in measured["contenders"]["ours"]["error"]
     assert len(measured["contenders"]["product"]["step_seconds"]) == 1
 
@@ -165,23 +162,13 @@ def _at_step(last, end):
 
 
 def test_a_contender_that_dies_between_turns_is_said_and_the_others_go_on(monkeypatch):
-    monkeypatch.setattr(turns, "SECONDS_A_TURN", 0.0)
-    there = {"ours": steady, "flax": dies, "product": breaks}
-    measured = turns.measure(SMALL, there, 3)
-    results = measured["contenders"]
-    assert results["flax"] == {"error": "its process ended (signal 9)"}
+    monkeypatch.setattr(turns, "SECONDS_PER_TURN", 0.0)
+    contenders = {"ours": steady, "flax": dies, "product": breaks}
+    results = turns.measure(SMALL, contenders, 3)["contenders"]
+    assert results["flax"] == {"error": "its process ended"}
     assert results["product"] == {"error": "RuntimeError: RESOURCE_EXHAUSTED: Out of memory"}
     assert len(results["ours"]["step_seconds"]) == 3
     assert results["ours"]["peak_bytes"] > 1e7
-    assert "no program" in results["ours"]["profile"]["error"]
-    report = {
-        "command": "c",
-        "device": "d",
-        "versions": {},
-        "turns": 3,
-        "networks": {"a": measured},
-    }
-    assert "profile failed: AssertionError" in timing_report.markdown(report)
 
 
 def test_an_epoch_says_how_many_batches_it_has(monkeypatch):
