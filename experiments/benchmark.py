@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.cli import configuration
-from experiments.runs.folder import device
+from experiments.runs.files import writable
+from experiments.runs.machine import device
 from experiments.timing import convolutions
 from experiments.timing import report as timing_report
 from experiments.timing.contenders import CONTENDERS, Network
@@ -74,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--turns={flags.turns}: choose a number above 0")
     out = Path(flags.out)
     try:
-        configuration.writable(out)
+        writable(out)
     except ValueError as error:
         parser.error(str(error))
 

@@ -24,7 +24,7 @@ from experiments.cli import configuration
 from experiments.cli.configuration import Configuration
 from experiments.page.markdown import table
 from experiments.runs import charts, data
-from experiments.runs.folder import write_whole
+from experiments.runs.files import write_whole
 from experiments.runs.trained import FinishedRun, load
 from experiments.sweep import planning, work
 from experiments.tables import presets, statistics

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from experiments import gradients, reproduce, study
 from experiments.cli import configuration
 from experiments.page.html import page
-from experiments.runs.folder import write_whole
+from experiments.runs.files import writable, write_whole
 from experiments.tables.cells import TABLES, stem
 from experiments.tables.markdown import markdown
 from experiments.tables.protocol import versions_line
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         lead, sections = contents(out)
         text = page(lead, sections, out)
-        configuration.writable(out)
+        writable(out)
         write_whole(out / "index.html", text)
     except (ValueError, OSError) as error:
         print(f"report: error: {error}", file=sys.stderr)

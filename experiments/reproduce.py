@@ -17,7 +17,8 @@ import interflow_jax as ij
 from experiments.cli import configuration
 from experiments.cli.configuration import Configuration
 from experiments.cli.console import duration
-from experiments.runs.training import StoppedError
+from experiments.runs.files import writable
+from experiments.runs.stopping import StoppedError
 from experiments.sweep import planning, time_left, work
 from experiments.sweep.planning import Planned
 from experiments.tables import cells, presets, report
@@ -91,7 +92,7 @@ def _report(number: str, out: Path, command: str, preset: str, made: list[Cell])
     """Writes the table's report, and says what of an earlier one it no longer has."""
     file = out / f"{cells.stem(number)}.json"
     earlier = _reported(file)
-    configuration.writable(out)
+    writable(out)
     written = report.write(number, made, out / "runs", out, command, preset)
     print(f"wrote {', '.join(map(str, written))}", flush=True)
     gone = earlier.keys() - _reported(file).keys()

@@ -8,7 +8,7 @@ import sys
 
 from experiments.cli import configuration, console
 from experiments.runs import single
-from experiments.runs.training import NonFiniteLossError, StoppedError
+from experiments.runs.stopping import NonFiniteLossError, OutOfMemoryError, StoppedError
 from interflow_jax.checkpoints import UnreadableError, UnwritableError
 from interflow_jax.ops import memory
 
@@ -20,13 +20,13 @@ def main(arguments: list[str] | None = None) -> int:
     command = shlex.join(["python", "-m", "experiments.run", *arguments])
     try:
         folders = single.check(flags)
-        session = None
+        trainer = None
         results = []
         for seed, folder in folders.items():
             result = folder.result()
             if result is None:
-                session = session or single.prepare(flags, folders, command)
-                result = single.run(flags, session, seed, folder, command)
+                trainer = trainer or single.prepare(flags, folders, command)
+                result = single.run(flags, trainer, seed, folder, command)
             print(console.summary(result, folder.path), flush=True)
             results.append(result)
         if len(results) > 1:
@@ -35,7 +35,13 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"run: error: {error}", file=sys.stderr)
         return 2
-    except (NonFiniteLossError, UnreadableError, UnwritableError, OSError) as error:
+    except (
+        NonFiniteLossError,
+        OutOfMemoryError,
+        UnreadableError,
+        UnwritableError,
+        OSError,
+    ) as error:
         print(f"run: stopped: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -17,7 +17,7 @@ from scipy import stats
 from experiments.cli import configuration
 from experiments.cli.configuration import Configuration
 from experiments.cli.console import duration
-from experiments.runs.folder import write_whole
+from experiments.runs.files import write_whole
 from experiments.sweep import planning, work
 from experiments.tables import paper
 from experiments.tables.protocol import protocol

@@ -4,21 +4,18 @@ The reference implementation of "Interflow: Aggregating Multi-layer Feature Mapp
 Attention Mechanism" (Cai, 2021).
 """
 
+from interflow_jax import data
 from interflow_jax.backbones import StrideVGG
 from interflow_jax.fusion import Fusion
 from interflow_jax.methods import BASELINES, METHODS, Method, build, default_taps
 from interflow_jax.model import Interflow, Prediction
 from interflow_jax.ops.convolution import conv3x3, cpu_compiler_options
 from interflow_jax.ops.memory import keep_freed_memory
-from interflow_jax.training import (
-    TrainState,
-    create_state,
-    eval_step,
-    learning_rate_schedule,
-    make_optimizer,
-    predict,
-    train_step,
-)
+from interflow_jax.optimizer import learning_rate_schedule, make_optimizer
+from interflow_jax.switch import switch_arguments
+from interflow_jax.trained import TrainedRun, load_run
+from interflow_jax.trainer import Trainer
+from interflow_jax.training import TrainState, create_state, eval_step, predict, train_step
 from interflow_jax.version import __version__
 
 __all__ = [
@@ -30,16 +27,21 @@ __all__ = [
     "Prediction",
     "StrideVGG",
     "TrainState",
+    "TrainedRun",
+    "Trainer",
     "__version__",
     "build",
     "conv3x3",
     "cpu_compiler_options",
     "create_state",
+    "data",
     "default_taps",
     "eval_step",
     "keep_freed_memory",
     "learning_rate_schedule",
+    "load_run",
     "make_optimizer",
     "predict",
+    "switch_arguments",
     "train_step",
 ]

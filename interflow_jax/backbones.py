@@ -41,6 +41,11 @@ class StrideVGG(nn.Module):
     downsample: Downsample = "first"
     dtype: Any = jnp.float32
 
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """The branches' labels: the convolutions that they follow."""
+        return tuple(self.taps)
+
     @nn.compact
     def __call__(self, images: Array, train: bool) -> list[Array]:
         """Computes the feature maps at the taps.
@@ -51,7 +56,7 @@ class StrideVGG(nn.Module):
             the collection `batch_stats`) or by the running statistics.
 
         Returns:
-          One [batch, height_i, width_i, channels_i] of `dtype` a tap, shallow to deep.
+          One [batch, height_i, width_i, channels_i] of `dtype` per tap, shallow to deep.
 
         Raises:
           ValueError: for a depth, width, downsample or taps outside those above.
@@ -123,18 +128,17 @@ def convolutions(depth: int, width: float, downsample: Downsample) -> list[tuple
     return layers[:depth]
 
 
-def forward_flops(
-    depth: int, width: float, downsample: Downsample, image_shape: tuple[int, ...]
-) -> float:
-    """Operations of the convolutions for one image, two a multiply-add, padding counted as data.
+def forward_flops(backbone: Any, image_shape: tuple[int, ...]) -> float:
+    """Operations of the convolutions for one image, two per multiply-add, padding counted as data.
 
     Args:
-      depth, width, downsample: as in `StrideVGG`.
+      backbone: a `StrideVGG`; what lies deeper than its last tap is not computed, nor counted.
       image_shape: (height, width, channels).
     """
     height, columns, channels_in = image_shape
+    layers = convolutions(backbone.depth, backbone.width, backbone.downsample)
     total = 0.0
-    for channels, stride in convolutions(depth, width, downsample):
+    for channels, stride in layers[: backbone.taps[-1]]:
         height, columns = -(-height // stride), -(-columns // stride)
         total += 2 * 9 * height * columns * channels_in * channels
         channels_in = channels

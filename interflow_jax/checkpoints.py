@@ -79,12 +79,14 @@ class Checkpoints:
             if not (self._folder / old.name.partition(".")[0]).exists():
                 old.unlink()
 
-    def restore(self, like: Any, report: Callable[[str], None]) -> Checkpoint | None:
+    def restore(
+        self, like: Any = None, report: Callable[[str], None] = lambda line: None
+    ) -> Checkpoint | None:
         """Restores the newest readable checkpoint.
 
         Args:
           like: a pytree of the same structure, shapes and dtypes, of arrays or of what
-            `jax.eval_shape` returns.
+            `jax.eval_shape` returns; None for the state as nested dicts, whatever it is.
           report: told, in a line, of each checkpoint that cannot be read.
 
         Returns:
@@ -124,14 +126,12 @@ class Checkpoints:
     def _read(self, number: int, like: Any) -> Checkpoint:
         # A process killed between orbax's renaming and ours leaves a whole one without digests.
         if self._digests_file(number).exists():
-            saved, found = (
-                json.loads(self._digests_file(number).read_text()),
-                self._file_digests(number),
-            )
-            altered = sorted(name for name in saved if saved[name] != found.get(name))
+            saved = json.loads(self._digests_file(number).read_text())
+            present = self._file_digests(number)
+            altered = sorted(name for name in saved if saved[name] != present.get(name))
             if altered:
                 raise ValueError(f"{len(altered)} file(s) altered or missing, as {altered[0]}")
-        template = jax.tree.map(
+        template = like and jax.tree.map(
             lambda leaf: np.empty(leaf.shape, leaf.dtype), serialization.to_state_dict(like)
         )
         restored = self._manager.restore(
@@ -140,7 +140,9 @@ class Checkpoints:
                 state=ocp.args.StandardRestore(template), notes=ocp.args.JsonRestore()
             ),
         )
-        state = serialization.from_state_dict(like, restored["state"])
+        state = restored["state"]
+        if like is not None:
+            state = serialization.from_state_dict(like, state)
         return Checkpoint(number, state, dict(restored["notes"]))
 
     def _digests_file(self, number: int) -> Path:

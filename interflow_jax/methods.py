@@ -48,10 +48,17 @@ METHODS: dict[str, Method] = {
     "S9": Method(_SEVEN, "class", _SEVEN_WEIGHTS, "7 branches, a learned weight a class, 0.1, 0.2"),
 }
 
-# Not the paper's methods: branches that help to train and are left out of the prediction, which
-# II-A argues against. GoogLeNet (paper, II-A) gives 0.3; deeply-supervised nets (Lee et al., 2015)
+# Not the paper's methods. `Scaled` is Normal with its output as large as S1's is expected to be at
+# the start: of n Xavier-uniform weights the squares sum up to 2n / (n + 1). Then two with branches
+# that help to train and are left out of the prediction, which II-A argues against. GoogLeNet (paper, II-A) gives 0.3; deeply-supervised nets (Lee et al., 2015)
 # stand here in their plainest form, every branch's cross-entropy at full and constant weight.
 BASELINES: dict[str, Method] = {
+    "Scaled": Method(
+        (VGG_DEPTH,),
+        "fixed",
+        ((2 * len(_FOUR) / (len(_FOUR) + 1)) ** 0.5,),
+        "the backbone alone, its output times 1.26, as large as S1's at the start",
+    ),
     "Aux": Method(
         _FOUR,
         "fixed",
@@ -74,13 +81,13 @@ def default_taps(method: str, depth: int = VGG_DEPTH) -> tuple[int, ...]:
 
     Up to depth 13 they are the method's own. Deeper networks branch after every fifth convolution
     from the 20th, from depth 100 on from the 30th, and after the last, which gives the paper's
-    numbers of branches (Table VI). `Normal` always predicts from the last convolution alone.
+    numbers of branches (Table VI). `Normal` and `Scaled` predict from the last convolution alone.
 
     Raises:
       ValueError: for an unknown method, or depth 14 to 19, which has no 20th convolution.
     """
     row = _look_up(method)
-    if method == "Normal":
+    if row.taps == (VGG_DEPTH,):
         return (depth,)
     if depth <= VGG_DEPTH:
         return row.taps

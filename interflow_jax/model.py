@@ -1,12 +1,13 @@
-"""Interflow over any backbone: a branch a feature map, and their fusion (paper, III-A)."""
+"""Interflow over any backbone: a branch per feature map, and their fusion (paper, III-A)."""
 
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
 from interflow_jax.fusion import Fusion
+from interflow_jax.switch import switch_arguments
 
 FullyConnected = Literal["shared", "separate"]
 
@@ -40,47 +41,59 @@ class Interflow(nn.Module):
 
     Each map goes through global average pooling and a fully connected layer to class scores, its
     branch (paper, III-A; Fig. 1). Maps of equal channel count share their fully connected layer
-    (IV-C); give `fully_connected="separate"` for one a branch.
+    (IV-C); give `fully_connected="separate"` for one per branch.
 
     Attributes:
       backbone: any Linen module that returns a sequence of feature maps, shallow to deep, each
-        [batch, height, width, channels] of any size.
+        [batch, height, width, channels] of any size, [batch, tokens, channels] or
+        [batch, channels]. It may have `labels`, one per map.
       num_classes: classes to tell apart.
       fusion: the attention module.
       fully_connected: "shared" by channel count, or "separate".
+      switch: the backbone's training switch (see `switch_arguments`), where its signature does not
+        tell.
     """
 
     backbone: nn.Module
     num_classes: int
     fusion: Fusion
     fully_connected: FullyConnected = "shared"
+    switch: str | None = None
+
+    @property
+    def labels(self) -> tuple[Any, ...] | None:
+        """The branches' labels, shallow to deep, if the backbone has some."""
+        return getattr(self.backbone, "labels", None)
 
     @nn.compact
-    def __call__(self, images: Array, **backbone_arguments) -> Prediction:
+    def __call__(self, images: Array, train: bool = False) -> Prediction:
         """Predicts class scores.
 
         Args:
           images: whatever the backbone takes, usually [batch, height, width, channels], float.
-          **backbone_arguments: passed on to the backbone (`train=` for most).
+          train: goes to the backbone's training switch, if it has one.
 
         Returns:
           The fused scores, those of each branch, and the fusion's weights.
 
         Raises:
-          ValueError: for a backbone that returns no feature map or one without 4 dimensions, an
-            unknown `fully_connected`, or a fusion that does not fit the branches.
+          ValueError: for a backbone that returns no feature map or one of other dimensions, an
+            unknown `fully_connected`, a switch that the backbone does not take, or a fusion that
+            does not fit the branches.
         """
         if self.fully_connected not in get_args(FullyConnected):
             raise ValueError(
                 f"fully_connected is {self.fully_connected!r}; choose one of "
                 f"{', '.join(get_args(FullyConnected))}"
             )
-        feature_maps = list(self.backbone(images, **backbone_arguments))
+        arguments = switch_arguments(self.backbone, train, self.switch)
+        feature_maps = list(self.backbone(images, **arguments))
         shapes = [feature_map.shape for feature_map in feature_maps]
-        if not shapes or any(len(shape) != 4 for shape in shapes):
+        if not shapes or any(len(shape) not in (2, 3, 4) for shape in shapes):
             raise ValueError(
                 f"the backbone returned feature maps of shapes {shapes}; Interflow takes one or "
-                "more of [batch, height, width, channels]"
+                "more of [batch, height, width, channels], [batch, tokens, channels] or "
+                "[batch, channels]"
             )
         layers: dict[str, nn.Dense] = {}
         branches = []
@@ -93,7 +106,8 @@ class Interflow(nn.Module):
                     kernel_init=nn.initializers.xavier_uniform(),
                     name=f"fully_connected_{name}",
                 )
-            pooled = jnp.mean(feature_map.astype(jnp.float32), axis=(1, 2))
+            between = tuple(range(1, feature_map.ndim - 1))
+            pooled = jnp.mean(feature_map.astype(jnp.float32), axis=between)
             branches.append(layers[name](pooled))
         branch_logits = jnp.stack(branches, axis=1)
         logits, weights = self.fusion(branch_logits)

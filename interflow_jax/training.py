@@ -1,4 +1,4 @@
-"""Training as pure functions: state, optimiser, schedule and steps (paper, IV-B)."""
+"""Training as pure functions: state and steps (paper, IV-B)."""
 
 from functools import partial
 from typing import Any, NamedTuple, cast
@@ -6,17 +6,15 @@ from typing import Any, NamedTuple, cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 from jax import Array
 
 from interflow_jax.model import Prediction
+from interflow_jax.switch import switch_arguments
 
-LEARNING_RATE = 1e-3  # paper, IV-B, as are the four below
-LEARNING_RATE_DROP = 0.1
-MOMENTUM = 0.95
-WEIGHT_DECAY = 5e-4
-BATCH_SIZE = 64
+BATCH_SIZE = 64  # paper, IV-B
 
 
 class TrainState(struct.PyTreeNode):
@@ -36,44 +34,48 @@ class TrainState(struct.PyTreeNode):
 
 
 class TrainMetrics(NamedTuple):
-    """Sums over a batch: of the cross-entropy (nats, float32), of hits, of examples (int32)."""
+    """Sums over examples: of the cross-entropy (nats, float32), of hits, of examples (int32).
+
+    Those of several batches may stand in arrays, [batches] each.
+    """
 
     loss_sum: Array
     correct: Array
     count: Array
 
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy per example, in nats."""
+        return float(np.sum(self.loss_sum)) / int(np.sum(self.count))
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the examples that are predicted rightly, in percent."""
+        return 100 * int(np.sum(self.correct)) / int(np.sum(self.count))
+
 
 class EvalMetrics(NamedTuple):
-    """As `TrainMetrics`, and the hits of every branch alone, [branches], int32.
+    """As `TrainMetrics`, and what is known of the branches.
 
-    What a branch predicts alone is `Prediction.alone`.
+    Attributes:
+      loss_sum, correct, count: of the fused logits, as in `TrainMetrics`.
+      branch_correct: hits of every branch alone (see `Prediction.alone`), [branches], int32.
+      weights: the fusion's, float32, [branches] or [branches, classes].
     """
 
     loss_sum: Array
     correct: Array
     count: Array
     branch_correct: Array
+    weights: Array
 
+    loss = TrainMetrics.loss
+    accuracy = TrainMetrics.accuracy
 
-def learning_rate_schedule(total_steps: int, drop_after: float) -> optax.Schedule:
-    """1e-3, then 1e-4 (paper, IV-B).
-
-    Args:
-      total_steps: optimiser steps of the whole training.
-      drop_after: the fraction of them before the drop. The paper drops for the last 20 epochs:
-        4/5 of the 100 on CIFAR, 1/2 of the 40 on the others.
-    """
-    boundary = round(total_steps * drop_after)
-    return optax.piecewise_constant_schedule(LEARNING_RATE, {boundary: LEARNING_RATE_DROP})
-
-
-def make_optimizer(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
-    """SGD with momentum 0.95 (not Nesterov's) and weight decay 5e-4 on every parameter.
-
-    The decay is added to the gradient before the momentum, as the frameworks of 2021 did
-    (paper, IV-B, gives the numbers and not the order).
-    """
-    return optax.chain(optax.add_decayed_weights(WEIGHT_DECAY), optax.sgd(learning_rate, MOMENTUM))
+    @property
+    def branch_accuracy(self) -> list[float]:
+        """As `accuracy`, of every branch alone, shallow to deep."""
+        return [100 * hits / int(self.count) for hits in np.asarray(self.branch_correct).tolist()]
 
 
 def make_initializer(
@@ -82,7 +84,7 @@ def make_initializer(
     """Jits the creation of states, for many keys; `create_state` says what it makes.
 
     Args:
-      model: called as `model(images, train=...)`.
+      model: any Linen module that returns a `Prediction`.
       optimizer: from `make_optimizer`, or any other.
       image_shape: (height, width, channels).
 
@@ -96,7 +98,8 @@ def make_initializer(
 
     @partial(jax.jit, compiler_options=options)
     def create(key: Array) -> TrainState:
-        variables = model.init(key, jnp.zeros((1, *image_shape), jnp.float32), train=False)
+        images = jnp.zeros((1, *image_shape), jnp.float32)
+        variables = model.init(key, images, **switch_arguments(model, False))
         params = variables["params"]
         return TrainState(
             step=jnp.zeros((), jnp.int32),
@@ -114,7 +117,7 @@ def create_state(
     """Initialises parameters, BatchNorm statistics and optimiser, under jit.
 
     Args:
-      model: called as `model(images, train=...)`.
+      model: any Linen module that returns a `Prediction`.
       optimizer: from `make_optimizer`, or any other.
       key: of all initial values.
       image_shape: (height, width, channels).
@@ -128,22 +131,27 @@ def train_step(
     state: TrainState,
     images: Array,
     labels: Array,
+    *,
+    key: Array | None = None,
     auxiliary_loss: float = 0.0,
+    auxiliary_mean: float = 0.0,
 ) -> tuple[TrainState, TrainMetrics]:
     """One step on the cross-entropy of the fused logits (paper, IV-B).
 
     With `auxiliary_loss` the step minimises that cross-entropy plus the weighted sum of those of
     all branches but the last, as GoogLeNet's auxiliary classifiers do (paper, II-A; not the
-    paper's method).
+    paper's method). With `auxiliary_mean` it adds the weighted mean of those of all branches.
 
     Args:
-      model: returns a `Prediction`; called as `model(images, train=True)`.
+      model: any Linen module that returns a `Prediction`.
       optimizer: the one that `state` was created with.
       state: before the step.
       images: [batch, height, width, channels], float, normalised.
       labels: [batch], int.
+      key: of the step's random draws, for models with `nn.Dropout`.
       auxiliary_loss: the weight of the cross-entropy of every branch but the last, a Python number
         (bind it before jit); with 0.0 the program has no such losses.
+      auxiliary_mean: likewise, the weight of the mean of the cross-entropies of all branches.
 
     Returns:
       The state after the step, and the metrics of the batch before it. Their `loss_sum` is that of
@@ -151,9 +159,14 @@ def train_step(
     """
 
     def loss_of(params):
-        variables = {"params": params, "batch_stats": state.batch_stats}
-        prediction, updates = model.apply(variables, images, train=True, mutable=["batch_stats"])
-        minimised, loss = mean_losses(prediction, labels, auxiliary_loss)
+        prediction, updates = model.apply(
+            {"params": params, "batch_stats": state.batch_stats},
+            images,
+            **switch_arguments(model, True),
+            mutable=["batch_stats"],
+            rngs=None if key is None else {"dropout": key},
+        )
+        minimised, loss = mean_losses(prediction, labels, auxiliary_loss, auxiliary_mean)
         return minimised, (loss, prediction.logits, updates.get("batch_stats", {}))
 
     gradients, (loss, logits, batch_stats) = jax.grad(loss_of, has_aux=True)(state.params)
@@ -168,21 +181,31 @@ def train_step(
 
 
 def mean_losses(
-    prediction: Prediction, labels: Array, auxiliary_loss: float = 0.0
+    prediction: Prediction,
+    labels: Array,
+    auxiliary_loss: float = 0.0,
+    auxiliary_mean: float = 0.0,
 ) -> tuple[Array, Array]:
     """The batch's mean losses in nats: the one that training minimises, and the fused logits' own.
 
     Args:
       prediction: of the batch.
       labels: [batch], int.
-      auxiliary_loss: as in `train_step`.
+      auxiliary_loss, auxiliary_mean: as in `train_step`.
     """
     loss = cross_entropy(prediction.logits, labels).mean()
-    if not auxiliary_loss:
-        return loss, loss
-    others = prediction.branch_logits[:, :-1]
-    losses = jax.vmap(cross_entropy, in_axes=(1, None))(others, labels)
-    return loss + auxiliary_loss * losses.mean(axis=1).sum(), loss
+    minimised = loss
+    if auxiliary_loss:
+        others = prediction.branch_logits[:, :-1]
+        minimised += auxiliary_loss * _branch_losses(others, labels).sum()
+    if auxiliary_mean:
+        minimised += auxiliary_mean * _branch_losses(prediction.branch_logits, labels).mean()
+    return minimised, loss
+
+
+def _branch_losses(branch_logits: Array, labels: Array) -> Array:
+    """Each branch's mean cross-entropy over the batch, [branches]."""
+    return jax.vmap(cross_entropy, in_axes=(1, None))(branch_logits, labels).mean(axis=1)
 
 
 def eval_step(
@@ -205,6 +228,7 @@ def eval_step(
         correct=jnp.sum(mask & (prediction.logits.argmax(-1) == labels)),
         count=jnp.sum(mask),
         branch_correct=jnp.sum(mask[:, None] & branch_hits, axis=0),
+        weights=prediction.weights,
     )
 
 
@@ -217,7 +241,7 @@ def predict(model: nn.Module, state: TrainState, images: Array) -> Prediction:
       images: [batch, height, width, channels], float, normalised.
     """
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    return cast(Prediction, model.apply(variables, images, train=False))
+    return cast(Prediction, model.apply(variables, images, **switch_arguments(model, False)))
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:

@@ -24,6 +24,7 @@ TABLE_II = {
     "S9": (7, True, False, True),
 }
 ALL = ij.METHODS | ij.BASELINES
+SUPERVISED = [name for name, method in ij.BASELINES.items() if method.auxiliary_loss]
 IMAGES = {"32x32x3": (32, 32, 3), "28x28x1": (28, 28, 1)}
 
 
@@ -42,7 +43,8 @@ def test_the_table_is_the_papers():
 
 def parameters_by_hand(method: str, channels_in: int, classes: int) -> int:
     """Kernels and norms of VGG's 13 convolutions, two fully connected layers, the fusion."""
-    method = "S0" if method in ij.BASELINES else method  # equal networks
+    # Equal networks.
+    method = "S0" if method in SUPERVISED else "Normal" if method == "Scaled" else method
     widths = [channels_in, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512]
     backbone = sum(9 * a * b + 2 * b for a, b in pairwise(widths))
     if method == "Normal":
@@ -134,7 +136,7 @@ def test_logits_are_the_weighted_sum_of_the_branches(key, tiny, method):
     np.testing.assert_allclose(prediction.logits, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", ["Normal", *ij.BASELINES])
+@pytest.mark.parametrize("method", ["Normal", *SUPERVISED])
 def test_normal_and_the_baselines_predict_from_the_last_branch_alone(key, tiny, method):
     x = jax.random.normal(key, (2, 80, 80, 3))
     init = jax.jit(partial(tiny(method).init_with_output, train=False))
@@ -143,7 +145,7 @@ def test_normal_and_the_baselines_predict_from_the_last_branch_alone(key, tiny, 
     assert jnp.all(prediction.branch_logits != 0)
 
 
-@pytest.mark.parametrize("method", ij.BASELINES)
+@pytest.mark.parametrize("method", SUPERVISED)
 @pytest.mark.parametrize(("depth", "taps"), [(13, None), (60, None), (5, (3, 5)), (5, (5,))])
 def test_baselines_have_the_branches_of_s1_at_every_depth(key, method, depth, taps):
     model, s1 = (ij.build(name, 10, depth, taps=taps) for name in (method, "S1"))
@@ -151,6 +153,20 @@ def test_baselines_have_the_branches_of_s1_at_every_depth(key, method, depth, ta
     scores = jax.random.normal(key, (2, len(s1.backbone.taps), 10))
     logits, _ = model.fusion.apply({}, scores)
     np.testing.assert_array_equal(logits, scores[:, -1])
+
+
+def test_scaled_is_normal_times_the_expected_gain_of_s1(key, tiny):
+    """E[w0^2] of one Xavier-uniform weight of n = 4 in and 1 out is 2 / 5; there are four."""
+    weights = jax.vmap(lambda key: ij.Fusion("shared").init(key, jnp.zeros((1, 4, 2))))(
+        jax.random.split(key, 20_000)
+    )["params"]["weights"]
+    gain = float(jnp.sqrt((weights**2).sum(1).mean()))
+    images = jax.random.normal(key, (2, 32, 32, 3))
+    normal, scaled = (
+        tiny(name, depth=4).init_with_output(key, images)[0] for name in ("Normal", "Scaled")
+    )
+    np.testing.assert_allclose(scaled.logits / normal.logits, gain, rtol=0.01)
+    np.testing.assert_allclose(scaled.logits / normal.logits, 1.6**0.5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

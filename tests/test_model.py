@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import interflow_jax as ij
 from interflow_jax import Fusion, Interflow
 
 
@@ -88,7 +89,7 @@ def test_separate_layers_belong_to_one_branch_each(key, images):
 
 class Flat(nn.Module):
     def __call__(self, x):
-        return [x.mean((1, 2))]
+        return [x.mean((1, 2, 3))]
 
 
 class Silent(nn.Module):
@@ -99,7 +100,7 @@ class Silent(nn.Module):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (Interflow(Flat(), 5, Fusion("shared")), r"shapes \[\(2, 3\)\]"),
+        (Interflow(Flat(), 5, Fusion("shared")), r"shapes \[\(2,\)\]"),
         (Interflow(Silent(), 5, Fusion("shared")), r"shapes \[\]"),
         (Interflow(FeaturePyramid(), 5, Fusion("shared"), "one"), "'one'; choose one of shared"),  # pyright: ignore
     ],
@@ -107,3 +108,27 @@ class Silent(nn.Module):
 def test_what_does_not_fit_is_named(key, images, model, message):
     with pytest.raises(ValueError, match=message):
         model.init(key, images)
+
+
+class Tokens(nn.Module):
+    """Three kinds of feature maps of the same numbers."""
+
+    def __call__(self, x):
+        return [x, x.reshape(len(x), -1, x.shape[-1]), x.mean((1, 2))]
+
+
+def test_maps_tokens_and_vectors_are_averaged_over_what_lies_between(key, images):
+    prediction, variables = Interflow(Tokens(), 5, Fusion("shared")).init_with_output(key, images)
+    assert set(variables["params"]) == {"fully_connected_channels_3", "fusion"}
+    for branch in (1, 2):
+        np.testing.assert_allclose(
+            prediction.branch_logits[:, branch],
+            prediction.branch_logits[:, 0],
+            rtol=1e-4,
+            atol=1e-6,
+        )
+
+
+def test_labels_are_the_backbone_s():
+    assert ij.build("S1", 10).labels == (7, 9, 11, 13)
+    assert Interflow(Tokens(), 5, Fusion("shared")).labels is None

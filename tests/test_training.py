@@ -10,8 +10,9 @@ import optax
 import pytest
 
 import interflow_jax as ij
+from interflow_jax import training
 from interflow_jax.model import Prediction
-from interflow_jax.training import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY
+from interflow_jax.optimizer import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY
 
 
 class Linear(nn.Module):
@@ -239,3 +240,51 @@ def test_the_step_lowers_for_accelerators(key, tiny, platform):
     assert exported.platforms == (platform,)
     # 13 convolutions forward, 13 kernel gradients, 12 input gradients (none for the images).
     assert exported.mlir_module().count("stablehlo.convolution") == 13 + 13 + 12
+
+
+def test_the_auxiliary_mean_weighs_all_branches_as_one():
+    """By hand: three branches of which the first is sure and right, the others undecided."""
+    sure, undecided = jnp.array([20.0, -20.0]), jnp.zeros(2)
+    branch_logits = jnp.stack([sure, undecided, undecided])[None]
+    prediction = Prediction(undecided[None], branch_logits, jnp.ones(3))
+    labels = jnp.zeros(1, int)
+    half = np.log(2)
+    minimised, loss = training.mean_losses(prediction, labels, auxiliary_mean=0.3)
+    np.testing.assert_allclose([minimised, loss], [half + 0.3 * (2 / 3) * half, half], rtol=1e-6)
+    minimised, _ = training.mean_losses(prediction, labels, auxiliary_loss=0.3, auxiliary_mean=3.0)
+    np.testing.assert_allclose(minimised, half + 0.3 * half + 2 * half, rtol=1e-6)
+
+
+@pytest.mark.parametrize("warmup", [0, 5])
+@pytest.mark.parametrize(("kind", "late"), [("step", 1e-3), ("cosine", 0.0)])
+def test_schedules_rise_hold_and_fall(kind, late, warmup):
+    schedule = ij.learning_rate_schedule(40, 0.5, 1e-2, kind, warmup)
+    assert schedule(warmup) == pytest.approx(1e-2)
+    if warmup:
+        assert schedule(0) == 0
+        assert schedule(2) == pytest.approx(0.4e-2)
+    assert schedule(40) == pytest.approx(late, abs=1e-9)
+    boundary = [schedule(20), schedule(21)]
+    if kind == "step":
+        assert boundary[1] == pytest.approx(1e-3)
+        assert schedule(19) == pytest.approx(1e-2)
+    else:
+        assert boundary[0] > boundary[1] > 0
+
+
+def test_adamw_decays_apart_from_the_gradient():
+    optimizer = ij.make_optimizer(0.1, "adamw", weight_decay=0.5)
+    params = {"w": jnp.array(2.0)}
+    updates, _ = optimizer.update({"w": jnp.array(0.0)}, optimizer.init(params), params)
+    assert updates["w"] == pytest.approx(-0.1 * 0.5 * 2.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(("adam",), "choose one of sgd, adamw"), (("adamw", 0.9), "adamw has none")],
+)
+def test_an_optimizer_that_is_not_there_is_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ij.make_optimizer(0.1, *arguments)
+    with pytest.raises(ValueError, match="choose one of step, cosine"):
+        ij.learning_rate_schedule(1, 0.5, kind="linear")  # pyright: ignore

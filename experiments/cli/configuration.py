@@ -3,17 +3,26 @@
 import argparse
 import dataclasses
 import difflib
+import math
 import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 import jax.numpy as jnp
+import optax
 
 import interflow_jax as ij
 from interflow_jax.backbones import Downsample
 from interflow_jax.data import datasets
 from interflow_jax.model import FullyConnected
+from interflow_jax.optimizer import (
+    LEARNING_RATE,
+    MOMENTUM,
+    WEIGHT_DECAY,
+    Optimizer,
+    Schedule,
+)
 from interflow_jax.training import BATCH_SIZE
 
 DTYPES = ("float32", "bfloat16")
@@ -99,6 +108,32 @@ class Configuration:
     image_size: int | None = _flag(
         None, int, "resize images to n x n", unset="the dataset's own size"
     )
+    optimizer: Optimizer = _flag("sgd", str, "how parameters follow gradients", get_args(Optimizer))
+    learning_rate: float = _flag(LEARNING_RATE, float, "at the start, or after the warmup")
+    momentum: float | None = _flag(None, float, "of sgd, not Nesterov's", unset=str(MOMENTUM))
+    weight_decay: float = _flag(
+        WEIGHT_DECAY, float, "of every parameter; adamw's is apart from the gradient"
+    )
+    schedule: Schedule = _flag(
+        "step", str, "of the learning rate: a drop to a tenth, or half a cosine", get_args(Schedule)
+    )
+    drop_after: float | None = _flag(
+        None,
+        float,
+        "share of the training before the drop",
+        unset="the paper's: CIFAR 0.8, others 0.5",
+    )
+    warmup_epochs: float = _flag(0.0, float, "over which the learning rate rises from zero")
+    augment: str | None = _flag(
+        None,
+        str,
+        "random crops and flips of training images",
+        ("none", "crop_flip"),
+        unset="the paper's: crop_flip for CIFAR",
+    )
+    auxiliary_mean: float = _flag(
+        0.0, float, "weight of the mean of all branches' own losses, added to the loss"
+    )
     data_dir: str | None = _flag(
         None,
         str,
@@ -111,6 +146,13 @@ class Configuration:
     def all_seeds(self) -> tuple[int, ...]:
         """The seeds to run, in order."""
         return (self.seed,) if self.seeds is None else self.seeds
+
+    def folder(self, seed: int) -> Path:
+        """Where a run of this seed goes: OUT/DATASET/METHOD/seedN."""
+        dataset = self.dataset
+        if dataset.startswith("folder:"):  # a path is none below OUT
+            dataset = f"folder-{Path(dataset.removeprefix('folder:')).resolve().name}"
+        return Path(self.out) / dataset / self.method / f"seed{seed}"
 
     def resolved_epochs(self) -> int:
         """As given, or the dataset's."""
@@ -129,6 +171,26 @@ class Configuration:
             "epochs": self.resolved_epochs(),
             "taps": list(self.taps or ij.default_taps(self.method, self.depth)),
         }
+
+    def augments(self) -> bool:
+        """Whether training images are cropped and flipped at random."""
+        if self.augment is None:
+            return datasets.recipe(self.dataset).augment
+        return self.augment == "crop_flip"
+
+    def make_optimizer(self, steps: int) -> optax.GradientTransformation:
+        """The optimizer of a training of so many steps per epoch, with its schedule."""
+        drop_after = self.drop_after
+        if drop_after is None:
+            drop_after = datasets.recipe(self.dataset).drop_after
+        schedule = ij.learning_rate_schedule(
+            steps * self.resolved_epochs(),
+            drop_after,
+            self.learning_rate,
+            self.schedule,
+            round(steps * self.warmup_epochs),
+        )
+        return ij.make_optimizer(schedule, self.optimizer, self.momentum, self.weight_decay)
 
     def build(self, num_classes: int) -> ij.Interflow:
         """The model; raises ValueError for values that do not fit together."""
@@ -153,12 +215,31 @@ class Configuration:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"--{name}={value}: choose a number above 0")
+        for name, low, high in (
+            ("learning_rate", 0.0, math.inf),
+            ("momentum", 0.0, 1.0),
+            ("weight_decay", 0.0, math.inf),
+            ("drop_after", 0.0, 1.0),
+            ("warmup_epochs", 0.0, self.resolved_epochs()),
+            ("auxiliary_mean", 0.0, math.inf),
+        ):
+            value = getattr(self, name)
+            if value is not None and not (low <= value <= high and value < math.inf):
+                most = "" if high == math.inf else f" to {high:g}"
+                raise ValueError(f"--{name}={value}: choose a number from {low:g}{most or ' on'}")
+        self.make_optimizer(1)
         for seed in self.all_seeds():
             if not 0 <= seed < 2**32:
                 raise ValueError(f"seed {seed}: choose 0 to {2**32 - 1}")
         if self.seeds is not None and self.seed != 0:
             raise ValueError(f"--seed={self.seed} and --seeds={self.seeds} together: give one")
         self.build(num_classes=2)
+
+
+def default(name: str) -> Any:
+    """What a flag is without being given, JSON-able; None for what is no flag."""
+    value = getattr(Configuration(), name, None)
+    return list(value) if isinstance(value, tuple) else value
 
 
 def of_result(result: dict[str, Any]) -> Configuration:
@@ -255,20 +336,3 @@ def add_flags(
             + allowed
             + ("" if default is None else f" (default: {default})"),
         )
-
-
-def writable(folder: Path) -> None:
-    """Creates a folder and proves that files can be written there.
-
-    Raises:
-      ValueError: if not, with the reason.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.write_text("")
-        probe.unlink(missing_ok=True)  # another process may probe at the same time
-    except OSError as error:
-        raise ValueError(
-            f"cannot write to {folder} ({error.strerror}); give another folder by --out"
-        ) from error

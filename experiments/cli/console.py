@@ -58,13 +58,9 @@ class Progress:
         self._bar.close()
 
 
-def reading(name: str):
+def reading(chunks: list, words: str) -> Iterable:
     """Wraps the list of a split's chunks with a progress bar, on a terminal."""
-
-    def wrap(chunks: list) -> Iterable:
-        return tqdm(chunks, desc=f"reading {name}", leave=False, disable=not sys.stderr.isatty())
-
-    return wrap
+    return tqdm(chunks, desc=f"reading {words}", leave=False, disable=not sys.stderr.isatty())
 
 
 def duration(seconds: float) -> str:
@@ -74,12 +70,12 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def beginning(identity: dict[str, Any], session: Any, device: str) -> str:
+def beginning(identity: dict[str, Any], epochs: int, trainer: Any, device: str) -> str:
     """What is about to be trained, before the step is compiled."""
     return (
         f"{identity['method']} on {identity['dataset']}, seed {identity['seed']}: "
-        f"{session.epochs} epoch(s) of {session.steps} steps of {session.batch_size} images, "
-        f"branches after convolution {', '.join(map(str, identity['taps']))}, on {device}"
+        f"{epochs} epoch(s) of {trainer.steps} steps of {trainer.batch_size} images, "
+        f"branches after {', '.join(map(str, trainer.labels))}, on {device}"
     )
 
 
@@ -96,12 +92,13 @@ def epoch_line(record: dict[str, Any], epochs: int) -> str:
 
 def summary(result: dict[str, Any], folder: Any) -> str:
     """A finished run, for a person."""
+    width = max(12, *(len(str(label)) for label in result["branches"]))
     lines = [
         f"{result['method']} on {result['dataset']}, seed {result['seed']}: "
         f"{result['test_accuracy']:.2f}% of {result['test_examples']:,} test images "
         f"after {result['epochs']} epoch(s) of {result['train_size']:,} images",
         "",
-        "  branch after    accuracy alone    weight",
+        f"  {'branch after':<{width}}    accuracy alone    weight",
     ]
     for tap, accuracy, weight in zip(
         result["branches"], result["branch_accuracy"], result["weights"], strict=True
@@ -109,7 +106,7 @@ def summary(result: dict[str, Any], folder: Any) -> str:
         spread = ""
         if isinstance(weight, list):
             spread = f" (mean of {len(weight)} classes: {min(weight):+.3f} to {max(weight):+.3f})"
-        lines.append(f"  convolution {tap:<4}{accuracy:>12.2f}%{np.mean(weight):>+13.3f}{spread}")
+        lines.append(f"  {tap!s:<{width}}{accuracy:>17.2f}%{np.mean(weight):>+10.3f}{spread}")
     lines += [
         "",
         f"  {result['parameters']:,} parameters, {result['images_per_second']:,.0f} images/s, "
@@ -121,6 +118,8 @@ def summary(result: dict[str, Any], folder: Any) -> str:
 
 def stopped(error: Any, command: str) -> str:
     """After a signal: whether the state is saved (see `StoppedError`), and how to go on."""
+    if not error.training:
+        return f"stopped before training; to begin, run the same command again: {command}"
     if error.unsaved is not None:
         return f"stopped, but {error.unsaved}: {command}"
     return f"stopped and saved; to go on, run the same command again: {command}"

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from experiments.runs.folder import write_whole
+from experiments.runs.files import write_whole
 
 
 def draw(history: list[dict[str, Any]], result: dict[str, Any], class_names, folder: Path) -> None:

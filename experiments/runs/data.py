@@ -1,10 +1,12 @@
 """A dataset by name for the commands: opened, or downloaded and prepared first."""
 
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from interflow_jax.data import datasets, tfds_folders
 from interflow_jax.data.datasets import Dataset
+from interflow_jax.data.splits import UnreadableExamplesError
 
 # tfds recommends OpenCV at every start; Pillow is what the project comes with.
 logging.getLogger("absl").setLevel(logging.ERROR)
@@ -33,20 +35,45 @@ def load(
         return _open(name, data_dir, image_size)
 
 
+def check(name: str, data_dir: str | None) -> None:
+    """Checks a name without opening or downloading anything.
+
+    Raises:
+      ValueError: for a dataset that neither a folder here nor tfds has.
+    """
+    if name.startswith("folder:"):
+        datasets.load(name)
+        return
+    try:
+        tfds_folders.find(datasets.recipe(name).tfds_name, data_dir)
+    except tfds_folders.NotPreparedError:
+        tfds_folders.originals(name)
+
+
 def _open(name: str, data_dir: str | None, image_size: int | None) -> Dataset:
     try:
         return datasets.load(name, data_dir, image_size)
-    except (ValueError, tfds_folders.NotPreparedError):
+    except (ValueError, MemoryError, tfds_folders.NotPreparedError):
         raise
     except tfds_folders.PreparationError as error:
         raise ValueError(f"{name} could not be decoded to the cache: {error}") from error
     except Exception as error:  # tfds, array_record and TensorFlow raise as they like
-        raise unreadable(name, error) from error
+        raise _unreadable(name, error) from error
 
 
-def unreadable(name: str, error: Exception) -> ValueError:
-    """The error for prepared files that are broken."""
+@contextlib.contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Turns what cannot be read or decoded of a dataset's prepared files into a ValueError."""
+    try:
+        yield
+    except UnreadableExamplesError as error:
+        raise _unreadable(name, error) from error
+
+
+def _unreadable(name: str, error: Exception) -> ValueError:
     reason = " ".join(str(error).split())[:300] or type(error).__name__
+    if name.startswith("folder:"):
+        return ValueError(f"{name} cannot be read ({reason}); remove or replace that file")
     return ValueError(
         f"{name} cannot be read ({reason}); delete its folder of prepared files and run "
         f"python -m experiments.prepare --dataset={name}"

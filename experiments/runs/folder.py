@@ -3,23 +3,15 @@
 import contextlib
 import csv
 import fcntl
-import importlib.metadata
 import io
 import json
-import os
-import platform
-import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
-from tensorboardX.summary import scalar
-
-VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
+from experiments.cli import configuration
+from experiments.runs.events import flat
+from experiments.runs.files import write_whole
 
 
 class HeldError(ValueError):
@@ -45,13 +37,15 @@ class RunFolder:
         """
         if not self._has_work():
             return
-        there = self.read_json("config.json").get("configuration", {})
-        different = [key for key in {**there, **identity} if there.get(key) != identity.get(key)]
-        if different:
-            difference = ", ".join(
-                f"{key} {there.get(key)!r} there, {identity.get(key)!r} asked for"
-                for key in different
-            )
+        stored = self.read_json("config.json").get("configuration", {})
+        # A flag that is younger than the folder had its default.
+        stored = {**{key: configuration.default(key) for key in identity}, **stored}
+        difference = ", ".join(
+            f"{key} {stored[key]!r} there, {identity.get(key)!r} asked for"
+            for key in stored
+            if stored[key] != identity.get(key)
+        )
+        if difference:
             raise ValueError(
                 f"{self.path} was made by another configuration ({difference}); give another "
                 "--out, or delete that folder"
@@ -69,8 +63,22 @@ class RunFolder:
             if not self._has_work():
                 self.write_json("config.json", {"configuration": identity, **facts})
 
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """The channels' mean and deviation that the folder's work, if any, began with."""
+        if not self._has_work():
+            return None
+        kept = self.read_json("config.json").get("statistics")
+        return kept and (tuple(kept["mean"]), tuple(kept["deviation"]))
+
+    def keep_statistics(self, mean: tuple[float, ...], deviation: tuple[float, ...]) -> None:
+        """Adds them to config.json: a split that streams is not read again for them."""
+        kept = {"mean": list(mean), "deviation": list(deviation)}
+        facts = self.read_json("config.json")
+        if facts.get("statistics") != kept:
+            self.write_json("config.json", {**facts, "statistics": kept})
+
     def _has_work(self) -> bool:
-        return self.has_checkpoints() or (self.path / "result.json").exists()
+        return self.has_checkpoints() or self.is_finished()
 
     def has_checkpoints(self) -> bool:
         """Whether there are some, readable or not."""
@@ -118,93 +126,10 @@ class RunFolder:
         write_whole(self.path / name, json.dumps(content, indent=1) + "\n")
 
     def write_history(self, history: list[dict[str, Any]]) -> None:
-        """Replaces metrics.csv: a row an epoch, a column a figure (see `flat`)."""
+        """Replaces metrics.csv: a row per epoch, a column per figure (see `flat`)."""
         rows = [flat(record) for record in history]
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, rows[0])
         writer.writeheader()
         writer.writerows(rows)
         write_whole(self.path / "metrics.csv", text.getvalue())
-
-
-class Events:
-    """A run's TensorBoard events, begun anew in every sitting.
-
-    A killed run may have written events of an epoch that it then repeats. tensorboardX's
-    SummaryWriter is not used: its thread dies of a full disk, and its callers then wait for ever.
-    """
-
-    def __init__(self, folder: RunFolder):
-        self._folder = folder.path / "events"
-        self._writer: EventsWriter | None = None
-        self._written = 0  # epochs
-
-    def write(self, history: list[dict[str, Any]]) -> None:
-        """Adds the epochs that are not written yet.
-
-        Raises:
-          OSError: as of a full disk; the next call then begins anew.
-        """
-        try:
-            if self._writer is None:
-                shutil.rmtree(self._folder, ignore_errors=True)
-                self._folder.mkdir(parents=True, exist_ok=True)
-                self._writer = EventsWriter(str(self._folder / "events"))
-            for record in history[self._written :]:
-                for name, value in flat(record).items():
-                    if name != "epoch":
-                        event = Event(step=record["epoch"], summary=scalar(name, value))
-                        event.wall_time = time.time()
-                        self._writer.write_event(event)
-            self._writer.flush()
-            self._written = len(history)
-        except OSError:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        """Closes the file; a failure costs nothing, for `write` has flushed."""
-        if self._writer is not None:
-            with contextlib.suppress(OSError):
-                self._writer.close()
-        self._writer, self._written = None, 0
-
-
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Replaces a file at once: whatever happens, it is the old one or the new one, whole."""
-    draft = path.with_name(f"{path.name}.tmp")
-    draft.write_bytes(content.encode() if isinstance(content, str) else content)
-    draft.replace(path)
-
-
-def flat(record: dict[str, Any]) -> dict[str, float]:
-    """An epoch's figures with a name each: "weights/7" of tap 7, "weights/7/0" of its class 0."""
-    figures: dict[str, float] = {}
-    for name, value in record.items():
-        if isinstance(value, dict):
-            figures |= flat({f"{name}/{key}": part for key, part in value.items()})
-        elif isinstance(value, list):
-            figures |= {f"{name}/{index}": part for index, part in enumerate(value)}
-        else:
-            figures[name] = value
-    return figures
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of what the figures depend on."""
-    packages = {name: importlib.metadata.version(name) for name in VERSIONED}
-    return {"python": platform.python_version(), **packages}
-
-
-def device() -> str:
-    """The devices in words."""
-    devices = jax.local_devices()
-    if devices[0].platform != "cpu":
-        return f"{len(devices)} x {devices[0].device_kind}"
-    model = platform.processor() or platform.machine()
-    information = Path("/proc/cpuinfo")
-    if information.exists():
-        names = [line for line in information.read_text().splitlines() if "model name" in line]
-        model = names[0].partition(":")[2].strip() if names else model
-    shared = f" as {len(devices)} devices" if len(devices) > 1 else ""
-    return f"CPU, {os.cpu_count()} cores{shared}, {model}"

@@ -2,19 +2,23 @@
 
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
 
-from experiments.cli import configuration, console
+import interflow_jax as ij
+from experiments.cli import console
 from experiments.cli.configuration import Configuration
-from experiments.runs import charts, data
-from experiments.runs.folder import RunFolder, device, versions
-from experiments.runs.session import Session, open_session
-from experiments.runs.training import StopSignals, TrainingRun
+from experiments.runs import charts, data, machine
+from experiments.runs.files import writable
+from experiments.runs.folder import RunFolder
+from experiments.runs.stopping import StopSignals, memory_errors
+from experiments.runs.training import TrainingRun
 from interflow_jax.checkpoints import fingerprint
 from interflow_jax.data import splits
+from interflow_jax.data.datasets import Dataset
+from interflow_jax.data.preprocessing import Preprocessing
+from interflow_jax.trainer import Trainer
 
 
 def check(flags: Configuration) -> dict[int, RunFolder]:
@@ -29,10 +33,7 @@ def check(flags: Configuration) -> dict[int, RunFolder]:
         raise ValueError(
             f"--batch_size={flags.batch_size} on {devices} devices: choose a multiple of {devices}"
         )
-    folders = {
-        seed: RunFolder(Path(flags.out) / flags.dataset / flags.method / f"seed{seed}")
-        for seed in flags.all_seeds()
-    }
+    folders = {seed: RunFolder(flags.folder(seed)) for seed in flags.all_seeds()}
     for seed, folder in folders.items():
         folder.check(flags.identity(seed))
     return folders
@@ -57,20 +58,56 @@ def check_sizes(flags: Configuration, examples: int) -> None:
         )
 
 
-def prepare(flags: Configuration, folders: dict[int, RunFolder], command: str) -> Session:
+def prepare(flags: Configuration, folders: dict[int, RunFolder], command: str) -> Trainer:
     """Opens the data, claims the folders, and makes all ready to train.
 
     Raises:
-      ValueError: as `check`.
+      ValueError: as `check`, or for data that cannot be read.
+      OutOfMemoryError: for data or programs that are too large.
     """
-
     claimed = partial(claim, flags, folders, command)
     dataset = data.load(flags.dataset, flags.data_dir, flags.image_size, before_download=claimed)
     check_sizes(flags, len(dataset.train))
-    if flags.train_size is not None:
-        dataset = dataset._replace(train=splits.take(dataset.train, flags.train_size))
     claimed()
-    return open_session(flags, dataset)
+    kept = (folder.statistics() for folder in folders.values())
+    statistics = next((each for each in kept if each), None)
+    with memory_errors(), data.reading(dataset.name):
+        trainer = _trainer(flags, _subset(flags, dataset), statistics)
+    for folder in folders.values():
+        folder.keep_statistics(trainer.preprocessing.mean, trainer.preprocessing.deviation)
+    return trainer
+
+
+def _subset(flags: Configuration, dataset: Dataset) -> Dataset:
+    """Cuts the training split to `train_size`; a tenth as many of the next are held out."""
+    size, examples = flags.train_size, len(dataset.train)
+    if size is None or size == examples:
+        return dataset
+    held_out = min(max(1, size // 10), examples - size)
+    return dataset._replace(
+        train=splits.take(dataset.train, size),
+        validation=splits.take(dataset.train, held_out, after=size),
+    )
+
+
+def _trainer(
+    flags: Configuration,
+    dataset: Dataset,
+    statistics: tuple[tuple[float, ...], tuple[float, ...]] | None,
+) -> Trainer:
+    method = (ij.METHODS | ij.BASELINES)[flags.method]
+    augment = flags.augments()
+    return Trainer(
+        flags.build(len(dataset.class_names)),
+        dataset,
+        batch_size=flags.batch_size,
+        optimizer=flags.make_optimizer(len(dataset.train) // flags.batch_size),
+        preprocessing=statistics and Preprocessing(*statistics, augment),
+        augment=augment,
+        auxiliary_loss=method.auxiliary_loss,
+        auxiliary_mean=flags.auxiliary_mean,
+        reading=console.reading,
+    )
 
 
 def claim(flags: Configuration, folders: dict[int, RunFolder], command: str) -> None:
@@ -80,60 +117,73 @@ def claim(flags: Configuration, folders: dict[int, RunFolder], command: str) -> 
       ValueError: as `check`, or for a folder that cannot be written.
     """
     for seed, folder in folders.items():
-        configuration.writable(folder.path)
-        folder.claim(flags.identity(seed), {"command": command, "versions": versions()})
+        writable(folder.path)
+        folder.claim(flags.identity(seed), {"command": command, "versions": machine.versions()})
 
 
 def run(
-    flags: Configuration, session: Session, seed: int, folder: RunFolder, command: str
+    flags: Configuration, trainer: Trainer, seed: int, folder: RunFolder, command: str
 ) -> dict[str, Any]:
     """Trains one seed to the end, or from where it stopped to the end; returns its result.
 
     Raises:
       HeldError: if another process is training in the folder.
-      StoppedError, NonFiniteLossError, UnreadableError, UnwritableError: see `TrainingRun`.
+      ValueError: for data that cannot be read.
+      StoppedError, NonFiniteLossError, OutOfMemoryError, UnreadableError, UnwritableError: see
+        `TrainingRun`.
     """
     with folder.held(), StopSignals() as stop:
-        there = folder.result()
-        if there is not None:  # another process has done it meanwhile
-            return there
-        training = TrainingRun(session, seed, folder, flags.checkpoint_minutes)
-        try:
-            print(console.beginning(flags.identity(seed), session, device()), flush=True)
-            training.resume(lambda line: print(line, flush=True))
-            training.train(stop)
-            training.check_saved()
-        finally:
-            training.close()
+        finished = folder.result()
+        if finished is not None:  # another process has done it meanwhile
+            return finished
+        epochs = flags.resolved_epochs()
+        with memory_errors(), data.reading(trainer.dataset.name):
+            training = TrainingRun(trainer, epochs, seed, folder, flags.checkpoint_minutes)
+            try:
+                identity = flags.identity(seed)
+                print(console.beginning(identity, epochs, trainer, machine.device()), flush=True)
+                training.resume(lambda line: print(line, flush=True))
+                training.train(stop)
+                training.check_saved()
+            finally:
+                training.close()
         history = training.position.history
-        last = history[-1]
-        parameters = training.state.params
-        result = {
-            **flags.identity(seed),
-            "train_size": len(session.dataset.train),
-            "test_accuracy": last["test_accuracy"],
-            "branch_accuracy": list(last["branch_accuracy"].values()),
-            "branches": [int(tap) for tap in last["weights"]],
-            "weights": list(last["weights"].values()),
-            "train_seconds": training.position.seconds,
-            "images_per_second": last["images_per_second"],
-            "device": device(),
-            "versions": versions(),
-            "command": command,
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            "train_loss": last["train_loss"],
-            "test_loss": last["test_loss"],
-            "test_split": session.dataset.test_name,
-            "test_examples": len(session.dataset.test),
-            "parameters": sum(leaf.size for leaf in jax.tree.leaves(parameters)),
-            "fingerprint": fingerprint(parameters),
-            "class_names": list(session.dataset.class_names),
-            "image_shape": list(session.dataset.image_shape),
-            "mean": list(session.preprocessing.mean),
-            "deviation": list(session.preprocessing.deviation),
-        }
-        charts.draw(history, result, session.dataset.class_names, folder.pictures)
+        result = _result(flags.identity(seed), training, command)
+        charts.draw(history, result, trainer.dataset.class_names, folder.pictures)
         folder.write_history(history)
         folder.write_json("result.json", result)
         stop.check()  # a signal that came after the last epoch stops the seeds after this one
         return result
+
+
+def _result(identity: dict[str, Any], training: TrainingRun, command: str) -> dict[str, Any]:
+    """What result.json holds: accuracies in percent, after the last epoch."""
+    trainer, last = training.trainer, training.position.history[-1]
+    dataset, parameters = trainer.dataset, training.state.params
+    return {
+        **identity,
+        "train_size": len(dataset.train),
+        "test_accuracy": last["test_accuracy"],
+        "validation_accuracy": last.get("validation_accuracy"),
+        "branch_accuracy": list(last["branch_accuracy"].values()),
+        "branches": list(trainer.labels),
+        "weights": list(last["weights"].values()),
+        "train_seconds": training.position.seconds,
+        "images_per_second": last["images_per_second"],
+        "device": machine.device(),
+        "cores": training.position.cores,
+        "versions": machine.versions(),
+        "command": command,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "train_loss": last["train_loss"],
+        "test_loss": last["test_loss"],
+        "test_split": dataset.test_name,
+        "test_examples": len(dataset.test),
+        "validation_examples": len(dataset.validation) if dataset.validation else 0,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(parameters)),
+        "fingerprint": fingerprint(parameters),
+        "class_names": list(dataset.class_names),
+        "image_shape": list(dataset.image_shape),
+        "mean": list(trainer.preprocessing.mean),
+        "deviation": list(trainer.preprocessing.deviation),
+    }

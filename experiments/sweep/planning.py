@@ -1,8 +1,7 @@
-"""The runs of a sweep: what each is, where its folder is, and which are finished."""
+"""The runs of a sweep: what each is, and where its folder is."""
 
 import dataclasses
 import shlex
-from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +25,10 @@ class Planned(NamedTuple):
         """The run's folder below the folder of runs: VARIANT/DATASET/METHOD/seedN."""
         return str(self.folder.path.relative_to(Path(self.flags.out).parent))
 
+    def but_for_seed(self) -> str:
+        """What runs that differ by their seeds alone have in common."""
+        return str(self.folder.path.parent)
+
     def command(self) -> str:
         """The command that does this run alone."""
         default = Configuration()
@@ -44,8 +47,7 @@ Failed = tuple[Planned, str]
 def plan(flags: Configuration, runs: Path) -> Planned:
     """Places a run where no other configuration's is: RUNS/VARIANT/DATASET/METHOD/seedN."""
     flags = dataclasses.replace(flags, out=str(runs / _variant(flags)), seeds=None)
-    folder = RunFolder(Path(flags.out) / flags.dataset / flags.method / f"seed{flags.seed}")
-    return Planned(flags, folder)
+    return Planned(flags, RunFolder(flags.folder(flags.seed)))
 
 
 def _variant(flags: Configuration) -> str:
@@ -57,13 +59,3 @@ def _variant(flags: Configuration) -> str:
         if name not in (*PLACES, "dataset", "method", "seed") and value != getattr(default, name)
     ]
     return "-".join(different) or "paper"
-
-
-def finished(sweep: Iterable[Planned]) -> list[Planned]:
-    """The runs with a result."""
-    return [planned for planned in sweep if planned.folder.result() is not None]
-
-
-def unfinished(sweep: Iterable[Planned]) -> list[Planned]:
-    """The runs without a result."""
-    return [planned for planned in sweep if planned.folder.result() is None]

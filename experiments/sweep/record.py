@@ -8,11 +8,14 @@ One line per run: `run`, the name of its folder below OUT/runs; the fields of it
 import csv
 import fcntl
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from experiments.runs.folder import RunFolder, write_whole
+from experiments.cli import configuration
+from experiments.cli.configuration import Configuration
+from experiments.runs.files import write_whole
+from experiments.runs.folder import RunFolder
 from experiments.sweep.planning import Planned
 
 
@@ -41,6 +44,11 @@ class Record:
     def unfinished(self, sweep: Iterable[Planned]) -> list[Planned]:
         """The runs without a result."""
         return [planned for planned in sweep if self.result(planned) is None]
+
+    def configurations(self) -> Iterator[tuple[Configuration, dict[str, Any]]]:
+        """All finished runs that are known, of whatever sweep, with their configurations."""
+        for run in self._runs.values():
+            yield configuration.of_result(run), run
 
     def write(self) -> None:
         """Adds what the run folders brought to runs.jsonl; lines of other sweeps stay."""

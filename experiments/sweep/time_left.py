@@ -1,14 +1,11 @@
 """How long unfinished runs will take, by what finished ones took."""
 
-import json
-from collections.abc import Iterable
-from pathlib import Path
 from statistics import median
-from typing import Any
 
-from experiments.cli import configuration
 from experiments.cli.configuration import Configuration
-from experiments.sweep.planning import Planned, unfinished
+from experiments.cli.console import duration
+from experiments.sweep.planning import Planned
+from experiments.sweep.record import Record
 from interflow_jax.backbones import forward_flops
 from interflow_jax.data import datasets
 
@@ -22,66 +19,49 @@ _OTHER_EXAMPLES = (60_000, 10_000)  # MNIST and what was made like it
 _EVALUATION = 1 / 3  # of a training step's work: the forward pass
 
 
-def _known_data(flags: Configuration) -> bool:
-    """Whether the number and the size of the images are known without reading them."""
-    return flags.dataset in datasets.RECIPES
+def seconds_left(sweep: list[Planned], record: Record) -> dict[str, float | None]:
+    """Seconds that each unfinished run will take, by its name, from what finished ones took.
 
-
-def seconds_left(sweep: list[Planned]) -> dict[Path, float | None]:
-    """Seconds that each unfinished run will take, from what finished ones took.
-
-    A run like it but for the seed counts most; others of the sweep, without any those beside it,
-    are scaled by the multiply-adds of their convolutions. None where nothing was measured, or the
-    data is none of the paper's. Start, compilation and what an interrupted run has done already are
-    not counted.
+    A run like it but for the seed counts most; others of the record are scaled by the operations of
+    their convolutions. None where nothing was measured, or the data is none of the paper's. Start,
+    compilation and what an interrupted run has done already are not counted.
     """
-    alike: dict[Any, list[float]] = {}
-    anything = []
-    for planned in sweep:
-        result = planned.folder.result()
-        rate = (result or {}).get("images_per_second", 0)
-        if rate > 0 and _known_data(planned.flags):
-            alike.setdefault(but_for_seed(planned), []).append(rate)
-            anything.append(rate * _flops(planned.flags))
-    if not anything:
-        anything = _paces({Path(planned.flags.out).parent for planned in sweep})
-    seconds: dict[Path, float | None] = {}
-    for planned in unfinished(sweep):
-        rates = alike.get(but_for_seed(planned))
-        if not anything or not _known_data(planned.flags):
-            seconds[planned.folder.path] = None
-            continue
-        rate = median(rates) if rates else median(anything) / _flops(planned.flags)
-        seconds[planned.folder.path] = _passes(planned.flags) / rate
+    alike: dict[str, list[float]] = {}
+    for planned in record.finished(sweep):
+        if rate := (record.result(planned) or {}).get("images_per_second"):
+            alike.setdefault(planned.but_for_seed(), []).append(rate)
+    paces = [
+        run["images_per_second"] * _flops(flags)
+        for flags, run in record.configurations()
+        if run.get("images_per_second") and _is_known(flags)
+    ]
+    seconds: dict[str, float | None] = {}
+    for planned in record.unfinished(sweep):
+        rates = alike.get(planned.but_for_seed())
+        if not _is_known(planned.flags) or not (rates or paces):
+            seconds[planned.name] = None
+        else:
+            rate = median(rates) if rates else median(paces) / _flops(planned.flags)
+            seconds[planned.name] = _passes(planned.flags) / rate
     return seconds
 
 
-def _paces(folders: Iterable[Path]) -> list[float]:
-    """Multiply-adds a second of all finished runs in folders of runs."""
-    paces = []
-    for result in (each for folder in folders for each in folder.glob("*/*/*/seed*/result.json")):
-        try:
-            found = json.loads(result.read_text())
-            rate, flags = found["images_per_second"], configuration.of_result(found)
-            if _known_data(flags):
-                paces.append(rate * _flops(flags))
-        except (OSError, ValueError, LookupError, TypeError):
-            continue  # of another version, or broken: it measures nothing
-    return [pace for pace in paces if pace > 0]
+def listing(sweep: list[Planned], record: Record) -> str:
+    """What would run, and how long it will take by what was measured."""
+    todo = record.unfinished(sweep)
+    seconds = seconds_left(sweep, record)
+    lines = []
+    for planned in todo:
+        expected = seconds[planned.name]
+        known = "not measured yet" if expected is None else f"about {duration(expected)}"
+        lines.append(f"{planned.command()}  # {known}")
+    measured = [value for value in seconds.values() if value is not None]
+    total = f", about {duration(sum(measured))}" if measured and len(measured) == len(todo) else ""
+    lines.append(f"{len(sweep)} runs, {len(sweep) - len(todo)} finished, {len(todo)} to do{total}")
+    return "\n".join(lines)
 
 
-def but_for_seed(planned: Planned) -> str:
-    """What runs that differ by their seeds alone have in common."""
-    return str(planned.folder.path.parent)
-
-
-def _flops(flags: Configuration) -> float:
-    size, channels = (32, 3) if flags.dataset in ("cifar10", "cifar100", "svhn") else (28, 1)
-    shape = (flags.image_size or size, flags.image_size or size, channels)
-    return forward_flops(flags.depth, flags.width, flags.downsample, shape)
-
-
-def multiply_adds(flags: Configuration) -> float:
+def operations(flags: Configuration) -> float:
     """Of all epochs of a run, in its convolutions: what runs of a sweep are weighed by."""
     return _flops(flags) * _passes(flags)
 
@@ -89,6 +69,17 @@ def multiply_adds(flags: Configuration) -> float:
 def examples(dataset: str) -> tuple[int, int]:
     """Of the training and of the test split of one of the paper's datasets, or of the sample."""
     return _EXAMPLES.get(dataset, _OTHER_EXAMPLES)
+
+
+def _is_known(flags: Configuration) -> bool:
+    """Whether the number and the size of the images are known without reading them."""
+    return flags.dataset in datasets.RECIPES
+
+
+def _flops(flags: Configuration) -> float:
+    size, channels = (32, 3) if flags.dataset in ("cifar10", "cifar100", "svhn") else (28, 1)
+    shape = (flags.image_size or size, flags.image_size or size, channels)
+    return forward_flops(flags.build(num_classes=2).backbone, shape)
 
 
 def _passes(flags: Configuration) -> float:

@@ -1,4 +1,4 @@
-"""Checking a set of runs, and working them off."""
+"""Checking a sweep, and working it off: in this process, in several, or on a Ray cluster."""
 
 import contextlib
 import signal
@@ -6,23 +6,32 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
 import jax
 
-from experiments.cli import configuration, console
+from experiments.cli import console
 from experiments.cli.console import duration
 from experiments.runs import data, single
+from experiments.runs.files import writable
 from experiments.runs.folder import HeldError
-from experiments.runs.training import NonFiniteLossError, StoppedError
-from experiments.sweep import time_left
-from experiments.sweep.planning import Failed, Planned, unfinished
+from experiments.runs.stopping import NonFiniteLossError, OutOfMemoryError, StoppedError
+from experiments.sweep import processes, time_left
+from experiments.sweep.planning import Failed, Planned
+from experiments.sweep.record import Record
 from interflow_jax.checkpoints import UnreadableError, UnwritableError
-from interflow_jax.data import datasets, tfds_folders
+from interflow_jax.data import datasets
 
-FAILURES = (ValueError, NonFiniteLossError, UnreadableError, UnwritableError, OSError)
+FAILURES = (
+    *(ValueError, NonFiniteLossError, OutOfMemoryError),
+    *(UnreadableError, UnwritableError, OSError),
+)
 """What a run may end with and says enough in a line; anything else is shown with its traceback."""
+
+Workers = int | str | None
+"""How many processes train at once; "ray" for a Ray cluster; None for this process alone."""
 
 
 def exit_status(name: str, command: str, body: Callable[[], int]) -> int:
@@ -40,30 +49,81 @@ def exit_status(name: str, command: str, body: Callable[[], int]) -> int:
         return 1
 
 
-def check(sweep: list[Planned], out: Path) -> None:
+def carry_out(
+    title: str,
+    sweep: list[Planned],
+    record: Record,
+    out: Path,
+    workers: Workers = None,
+    cpus: int | None = None,
+) -> list[Failed]:
+    """Checks a sweep, does its unfinished runs, adds them to the record, and says which failed.
+
+    Args:
+      title: of what is made of the runs.
+      sweep: the runs.
+      record: of OUT.
+      out: folder of what is made of them.
+      workers: that train.
+      cpus: of a run on Ray.
+
+    Raises:
+      ValueError: as `check`, or for workers that cannot be had.
+      StoppedError: on a signal, once the runs that it met are saved.
+    """
+    check(sweep, record, out)
+    todo = record.unfinished(sweep)
+    pool = _pool(workers, cpus) if workers and todo else None
+    print(f"{title}: {len(sweep)} runs, {len(todo)} to do", flush=True)
+    say = partial(print, flush=True)
+    try:
+        failed = _work(sweep, record, say) if pool is None else processes.work(todo, say, pool)
+    finally:
+        record.finished(sweep)
+        record.write()
+    for planned, error in failed:
+        print(f"failed: {planned.folder.path}: {error}", file=sys.stderr)
+    return failed
+
+
+def _pool(workers: Workers, cpus: int | None) -> processes.Pool:
+    """Raises ValueError without Ray, or with more workers than cores."""
+    if workers != "ray":
+        return processes.LocalPool(int(workers or 1))
+    try:
+        from experiments.sweep.ray_workers import RayPool
+    except ImportError as error:
+        raise ValueError(f"--workers=ray needs pip install '.[ray]' ({error})") from error
+    # Before anything asks for devices: JAX would take most of a GPU's memory for this process,
+    # which trains nothing.
+    jax.config.update("jax_platforms", "cpu")
+    return RayPool(cpus)
+
+
+def check(sweep: list[Planned], record: Record, out: Path) -> None:
     """Checks all that can be wrong, and that the data of unfinished runs is there, and enough.
 
     What needs no data is checked before any is downloaded.
 
     Raises:
       ValueError: as the main command's checks, or for a folder that cannot be written.
-      StoppedError: on Ctrl-C, as from `work`.
+      StoppedError: on Ctrl-C.
     """
 
     def before_download() -> None:
         check_without_data(sweep)
-        configuration.writable(out)
+        writable(out)
 
     sizes = {}
     with _interruptible():
         for planned in sweep:
             single.check(planned.flags)
-        for flags in (planned.flags for planned in unfinished(sweep)):
+        for flags in (planned.flags for planned in record.unfinished(sweep)):
             place = flags.dataset, flags.data_dir, flags.image_size
             if place not in sizes:
                 sizes[place] = len(data.load(*place, before_download=before_download).train)
             single.check_sizes(flags, sizes[place])
-        configuration.writable(out)
+        writable(out)
 
 
 def check_without_data(sweep: Iterable[Planned]) -> None:
@@ -78,7 +138,7 @@ def check_without_data(sweep: Iterable[Planned]) -> None:
         if flags.dataset in datasets.RECIPES:
             single.check_sizes(flags, time_left.examples(flags.dataset)[0])
         else:
-            tfds_folders.originals(flags.dataset)
+            data.check(flags.dataset, flags.data_dir)
 
 
 @contextlib.contextmanager
@@ -87,10 +147,10 @@ def _interruptible() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        raise StoppedError(signal.SIGINT) from None
+        raise StoppedError(signal.SIGINT, training=False) from None
 
 
-def work(sweep: list[Planned], say: Callable[[str], None]) -> list[Failed]:
+def _work(sweep: list[Planned], record: Record, say: Callable[[str], None]) -> list[Failed]:
     """Does the unfinished runs, one after the other; runs that differ by seed share programs.
 
     Returns:
@@ -101,77 +161,40 @@ def work(sweep: list[Planned], say: Callable[[str], None]) -> list[Failed]:
       StoppedError: on a signal, once the run that it met is saved.
     """
     failed: list[Failed] = []
-    held: list[Failed] = []
-    todo = unfinished(sweep)
+    taken: list[Failed] = []  # by other processes
+    todo = record.unfinished(sweep)
+    seconds = time_left.seconds_left(sweep, record)
     start, done = time.monotonic(), 0
-    for _, group in groupby(todo, time_left.but_for_seed):
-        session = None
+    for _, group in groupby(todo, Planned.but_for_seed):
+        trainer = None
         for planned in group:
-            if planned.folder.result() is not None:  # another sweep has done it meanwhile
+            if planned.folder.is_finished():  # another sweep has done it meanwhile
                 done += 1
                 continue
-            said = f"[{done + 1}/{len(todo)}] {planned}"
-            say(f"{said}; {_remaining(sweep, todo[done:], start, done)}" if done else said)
+            line = f"[{done + 1}/{len(todo)}] {planned}"
+            left = [seconds[run.name] or 0.0 for run in todo[done:]]
+            elapsed = time.monotonic() - start
+            remaining = sum(left) if all(left) else elapsed / max(1, done) * len(left)
+            say(f"{line}; about {duration(remaining)} to go" if done else line)
+            command, folders = planned.command(), {planned.flags.seed: planned.folder}
             try:
-                folders = {planned.flags.seed: planned.folder}
                 with _interruptible():
-                    single.claim(planned.flags, folders, planned.command())
-                    if session is None:
-                        session = single.prepare(planned.flags, folders, planned.command())
-                    single.run(
-                        planned.flags,
-                        session,
-                        planned.flags.seed,
-                        planned.folder,
-                        planned.command(),
-                    )
+                    single.claim(planned.flags, folders, command)
+                    trainer = trainer or single.prepare(planned.flags, folders, command)
+                    single.run(planned.flags, trainer, planned.flags.seed, planned.folder, command)
             except StoppedError:
                 raise
             except HeldError as error:
                 say(f"  left for now: {error}")
-                held.append((planned, str(error)))
-            except Exception as error:  # out of memory, say: the others may fit
+                taken.append((planned, str(error)))
+            except Exception as error:  # a failure of one run is none of the others'
                 reason = str(error)
                 if not isinstance(error, FAILURES):
                     traceback.print_exc()
                     reason = f"{type(error).__name__}: {error}"
                 say(f"  failed: {planned.folder.path}: {reason}")
                 failed.append((planned, reason))
-                session = None
+                trainer = None
             done += 1
         jax.clear_caches()  # the programs of a configuration that does not come again
-    return failed + [(planned, reason) for planned, reason in held if not planned.folder.result()]
-
-
-def carry_out(
-    title: str,
-    sweep: list[Planned],
-    out: Path,
-    connect: Callable[[], None] = lambda: None,
-    work: Callable[..., list[Failed]] = work,
-) -> list[Failed]:
-    """Checks a sweep, does its unfinished runs, and says which failed.
-
-    Args:
-      title: of what is made of the runs.
-      sweep: the runs.
-      out: folder of what is made of them.
-      connect, work: of `ray_workers`, for the runs on a cluster.
-
-    Returns, raises: as `check` and `work`.
-    """
-    check(sweep, out)
-    connect()
-    print(f"{title}: {len(sweep)} runs, {len(unfinished(sweep))} to do", flush=True)
-    failed = work(sweep, lambda line: print(line, flush=True))
-    for planned, error in failed:
-        print(f"failed: {planned.folder.path}: {error}", file=sys.stderr)
-    return failed
-
-
-def _remaining(sweep: list[Planned], todo: list[Planned], start: float, done: int) -> str:
-    """The time left, by the measured estimates where there are some, else by the mean so far."""
-    estimated = time_left.seconds_left(sweep)
-    seconds = [value for run in todo if (value := estimated.get(run.folder.path)) is not None]
-    left = sum(seconds) if seconds else (time.monotonic() - start) / done * len(todo)
-    return f"about {duration(left)} to go"
+    return failed + [each for each in taken if not each[0].folder.is_finished()]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.runs.folder import write_whole
+from experiments.runs.files import write_whole
 from experiments.sweep import planning
 from experiments.sweep.planning import Planned
 from experiments.tables import charts, statistics, weight_report

@@ -61,7 +61,8 @@ class Network(NamedTuple):
 
         Three times the forward pass, less the gradient of the images, which nobody needs.
         """
-        forward = forward_flops(self.depth, self.width, "first", self.image_shape)
+        backbone = ij.build(self.method, CLASSES, depth=self.depth, width=self.width).backbone
+        forward = forward_flops(backbone, self.image_shape)
         height, width, channels_in = self.image_shape
         channels, stride = convolutions(self.depth, self.width, "first")[0]
         of_images = 2 * 9 * -(-height // stride) * -(-width // stride) * channels_in * channels
@@ -140,10 +141,10 @@ def epoch(network: Network) -> Step:
     memory.keep_freed_memory()
     from experiments.cli.configuration import Configuration
     from experiments.cli.console import Progress
-    from experiments.runs import data
+    from experiments.runs import single
     from experiments.runs.folder import RunFolder
-    from experiments.runs.session import open_session
-    from experiments.runs.training import Position, StopSignals, TrainingRun
+    from experiments.runs.stopping import StopSignals
+    from experiments.runs.training import Position, TrainingRun
 
     flags = Configuration(
         method=network.method,
@@ -151,23 +152,22 @@ def epoch(network: Network) -> Step:
         width=network.width,
         batch_size=network.batch_size,
     )
-    session = open_session(flags, data.load("fashion_mini", None, None))
     folder = RunFolder(Path(tempfile.mkdtemp()))
     atexit.register(shutil.rmtree, folder.path, ignore_errors=True)
-    folder.claim(flags.identity(0), {})
-    training = TrainingRun(session, 0, folder, flags.checkpoint_minutes)
+    trainer = single.prepare(flags, {0: folder}, "")
+    training = TrainingRun(trainer, 1, 0, folder, flags.checkpoint_minutes)
     stop = StopSignals()
     stop.__enter__()
     epochs = 0
 
     def take() -> None:
         nonlocal epochs
-        training.train_epoch(stop, Progress(session.steps * session.batch_size, 0))
+        training.train_epoch(stop, Progress(trainer.steps * trainer.batch_size, 0))
         epochs += 1
         training.position = Position(epoch=epochs)
         training.save(print)
 
-    return Step(take, batches=session.steps)
+    return Step(take, batches=trainer.steps)
 
 
 def torch_eager(network: Network) -> Step:

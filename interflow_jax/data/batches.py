@@ -1,25 +1,19 @@
-"""Whole epochs: batches taken where the step runs, many steps a dispatch, all local devices."""
+"""Batches where the step runs: of splits that the devices hold, or read ahead from the host."""
 
-import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from interflow_jax.data.preprocessing import EpochKeys, Preprocessing, for_training, normalize
-from interflow_jax.data.splits import ArraySplit, Split
-from interflow_jax.ops.convolution import cpu_compiler_options
-from interflow_jax.training import EvalMetrics, TrainMetrics, TrainState, eval_step, train_step
+from interflow_jax.data.preprocessing import EpochKeys
+from interflow_jax.data.splits import ArraySplit, Split, read
 
 PREFETCHED_WINDOWS = 2  # read ahead of the device while streaming
 
@@ -60,107 +54,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def steps_per_dispatch() -> int:
-    """How many steps to hand to the devices at once.
-
-    One on CPU, where XLA's convolutions lose their fast path inside a loop (5 to 14 times slower,
-    measured); elsewhere enough to keep the host idle and few enough that progress is seen.
-    """
-    return 1 if jax.default_backend() == "cpu" else 32
-
-
-def fits(nbytes: int) -> bool:
-    """Whether every device may hold data of `nbytes`, which the host reads first.
-
-    A quarter of the memory at most, of each device and of the host; CPU devices share the host's.
-    """
-    host_memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    copies = jax.local_device_count() if jax.default_backend() == "cpu" else 1
-    statistics = jax.local_devices()[0].memory_stats() or {}
-    device_memory = statistics.get("bytes_limit", host_memory)
-    return nbytes <= min(host_memory // copies, device_memory) // 4
-
-
-class Programs(NamedTuple):
-    """The two jitted programs of a run.
-
-    Attributes:
-      train: (state, source, keys, steps [k]) to state and TrainMetrics of [k] each; the state
-        given is consumed.
-      evaluate: (state, source, steps [k], examples) to EvalMetrics of [k] each; examples beyond
-        that number only fill up the last batch.
-    """
-
-    train: Any
-    evaluate: Any
-
-
-def make_programs(
-    model: nn.Module,
-    optimizer: optax.GradientTransformation,
-    preprocessing: Preprocessing,
-    mesh: Mesh,
-    batch_size: int,
-    auxiliary_loss: float = 0.0,
-) -> Programs:
-    """Jits whole chunks of steps, the batch sharded over the mesh, the state on every device.
-
-    Args:
-      model: called as `model(images, train=...)`, returns a `Prediction`.
-      optimizer: from `make_optimizer`, or any other.
-      preprocessing: of every batch.
-      mesh: from `local_mesh`.
-      batch_size: of the whole mesh.
-      auxiliary_loss: see `train_step`.
-
-    Raises:
-      ValueError: for a batch that the devices do not divide.
-    """
-    if batch_size < 1 or batch_size % mesh.size:
-        raise ValueError(
-            f"batch_size is {batch_size}; it must be a multiple of the {mesh.size} device(s)"
-        )
-    sharded = NamedSharding(mesh, PartitionSpec("batch"))
-
-    def batch_of(source: Resident | Window, step: Array) -> tuple[Array, Array]:
-        return jax.lax.with_sharding_constraint(source.batch(step, batch_size), sharded)
-
-    jit = partial(jax.jit, out_shardings=replicated(mesh), compiler_options=cpu_compiler_options())
-
-    @partial(jit, donate_argnums=0)
-    def train(
-        state: TrainState, source: Resident | Window, keys: EpochKeys, steps: Array
-    ) -> tuple[TrainState, TrainMetrics]:
-        def step_once(state: TrainState, step: Array):
-            images, labels = batch_of(source, step)
-            images = for_training(preprocessing, images, keys, step)
-            return train_step(model, optimizer, state, images, labels, auxiliary_loss)
-
-        return _scan(step_once, state, steps)
-
-    @jit
-    def evaluate(
-        state: TrainState, source: Resident | Window, steps: Array, examples: Array
-    ) -> EvalMetrics:
-        def step_once(nothing: None, step: Array):
-            images, labels = batch_of(source, step)
-            mask = step * batch_size + jnp.arange(batch_size) < examples
-            return nothing, eval_step(model, state, normalize(preprocessing, images), labels, mask)
-
-        return _scan(step_once, None, steps)[1]
-
-    return Programs(train, evaluate)
-
-
-def _scan(body, carry, steps: Array):
-    """`lax.scan`, without a loop for a single step (see `steps_per_dispatch`)."""
-    if len(steps) > 1:
-        return jax.lax.scan(body, carry, steps)
-    carry, result = body(carry, steps[0])
-    return carry, jax.tree.map(lambda leaf: leaf[None], result)
-
-
-def hold(split: ArraySplit, mesh: Mesh) -> tuple[Array, Array]:
+def put(split: ArraySplit, mesh: Mesh) -> tuple[Array, Array]:
     """Puts a split's images and labels on every device."""
     return jax.device_put((split.images, split.labels), replicated(mesh))
 
@@ -176,10 +70,10 @@ def chunks(first: int, last: int, size: int) -> list[np.ndarray]:
 
 
 def resident_batches(
-    held: tuple[Array, Array], order: np.ndarray, steps: list[np.ndarray], mesh: Mesh
+    examples: tuple[Array, Array], order: np.ndarray, steps: list[np.ndarray], mesh: Mesh
 ) -> Iterator[tuple[np.ndarray, Resident]]:
     """Pairs every dispatch's steps with the source of its batches, a split on the devices."""
-    source = Resident(*held, jax.device_put(order, replicated(mesh)))
+    source = Resident(*examples, jax.device_put(order, replicated(mesh)))
     for chunk in steps:
         yield chunk, source
 
@@ -192,7 +86,7 @@ def streamed_batches(
 
     def window(chunk: np.ndarray) -> tuple[np.ndarray, Window]:
         visited = order[chunk[0] * batch_size : (chunk[-1] + 1) * batch_size]
-        arrays = split.read(visited)
+        arrays = read(split, visited)
         shaped = [array.reshape(len(chunk), batch_size, *array.shape[1:]) for array in arrays]
         return chunk, Window(*jax.device_put(shaped, sharding), first=jnp.asarray(chunk[0]))
 

@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from interflow_jax.data import tfds_folders
 from interflow_jax.data.splits import ArraySplit, Split
+
+VARYING_SIZE = 32  # taken for datasets whose images vary in size: CIFAR's and SVHN's
 
 
 class Recipe(NamedTuple):
@@ -48,6 +49,7 @@ class Dataset(NamedTuple):
       test_name: the part of the dataset that `test` is, in tfds's words.
       class_names: one a class, in the order of the labels.
       image_shape: (height, width, channels) of every image.
+      validation: training examples held out, to choose by; None without some.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Dataset(NamedTuple):
     test_name: str
     class_names: tuple[str, ...]
     image_shape: tuple[int, int, int]
+    validation: Split | None = None
 
 
 def recipe(name: str) -> Recipe:
@@ -67,7 +70,8 @@ def load(name: str, data_dir: str | Path | None = None, image_size: int | None =
     """Opens a dataset; its examples are read when its splits are.
 
     Args:
-      name: one of `RECIPES`, or the tfds name of any dataset with `image` and `label`.
+      name: one of `RECIPES`, "folder:PATH" (see `from_folder`), or the tfds name of any dataset
+        with `image` and `label`.
       data_dir: the folder of prepared tfds datasets, in either of tfds's formats; None for
         $TFDS_DATA_DIR, then ~/tensorflow_datasets.
       image_size: height and width to resize every image to; None keeps the dataset's own and, for
@@ -79,6 +83,12 @@ def load(name: str, data_dir: str | Path | None = None, image_size: int | None =
     """
     if name == "fashion_mini":
         return _fashion_mini(image_size)
+    if name.startswith("folder:"):
+        from interflow_jax.data.folders import from_folder
+
+        return from_folder(name.removeprefix("folder:"), image_size)
+    from interflow_jax.data import tfds_folders  # the rest of the library needs no tfds
+
     return Dataset(name, *tfds_folders.open_prepared(recipe(name).tfds_name, data_dir, image_size))
 
 

@@ -41,6 +41,12 @@ def epoch_keys(seed: int, epoch: int) -> EpochKeys:
     return EpochKeys(*jax.random.split(jax.random.fold_in(data_key, epoch)))
 
 
+def dropout_key(keys: EpochKeys, step: Array) -> Array:
+    """The key of what a model draws in a step, as `nn.Dropout` does; apart from augmentation's."""
+    # JAX folds 0 and 1 in when it splits a step's key for crops and flips.
+    return jax.random.fold_in(jax.random.fold_in(keys.steps, step), 2)
+
+
 def for_training(
     preprocessing: Preprocessing, images: Array, keys: EpochKeys, step: Array
 ) -> Array:

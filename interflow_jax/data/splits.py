@@ -67,26 +67,49 @@ class Subset:
         return self.split.read(self.indices[indices])
 
 
-def take(split: Split, size: int) -> Split:
-    """Keeps the first `size` examples of the split's fixed permutation.
+class UnreadableExamplesError(RuntimeError):
+    """Examples of a split cannot be read or decoded."""
+
+
+def read(split: Split, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`split.read`, with one type of error for what array_record, tfds and decoders raise.
+
+    Raises:
+      UnreadableExamplesError: with the reason in a line.
+      MemoryError: as it comes.
+    """
+    try:
+        return split.read(indices)
+    except MemoryError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UnreadableExamplesError(reason) from error
+
+
+def take(split: Split, size: int, after: int = 0) -> Split:
+    """Keeps `size` examples of the split's fixed permutation, from the one at `after` on.
 
     The permutation is the same for every seed and size: runs of different seeds train on the same
     examples, and a smaller subset is part of a larger one.
 
     Raises:
-      ValueError: for a size below 1 or above the split's.
+      ValueError: for a size below 1, or more examples than the split has.
     """
-    if not 1 <= size <= len(split):
-        raise ValueError(f"size is {size}; the split has {len(split)} examples: choose 1 to that")
+    if size < 1 or not 0 <= after <= len(split) - size:
+        rest = f", {after} of them taken" if after else ""
+        raise ValueError(
+            f"size is {size}; the split has {len(split)} examples{rest}: choose 1 to that"
+        )
     if size == len(split):
         return split
     order = np.asarray(jax.random.permutation(jax.random.key(0), len(split)))
-    return Subset(split, order[:size])
+    return Subset(split, order[after : after + size])
 
 
 def into_memory(split: Split, progress: Progress = iter) -> ArraySplit:
     """Reads a whole split into arrays, in order."""
-    parts = [split.read(chunk) for chunk in progress(_chunks(split))]
+    parts = [read(split, chunk) for chunk in progress(_chunks(split))]
     images, labels = zip(*parts, strict=True)
     return ArraySplit(np.concatenate(images), np.concatenate(labels))
 
@@ -99,7 +122,7 @@ def channel_statistics(
     They come from counts of the 256 levels, so they do not depend on how the split is held.
     """
     levels = np.arange(256) / 255
-    counts = sum(_level_counts(split.read(chunk)[0]) for chunk in progress(_chunks(split)))
+    counts = sum(_level_counts(read(split, chunk)[0]) for chunk in progress(_chunks(split)))
     shares = counts / np.sum(counts, axis=1, keepdims=True)
     mean = shares @ levels
     deviation = np.sqrt(np.maximum(shares @ levels**2 - mean**2, 0))

@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import tensorflow_datasets as tfds
 
+try:
+    import tensorflow_datasets as tfds
+except ImportError as error:
+    raise ImportError("datasets of tfds need pip install 'interflow_jax[data]'") from error
+
+from interflow_jax.data.datasets import RECIPES, VARYING_SIZE
 from interflow_jax.data.splits import ArraySplit, RecordSplit, Split
-
-VARYING_SIZE = 32  # taken for datasets whose images vary in size: CIFAR's and SVHN's
 
 
 class NotPreparedError(FileNotFoundError):
@@ -69,10 +72,10 @@ def find(tfds_name: str, data_dir: str | Path | None) -> Path:
             return max(prepared, key=lambda path: [int(part) for part in path.name.split(".")])
     known = tfds.list_builders(with_community_datasets=False)
     if name.split("/")[0] not in known:
-        close = difflib.get_close_matches(name, known, n=3)
+        close = difflib.get_close_matches(name, {*RECIPES, *known}, n=3)
         raise ValueError(
-            f"tfds has no dataset {name!r} (close: {', '.join(close) or 'none'}); choose one that "
-            "`tfds.list_builders()` lists"
+            f"there is no dataset {name!r} (close: {', '.join(close) or 'none'}); choose one of "
+            f"{', '.join(RECIPES)}, folder:PATH, or one that `tfds.list_builders()` lists"
         )
     configuration = _default_configuration(name)
     if configuration:

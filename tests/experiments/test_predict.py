@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import predict
+import interflow_jax as ij
+from experiments import predict, run
 from interflow_jax.data import datasets
-from tests.experiments.conftest import folder_in, result_in
+from tests.experiments.conftest import SMALL, folder_in, result_in
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def test_a_dataset_is_measured_as_the_run_measured_it(finished, run_flag, capsys
     result = result_in(finished)
     assert f"{result['test_accuracy']:.2f}% correct" in said
     for tap, accuracy in zip(result["branches"], result["branch_accuracy"], strict=True):
-        assert f"convolution {tap} alone: {accuracy:.2f}%" in said
+        assert f"after {tap} alone: {accuracy:.2f}%" in said
     rows = list(csv.reader(out.open()))
     assert rows[0][2:] == result["class_names"]
     probabilities = np.array([row[2:] for row in rows[1:]], float)
@@ -70,6 +71,36 @@ def test_what_cannot_be_read_is_named(run_flag, tmp_path, capsys):
     assert f"{tmp_path / 'a.png'} cannot be read as an image" in capsys.readouterr().err
     assert predict.main([f"--run={tmp_path}", "--dataset=fashion_mini"]) == 2
     assert "give the folder of a finished run" in capsys.readouterr().err
+
+
+def test_a_failure_leaves_no_file(tmp_path, capsys):
+    out = tmp_path / "predictions.csv"
+    flags = [f"--run={tmp_path}", "--dataset=fashion_mini"]
+    assert predict.main([*flags, f"--out={out}"]) == 2
+    assert not out.exists()
+    assert predict.main([*flags, f"--out={tmp_path}"]) == 2
+    assert "is a folder; give a file" in capsys.readouterr().err
+
+
+def test_a_run_is_opened_with_the_library_alone(finished):
+    loaded = ij.load_run(folder_in(finished))
+    dataset = datasets.load("fashion_mini")
+    images, labels = dataset.test.read(np.arange(1000))
+    prediction = loaded.predict(images)
+    accuracy = 100 * np.mean(prediction.logits.argmax(-1) == labels)
+    assert accuracy == pytest.approx(loaded.result["test_accuracy"])
+    assert (loaded.class_names, loaded.image_shape) == (dataset.class_names, (28, 28, 1))
+    assert loaded.labels == (3, 4, 5)
+    with pytest.raises(ValueError, match=r"the run takes uint8 of \[images, 28, 28, 1\]"):
+        loaded.predict(images[:, :20])
+
+
+def test_a_run_of_another_optimizer_is_opened_as_well(tmp_path):
+    flags = ["--optimizer=adamw", "--schedule=cosine", "--warmup_epochs=0.5", "--augment=crop_flip"]
+    assert run.main([*SMALL, *flags, f"--out={tmp_path}"]) == 0
+    loaded = ij.load_run(folder_in(tmp_path))
+    assert loaded.result["optimizer"] == "adamw"
+    assert set(loaded.variables) == {"params", "batch_stats"}
 
 
 def test_a_run_without_its_last_checkpoint_says_how_to_remake_it(finished, tmp_path, capsys):

@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,10 +14,11 @@ from tensorboardX.proto import event_pb2
 from experiments import run
 from experiments.runs import charts, data, single
 from experiments.runs.folder import HeldError, RunFolder
-from experiments.runs.training import StoppedError, StopSignals, TrainingRun
-from interflow_jax import training
+from experiments.runs.stopping import StoppedError, StopSignals
+from experiments.runs.training import TrainingRun
+from interflow_jax import optimizer, trainer
 from interflow_jax.checkpoints import Checkpoints, UnwritableError
-from interflow_jax.data import batches
+from interflow_jax.data import splits
 from tests.experiments.conftest import SMALL, folder_in, result_in
 
 CONTRACT = {
@@ -149,12 +151,64 @@ def test_baselines_train_on_the_losses_of_all_branches_and_predict_from_the_last
 
 
 def test_streaming_trains_as_data_on_the_device_does(finished, tmp_path, monkeypatch):
-    monkeypatch.setattr(batches, "fits", lambda nbytes: False)
+    monkeypatch.setattr(trainer, "_fits", lambda nbytes: False)
     assert run.main([*SMALL, f"--out={tmp_path}"]) == 0
-    streamed, held = result_in(tmp_path), result_in(finished)
-    assert streamed["mean"] == held["mean"]
-    np.testing.assert_allclose(streamed["train_loss"], held["train_loss"], rtol=1e-4)
-    np.testing.assert_allclose(streamed["weights"], held["weights"], atol=1e-4)
+    streamed, resident = result_in(tmp_path), result_in(finished)
+    assert streamed["mean"] == resident["mean"]
+    np.testing.assert_allclose(streamed["train_loss"], resident["train_loss"], rtol=1e-4)
+    np.testing.assert_allclose(streamed["weights"], resident["weights"], atol=1e-4)
+
+
+def test_a_resumed_run_reads_no_split_for_its_statistics(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "_fits", lambda nbytes: False)
+    evaluate = trainer.Trainer.evaluate
+
+    def signalled(self, *arguments):
+        raise StoppedError(15)
+
+    monkeypatch.setattr(trainer.Trainer, "evaluate", signalled)
+    assert run.main([*SMALL, f"--out={tmp_path}"]) == 128 + 15
+    monkeypatch.setattr(trainer.Trainer, "evaluate", evaluate)
+    monkeypatch.setattr(splits, "channel_statistics", None)
+    assert run.main([*SMALL, f"--out={tmp_path}"]) == 0
+    assert result_in(tmp_path)["mean"] == [pytest.approx(0.286, abs=0.02)]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: allocating 9 bytes\nat x")],
+)
+@pytest.mark.parametrize("place", ["__init__", "dispatches"])
+def test_too_little_memory_is_told_as_such(error, place, tmp_path, monkeypatch, capsys):
+    def too_large(*_, **__):
+        raise error
+
+    monkeypatch.setattr(trainer.Trainer, place, too_large)
+    assert run.main([*SMALL, f"--out={tmp_path}"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("run: stopped: out of memory (")
+    assert "smaller --batch_size, --width or --train_size" in line
+    assert "delete" not in line
+
+
+def test_held_out_examples_are_only_measured(finished, tmp_path):
+    result = result_in(finished)
+    assert result["validation_examples"] == 25  # a tenth of 256
+    assert 0 <= result["validation_accuracy"] <= 100
+    assert run.main([*SMALL, "--train_size=6000", "--epochs=1", f"--out={tmp_path}"]) == 0
+    assert result_in(tmp_path)["validation_accuracy"] is None
+
+
+def test_a_folder_that_is_older_than_a_flag_had_its_default(finished, tmp_path, capsys):
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    config = folder_in(copy) / "config.json"
+    facts = json.loads(config.read_text())
+    for flag in ("optimizer", "learning_rate", "schedule", "auxiliary_mean"):
+        del facts["configuration"][flag]
+    config.write_text(json.dumps(facts))
+    assert run.main([*SMALL, f"--out={copy}"]) == 0
+    assert run.main([*SMALL, "--learning_rate=0.01", f"--out={copy}"]) == 2
+    assert "learning_rate 0.001 there, 0.01 asked for" in capsys.readouterr().err
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(
@@ -163,13 +217,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     out = f"--out={tmp_path}"
     with monkeypatch.context() as broken:
         # The first epoch trains as it should; then a rate that no training survives.
-        original = training.optax.piecewise_constant_schedule
+        original = optimizer.optax.piecewise_constant_schedule
 
         def exploding(rate, boundaries):
             schedule = original(rate, boundaries)
             return lambda step: schedule(step) * (1.0 + 1e30 * (step >= 4))
 
-        broken.setattr(training.optax, "piecewise_constant_schedule", exploding)
+        broken.setattr(optimizer.optax, "piecewise_constant_schedule", exploding)
         assert run.main([*SMALL, out]) == 1
     error = capsys.readouterr().err
     assert "run: stopped: the loss is" in error

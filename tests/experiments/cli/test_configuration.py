@@ -9,7 +9,7 @@ import interflow_jax as ij
 from experiments import run
 from experiments.cli import configuration
 from experiments.cli.configuration import parse
-from experiments.runs import single
+from experiments.runs import files, single
 from interflow_jax.data import datasets
 
 
@@ -18,7 +18,7 @@ def nothing_compiles(monkeypatch):
     def too_late(*_):
         raise AssertionError("reached the work")
 
-    monkeypatch.setattr(single, "open_session", too_late)
+    monkeypatch.setattr(single, "Trainer", too_late)
 
 
 def test_both_ways_to_give_a_value():
@@ -100,5 +100,5 @@ def test_the_identity_leaves_out_places_and_fills_in_defaults():
 
 
 def test_a_folder_is_probed_without_leaving_a_trace(tmp_path):
-    configuration.writable(tmp_path / "a" / "b")
+    files.writable(tmp_path / "a" / "b")
     assert os.listdir(tmp_path / "a" / "b") == []

@@ -1,0 +1,67 @@
+"""A run's TensorBoard events, without TensorFlow."""
+
+import contextlib
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboardX.summary import scalar
+
+
+class Events:
+    """A run's TensorBoard events, begun anew in every sitting.
+
+    A killed run may have written events of an epoch that it then repeats. tensorboardX's
+    SummaryWriter is not used: its thread dies of a full disk, and its callers then wait for ever.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._writer: EventsWriter | None = None
+        self._written = 0  # epochs
+
+    def write(self, history: list[dict[str, Any]]) -> None:
+        """Adds the epochs that are not written yet.
+
+        Raises:
+          OSError: as of a full disk; the next call then begins anew.
+        """
+        try:
+            if self._writer is None:
+                shutil.rmtree(self._folder, ignore_errors=True)
+                self._folder.mkdir(parents=True, exist_ok=True)
+                self._writer = EventsWriter(str(self._folder / "events"))
+            for record in history[self._written :]:
+                for name, value in flat(record).items():
+                    if name != "epoch":
+                        event = Event(step=record["epoch"], summary=scalar(name, value))
+                        event.wall_time = time.time()
+                        self._writer.write_event(event)
+            self._writer.flush()
+            self._written = len(history)
+        except OSError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Closes the file; a failure costs nothing, for `write` has flushed."""
+        if self._writer is not None:
+            with contextlib.suppress(OSError):
+                self._writer.close()
+        self._writer, self._written = None, 0
+
+
+def flat(record: dict[str, Any]) -> dict[str, float]:
+    """An epoch's figures with a name each: "weights/7" of tap 7, "weights/7/0" of its class 0."""
+    figures: dict[str, float] = {}
+    for name, value in record.items():
+        if isinstance(value, dict):
+            figures |= flat({f"{name}/{key}": part for key, part in value.items()})
+        elif isinstance(value, list):
+            figures |= {f"{name}/{index}": part for index, part in enumerate(value)}
+        else:
+            figures[name] = value
+    return figures

@@ -1,0 +1,67 @@
+"""What ends a run before its end: signals, losses that are no numbers, too little memory."""
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from types import FrameType
+
+import jax
+
+
+class StoppedError(Exception):
+    """A signal asked the run to stop.
+
+    Attributes:
+      signal: its number.
+      unsaved: why the state at that moment could not be saved; None if it was.
+      training: whether there was one; before training there is nothing to save.
+    """
+
+    def __init__(self, signal: int, unsaved: str | None = None, training: bool = True):
+        super().__init__(signal, unsaved, training)
+        self.signal, self.unsaved, self.training = signal, unsaved, training
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss is not a finite number."""
+
+
+class StopSignals:
+    """While entered, the first SIGINT or SIGTERM is noted; a second one ends the process."""
+
+    def __enter__(self) -> "StopSignals":
+        self.received: int | None = None
+        self._before = {number: signal.signal(number, self._note) for number in (2, 15)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        self.received = number
+        for other in self._before:
+            signal.signal(other, signal.SIG_DFL)
+
+    def check(self) -> None:
+        """Raises StoppedError once a signal has come."""
+        if self.received is not None:
+            raise StoppedError(self.received)
+
+
+class OutOfMemoryError(RuntimeError):
+    """The host's or a device's memory is too small."""
+
+
+@contextlib.contextmanager
+def memory_errors() -> Iterator[None]:
+    """Turns what Python and XLA raise for too little memory into an OutOfMemoryError in a line."""
+    try:
+        yield
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        reason = (str(error).splitlines() or ["the host's"])[0][:200]
+        raise OutOfMemoryError(
+            f"out of memory ({reason}); try a smaller --batch_size, --width or --train_size"
+        ) from error

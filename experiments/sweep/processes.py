@@ -1,0 +1,247 @@
+"""Working off a sweep in several processes at once, a run in each.
+
+The driver, which is the command, hands out the runs and trains nothing. What a run prints goes to
+output.txt in its folder. On Ctrl-C or SIGTERM the driver interrupts every worker, and waits. A run
+in training takes that as Ctrl-C: it saves and ends. One that still prepares has nothing to save. A
+second signal to the driver, its death, or a SIGKILL ends workers at once; what they trained after
+their last checkpoint (`--checkpoint_minutes`) is then trained again.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import socket
+import time
+import traceback
+from collections import Counter, deque
+from collections.abc import Callable, Collection
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from experiments.cli.console import SECONDS_BETWEEN_LINES, duration
+from experiments.runs import single
+from experiments.runs.folder import RunFolder
+from experiments.runs.stopping import StoppedError, StopSignals
+from experiments.sweep import time_left
+from experiments.sweep.planning import Failed, Planned
+from interflow_jax.ops import memory
+
+DEATHS = 3  # of a run's workers with no checkpoint between them: then the run has failed
+_LOCK_SECONDS = 120.0  # NFSv4 gives what a lost machine has locked free after 90 by default
+
+
+class WorkerDiedError(RuntimeError):
+    """A worker ended without a word."""
+
+
+class Pool(Protocol):
+    """Where runs are trained.
+
+    Attributes:
+      slots: how many runs it takes at once.
+    """
+
+    slots: int
+
+    def start(self, planned: Planned, wait: float) -> Any:
+        """Hands a run to a worker, which waits so many seconds for the folder's lock."""
+        ...
+
+    def ended(self, running: list[Any]) -> list[tuple[Any, Exception | None]]:
+        """Those that end within a second, each with what `train` returned or how it died."""
+        ...
+
+    def interrupt(self, running: list[Any]) -> list[tuple[Any, Exception | None]]:
+        """Interrupts workers and waits for them; each with what it ended with."""
+        ...
+
+
+def work(todo: list[Planned], say: Callable[[str], None], pool: Pool) -> list[Failed]:
+    """Does unfinished runs in a pool, the largest first.
+
+    A run whose worker dies goes on from its checkpoint in another.
+
+    Returns:
+      The runs that failed; the others go on.
+
+    Raises:
+      StoppedError: on a signal, once the runs that it met are saved.
+    """
+    todo = list({planned.name: planned for planned in todo}.values())
+    todo.sort(key=lambda planned: time_left.operations(planned.flags), reverse=True)
+    queue = deque((planned, 0.0) for planned in todo)
+    running: dict[Any, Planned] = {}
+    progress = _Progress(todo)
+    failed: list[Failed] = []
+    deaths: Counter[tuple[str, int]] = Counter()
+    with StopSignals() as stop:
+        try:
+            while queue or running:
+                while queue and len(running) < pool.slots:
+                    planned, seconds = queue.popleft()
+                    running[pool.start(planned, seconds)] = planned
+                for handle, error in pool.ended(list(running)):
+                    planned = running.pop(handle)
+                    if isinstance(error, WorkerDiedError | StoppedError):
+                        place = planned.name, _newest_checkpoint(planned.folder)
+                        deaths[place] += 1
+                        if deaths[place] < DEATHS:
+                            say(f"{planned}: its worker died; another takes up its checkpoint")
+                            queue.appendleft((planned, _LOCK_SECONDS))
+                            continue
+                        error = RuntimeError(f"{DEATHS} of its workers died, the last of: {error}")
+                    if error is None:
+                        say(f"{planned}: finished")
+                    else:
+                        say(f"  failed: {planned.folder.path}: {error}")
+                        failed.append((planned, str(error)))
+                    say(progress.line([*running.values(), *(each for each, _ in queue)]))
+                if progress.due():
+                    say(progress.line([*running.values(), *(each for each, _ in queue)]))
+                stop.check()
+        finally:
+            if running:
+                say(f"stopping {len(running)} run(s); those in training save first")
+            for handle, error in pool.interrupt(list(running)) if running else ():
+                if isinstance(error, StoppedError):
+                    error = error.unsaved
+                if error:
+                    say(f"  failed: {running[handle].folder.path}: {error}")
+    return failed
+
+
+def train(planned: Planned, directory: Path, seconds: float) -> Exception | None:
+    """Does a run in a worker process; returns what it ended with, if not with a result."""
+    memory.keep_freed_memory()
+    folder, command = planned.folder, planned.command()
+    try:
+        os.chdir(directory)  # the folders' paths may be relative
+        folder.path.mkdir(parents=True, exist_ok=True)
+        with (
+            (folder.path / "output.txt").open("a", buffering=1) as output,
+            contextlib.redirect_stdout(output),
+        ):
+            print(f"worker {os.getpid()} on {socket.gethostname()}")
+            wait_for_lock(folder, seconds)
+            if not folder.is_finished():
+                trainer = single.prepare(planned.flags, {planned.flags.seed: folder}, command)
+                single.run(planned.flags, trainer, planned.flags.seed, folder, command)
+    except KeyboardInterrupt:
+        return StoppedError(signal.SIGINT, training=False)
+    except (ValueError, RuntimeError, OSError, StoppedError) as error:
+        return error
+    return None
+
+
+def wait_for_lock(folder: RunFolder, seconds: float) -> None:
+    """Waits until no process holds the folder, or the time is over."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            with folder.held():
+                return
+        except ValueError:
+            time.sleep(1)
+
+
+class _Worker(NamedTuple):
+    process: Any
+    pipe: Connection
+    cores: tuple[int, ...]
+
+
+class LocalPool:
+    """Processes on this machine, which share its cores evenly."""
+
+    def __init__(self, workers: int):
+        cores = sorted(os.sched_getaffinity(0))
+        if not 1 <= workers <= len(cores):
+            raise ValueError(
+                f"--workers={workers}: this machine has {len(cores)} core(s); choose 1 to that, "
+                "or ray"
+            )
+        share = len(cores) // workers
+        self._free = [tuple(cores[i * share : (i + 1) * share]) for i in range(workers)]
+        self.slots = workers
+
+    def start(self, planned: Planned, wait: float) -> _Worker:
+        cores = self._free.pop()
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe(duplex=False)
+        process = context.Process(target=_serve, args=(theirs, planned, Path.cwd(), wait, cores))
+        process.start()
+        theirs.close()
+        return _Worker(process, ours, cores)
+
+    def ended(self, running: list[_Worker]) -> list[tuple[_Worker, Exception | None]]:
+        ready = wait([worker.process.sentinel for worker in running], timeout=1.0)
+        ended = [worker for worker in running if worker.process.sentinel in ready]
+        return [(worker, self._outcome(worker)) for worker in ended]
+
+    def interrupt(self, running: list[_Worker]) -> list[tuple[_Worker, Exception | None]]:
+        for worker in running:
+            os.kill(worker.process.pid, signal.SIGINT)
+        return [(worker, self._outcome(worker)) for worker in running]
+
+    def _outcome(self, worker: _Worker) -> Exception | None:
+        try:
+            outcome = worker.pipe.recv()
+        except EOFError:
+            outcome = WorkerDiedError("its process ended without a result")
+        worker.process.join()
+        self._free.append(worker.cores)
+        return outcome
+
+
+def _serve(
+    pipe: Connection, planned: Planned, directory: Path, seconds: float, cores: tuple[int, ...]
+) -> None:
+    """A worker's process: sends what `train` returns."""
+    os.setpgrp()  # Ctrl-C on a terminal is for the driver, which passes it on once
+    os.sched_setaffinity(0, cores)  # before XLA starts its threads
+    os.environ["PJRT_NPROC"] = str(len(cores))
+    try:
+        pipe.send(train(planned, directory, seconds))
+    except Exception as error:  # whatever else a run may raise; its traceback is in words
+        pipe.send(RuntimeError("".join(traceback.format_exception(error))))
+
+
+def _newest_checkpoint(folder: RunFolder) -> int:
+    numbers = [path.name for path in folder.checkpoints.glob("*") if path.name.isdigit()]
+    return max(map(int, numbers), default=-1)
+
+
+class _Progress:
+    """How far a sweep is, by the operations of the epochs that its runs have finished."""
+
+    def __init__(self, todo: list[Planned]):
+        self._todo = todo
+        self._before = sum(map(_trained, todo))
+        self._start = self._last_line = time.monotonic()
+
+    def due(self) -> bool:
+        """Whether it is time for a line."""
+        return time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES
+
+    def line(self, unfinished: Collection[Planned]) -> str:
+        """The share that is done, and the time left at the pace since the start."""
+        self._last_line = time.monotonic()
+        total = sum(time_left.operations(planned.flags) for planned in self._todo)
+        trained = sum(map(_trained, self._todo))
+        left = sum(time_left.operations(each.flags) - _trained(each) for each in unfinished)
+        done = f"[{len(self._todo) - len(unfinished)}/{len(self._todo)}] {trained / total:.1%}"
+        if not unfinished:
+            return done
+        if trained == self._before:
+            return f"{done}; time to go unknown before an epoch ends"
+        seconds = left / (trained - self._before) * (self._last_line - self._start)
+        return f"{done}; about {duration(seconds)} to go"
+
+
+def _trained(planned: Planned) -> float:
+    """Operations of the run's finished epochs, a row of metrics.csv each."""
+    metrics = planned.folder.path / "metrics.csv"
+    epochs = len(metrics.read_text().splitlines()) - 1 if metrics.exists() else 0
+    return time_left.operations(planned.flags) * epochs / planned.flags.resolved_epochs()

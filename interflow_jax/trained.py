@@ -1,0 +1,130 @@
+"""Runs that the commands trained, opened with the library alone."""
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from interflow_jax.checkpoints import Checkpoints, UnreadableError, fingerprint
+from interflow_jax.data.preprocessing import Preprocessing, normalize
+from interflow_jax.methods import build
+from interflow_jax.model import Prediction
+from interflow_jax.switch import switch_arguments
+
+_BATCH_SIZE = 64  # predictions compile once
+
+
+class TrainedRun:
+    """A trained model, and how its images are to be prepared.
+
+    Attributes:
+      model: as it was trained.
+      variables: its parameters and, with BatchNorm, statistics: what `model.apply` takes.
+      preprocessing: normalisation by the training images' mean and deviation.
+      class_names: one per class, in the order of the logits.
+      image_shape: (height, width, channels) of the images that it takes.
+      labels: of its branches, shallow to deep.
+      result: all that the run's result.json says.
+    """
+
+    def __init__(self, model: nn.Module, variables: dict[str, Any], result: dict[str, Any]):
+        self.model, self.variables, self.result = model, variables, result
+        mean, deviation = tuple(result["mean"]), tuple(result["deviation"])
+        self.preprocessing = Preprocessing(mean, deviation, augment=False)
+        self.class_names = tuple(result["class_names"])
+        self.image_shape = tuple(result["image_shape"])
+        self.labels = tuple(result["branches"])
+
+    @cached_property
+    def _predict(self) -> Any:
+        def predict(variables: dict[str, Any], images: jax.Array) -> Prediction:
+            images = normalize(self.preprocessing, images)
+            return self.model.apply(variables, images, **switch_arguments(self.model, False))  # pyright: ignore[reportReturnType]
+
+        return jax.jit(predict)
+
+    def predict(self, images: np.ndarray) -> Prediction:
+        """The model's prediction in evaluation mode, for any number of images.
+
+        Args:
+          images: [images, *image_shape], uint8.
+
+        Raises:
+          ValueError: for images of another shape or type, or none.
+        """
+        if images.shape[1:] != self.image_shape or images.dtype != np.uint8 or not len(images):
+            raise ValueError(
+                f"images have shape {images.shape} and type {images.dtype}; the run takes uint8 of "
+                f"[images, {', '.join(map(str, self.image_shape))}]"
+            )
+        parts = []
+        for start in range(0, len(images), _BATCH_SIZE):
+            batch = images[start : start + _BATCH_SIZE]
+            padding = [(0, _BATCH_SIZE - len(batch)), (0, 0), (0, 0), (0, 0)]
+            prediction = self._predict(self.variables, np.pad(batch, padding))
+            parts.append((prediction.logits[: len(batch)], prediction.branch_logits[: len(batch)]))
+        logits, branch_logits = (jnp.concatenate(leaves) for leaves in zip(*parts, strict=True))
+        return Prediction(logits, branch_logits, prediction.weights)
+
+
+def load_run(folder: str | Path) -> TrainedRun:
+    """Opens a finished run of `experiments.run` by its folder.
+
+    Raises:
+      ValueError: if the folder holds none, or its last checkpoint is not the one it ended with.
+    """
+    folder = Path(folder)
+    file = folder / "result.json"
+    if not file.exists():
+        raise ValueError(f"{folder} holds no result.json: give the folder of a finished run")
+    try:
+        result = json.loads(file.read_text())
+        model = _model(result)
+    except (OSError, LookupError, TypeError) as error:
+        raise ValueError(
+            f"{file} cannot be read ({error!r}); is {folder} a run's folder?"
+        ) from error
+    variables = _variables(folder / "checkpoints")
+    if variables is None or fingerprint(variables["params"]) != result["fingerprint"]:
+        remedy = folder if variables is None else file
+        raise ValueError(
+            f"the last checkpoint in {folder / 'checkpoints'} is not the one that the run ended "
+            f"with; delete {remedy} and run again: {result['command']}"
+        )
+    return TrainedRun(model, variables, result)
+
+
+def _model(result: dict[str, Any]) -> nn.Module:
+    taps = result.get("taps")
+    return build(
+        result["method"],
+        len(result["class_names"]),
+        depth=result["depth"],
+        width=result["width"],
+        downsample=result["downsample"],
+        taps=taps and tuple(taps),
+        fully_connected=result["fc"],
+        dtype=jnp.dtype(result["dtype"]),
+    )
+
+
+def _variables(folder: Path) -> dict[str, Any] | None:
+    """The parameters and statistics of the newest checkpoint that can be read."""
+    if not folder.is_dir():
+        return None
+    checkpoints = Checkpoints(folder)
+    try:
+        restored = checkpoints.restore()
+    except UnreadableError:
+        return None
+    finally:
+        checkpoints.close()
+    if restored is None:
+        return None
+    # An empty tree, as the statistics of a network without BatchNorm, is not saved.
+    return {name: restored.state.get(name) or {} for name in ("params", "batch_stats")}
