@@ -80,7 +80,7 @@ def test_what_is_not_there():
 
 
 def test_reading_it_needs_no_jax():
-    program = "import sys, experiments.paper; sys.exit('jax' in sys.modules)"
+    program = "import sys, experiments.tables.paper; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
