@@ -7,29 +7,32 @@ import argparse
 import json
 import shlex
 import sys
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-import jax
-
-import interflow_jax as ij
 from experiments.cli import configuration
-from experiments.cli.configuration import Configuration
-from experiments.cli.console import duration
+from experiments.cli.configuration import integers, names
 from experiments.runs.files import writable
 from experiments.runs.stopping import StoppedError
-from experiments.sweep import planning, time_left, work
-from experiments.sweep.planning import Planned
-from experiments.tables import cells, presets, report
-from experiments.tables.cells import TABLES, Cell, Choice
-from experiments.tables.presets import PRESETS
+from experiments.sweep import time_left, work
+from experiments.sweep.record import Record
+from experiments.tables import frame, presets, report, study
+from experiments.tables.index import TABLES
+from experiments.tables.methods import table_2
+from experiments.tables.table import Choice, Table
 from interflow_jax.ops import memory
+
+AXES = {
+    "datasets": ("dataset", names, "a,b,c"),
+    "methods": ("method", names, "a,b,c"),
+    "depths": ("depth", integers, "7,9,11"),
+    "candidates": (study.CANDIDATE, study.candidates, "WIDTHxEXAMPLESxEPOCHS,..."),
+}
+"""Flags that give a table's axes: the axis, how its values are read, and their form in words."""
 
 DECIDED = ("method", "dataset", "seed", "seeds", "depth", "out")
 """Flags of the main command that the tables decide."""
 
-NAMED = "1 to 7, branches, longer or weights"
+NAMED = f"{', '.join(sorted([*TABLES, '2']))}"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -38,44 +41,49 @@ def main(arguments: list[str] | None = None) -> int:
     command = shlex.join(["python", "-m", "experiments.reproduce", *arguments])
     parser = _parser()
     flags = vars(parser.parse_args(arguments))
-    number, figure, out = flags.pop("table"), flags.pop("figure"), Path(flags.pop("out"))
+    name, figure, out = flags.pop("table"), flags.pop("figure"), Path(flags.pop("out"))
     dry_run, only_report = flags.pop("dry_run"), flags.pop("report")
     workers, cpus = flags.pop("workers"), flags.pop("cpus")
-    if (number is None) == (figure is None):
-        parser.error(f"give either --table={NAMED}, or --figure=4")
-    if cpus is not None and not (workers and cpus > 0):
-        parser.error(f"--cpus={cpus}: choose a number above 0, with --workers")
-    number = number or figure
-    if number == "2":
+    if (name is None) == (figure is None):
+        parser.error(f"give either --table=N, of {NAMED}, or --figure=4")
+    if cpus is not None and not (workers == "ray" and cpus > 0):
+        parser.error(f"--cpus={cpus}: choose a number above 0, with --workers=ray")
+    if name == "2":
         print(table_2())
         return 0
-    narrowed = {name: flags.pop(name) for name in ("preset", "datasets", "methods", "depths")}
-    choice = Choice(**narrowed, seeds=flags.pop("seeds"), overrides=flags)
-    report = partial(_report, number, out, _recorded(arguments), choice.preset)
+    table = TABLES[name or figure]
+    given = {axis: flags.pop(flag) for flag, (axis, _, _) in AXES.items()}
+    axes = {axis: values for axis, values in given.items() if values is not None}
+    choice = Choice(flags.pop("preset"), axes, flags.pop("seeds"), overrides=flags)
 
     def body() -> int:
-        made = _cells(number, choice)
-        runs = [planned for cell in made for planned in cell.runs(out / "runs")]
+        record = Record(out)
+        runs = frame.planned(table.cells(choice), table.run_seeds(choice), out)
         if dry_run:
             work.check_without_data(runs)
-            print(listing(runs))
+            print(time_left.listing(runs, record))
             return 0
-        failed = []
+        failed, stopped = [], None
         if not only_report:
-            cluster = _cluster(cpus) if workers and planning.unfinished(runs) else {}
             try:
-                failed = work.carry_out(TABLES[number].title, runs, out, **cluster)
-            except StoppedError:
-                if planning.finished(runs):
-                    report(made)
-                raise
-        if planning.finished(runs):
-            report(made)
-        elif not failed:
-            raise ValueError(f"--report: no run of this table is finished in {out / 'runs'}")
+                failed = work.carry_out(table.title, runs, record, out, workers, cpus)
+            except StoppedError as error:
+                stopped = error
+        if record.finished(runs):
+            _report(table, choice, record, out, _recorded(arguments))
+        elif only_report:
+            raise ValueError(f"--report: no run of this table is finished in {out}")
+        if stopped:
+            raise stopped
         return 1 if failed else 0
 
     return work.exit_status("reproduce", command, body)
+
+
+def _workers(text: str) -> int | str:
+    if text == "ray" or (text.isdigit() and int(text) > 0):
+        return text if text == "ray" else int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is neither a number above 0 nor ray")
 
 
 def _recorded(arguments: list[str]) -> str:
@@ -88,12 +96,13 @@ def _recorded(arguments: list[str]) -> str:
     return shlex.join(["python", "-m", "experiments.reproduce", *kept])
 
 
-def _report(number: str, out: Path, command: str, preset: str, made: list[Cell]) -> None:
+def _report(table: Table, choice: Choice, record: Record, out: Path, command: str) -> None:
     """Writes the table's report, and says what of an earlier one it no longer has."""
-    file = out / f"{cells.stem(number)}.json"
+    file = out / f"{table.name}.json"
     earlier = _reported(file)
     writable(out)
-    written = report.write(number, made, out / "runs", out, command, preset)
+    record.write()
+    written = report.write(table, choice, record, out, command)
     print(f"wrote {', '.join(map(str, written))}", flush=True)
     gone = earlier.keys() - _reported(file).keys()
     if gone:
@@ -104,26 +113,25 @@ def _report(number: str, out: Path, command: str, preset: str, made: list[Cell])
 
 
 def _reported(file: Path) -> dict[str, str]:
-    """The runs of a report by their commands, each with the report's command; {} without one."""
+    """The names of a report's runs, each with the report's command; {} without one."""
     try:
         report = json.loads(file.read_text())
-        command = str(report["command"])
-        return {run["command"]: command for cell in report["cells"] for run in cell["runs"]}
+        return {run: report["command"] for cell in report["cells"] for run in cell["runs"]}
     except (OSError, ValueError, LookupError, TypeError):
         return {}
 
 
-def _parser():
+def _parser() -> argparse.ArgumentParser:
     parser = configuration.parser(
         "reproduce",
         "Trains what a table of the paper needs and reports it beside the paper's figures: OUT/\n"
-        "tableN.md, .json and pictures, from run folders in OUT/runs. Finished runs are skipped,\n"
-        "an interrupted one goes on. A report holds what its command names, and replaces the\n"
-        "one before.",
+        "tableN.md, .json and pictures. OUT/runs.jsonl is the record of all finished runs, which\n"
+        "are skipped; one that was interrupted goes on in its folder in OUT/runs. A report holds\n"
+        "what its command names, and replaces the one before.",
         "tables:\n"
-        + "\n".join(f"  {number:<8}  {table.title}" for number, table in TABLES.items())
+        + "\n".join(f"  {name:<8}  {table.title}" for name, table in TABLES.items())
         + "\n  2         Table II: the methods\n\npresets:\n"
-        + "\n".join(f"  {name:<7}{_in_flags(values)}" for name, values in PRESETS.items())
+        + "\n".join(f"  {name:<7}{presets.in_flags(name)}" for name in presets.PRESETS)
         + "\n\nexamples:\n"
         "  python -m experiments.reproduce --table=3 --dry_run\n"
         "  python -m experiments.reproduce --table=3 --datasets=cifar10 --seeds=0,1\n"
@@ -131,97 +139,30 @@ def _parser():
         "  python -m experiments.reproduce --figure=4 --report\n"
         "  python -m experiments.reproduce --table=3 --preset=paper --workers=ray\n"
         "\nworkers:\n"
-        "  ray  one run a GPU of a Ray cluster, without GPUs one for some CPUs; the cluster is\n"
+        "  N    runs in N processes of this machine, which share its cores\n"
+        "  ray  one run per GPU of a Ray cluster, without GPUs one for some CPUs; the cluster is\n"
         "       $RAY_ADDRESS, else one that runs on this machine or is started there. Other\n"
         "       machines need the same Python environment and, under the same paths, this\n"
-        "       checkout, OUT and the data (a shared filesystem). A run whose worker dies goes on\n"
-        "       from its checkpoint in another. Ctrl-C saves what trains first; needs '.[ray]'.\n",
+        "       checkout, OUT and the data (a shared filesystem); needs '.[ray]'.\n"
+        "  A run whose worker dies goes on from its checkpoint in another. Ctrl-C saves what\n"
+        "  trains first. A run prints to output.txt in its folder.\n",
     )
-    parser.add_argument("--table", choices=sorted([*TABLES, "2"]), metavar="N", help=NAMED)
-    parser.add_argument("--figure", choices=["4"], metavar="4", help="4, of Table IV's runs")
-    parser.add_argument("--preset", default="cpu", choices=PRESETS, help="below (default: cpu)")
-    for name, parse, default in (
-        ("datasets", configuration.names, "the table's"),
-        ("methods", configuration.names, "the table's"),
-        ("depths", configuration.integers, "the table's"),
-        ("seeds", configuration.integers, "the table's number of them, from 0 on"),
-    ):
-        parser.add_argument(f"--{name}", type=parse, help=f"as a,b,c (default: {default})")
-    parser.add_argument("--dry_run", action="store_true", help="list the runs, with an estimate")
-    parser.add_argument("--report", action="store_true", help="train nothing, gather what is there")
-    parser.add_argument("--workers", choices=["ray"], help="train at once, as below")
-    parser.add_argument(
-        "--cpus",
-        type=int,
-        help="of a run on --workers, at most a machine's (default: 4, or 1 beside a GPU)",
-    )
-    parser.add_argument("--out", default="results", help="folder of reports (default: results)")
+    table = parser.add_argument
+    table("--table", choices=sorted([*TABLES, "2"]), metavar="N", help="below")
+    table("--figure", choices=["4"], metavar="4", help="4, of Table IV's runs")
+    table("--preset", default="cpu", choices=presets.PRESETS, help="below (default: cpu)")
+    for flag, (_, parse, form) in AXES.items():
+        table(f"--{flag}", type=parse, help=f"as {form} (default: the table's)")
+    table("--seeds", type=integers, help="as 0,1,2 (default: the table's number, from 0 on)")
+    table("--dry_run", action="store_true", help="list the runs, with an estimate")
+    table("--report", action="store_true", help="train nothing, report what is finished")
+    table("--workers", type=_workers, help="train at once, as below (default: one after another)")
+    table("--cpus", type=int, help="of a run on --workers=ray (default: 4, or 1 beside a GPU)")
+    table("--out", default="results", help="folder of reports (default: results)")
     group = parser.add_argument_group("flags of experiments.run, in place of the preset's values")
-    of_table = {"downsample": "the table's", "fc": "the table's"}
+    of_table = dict.fromkeys(("downsample", "fc"), "the table's")
     configuration.add_flags(group, DECIDED, presets.DECIDED | of_table)
     return parser
-
-
-def _in_flags(values: dict[str, Any]) -> str:
-    """A preset's values in words."""
-    given = " ".join(f"--{name}={value}" for name, value in values.items())
-    return given or "the paper's, IV-B"
-
-
-def _cluster(cpus: int | None) -> dict[str, Any]:
-    """How `work.carry_out` does runs on Ray; raises ValueError without Ray."""
-    try:
-        from experiments.sweep import ray_workers
-    except ImportError as error:
-        raise ValueError(f"--workers=ray needs pip install '.[ray]' ({error})") from error
-    # Before anything asks for devices: JAX would take most of a GPU's memory for this process,
-    # which trains nothing.
-    jax.config.update("jax_platforms", "cpu")
-    return {"connect": ray_workers.connect, "work": partial(ray_workers.work, cpus=cpus)}
-
-
-def _cells(number: str, choice: Choice) -> list[Cell]:
-    """The table's cells; raises ValueError for a method or a depth that it cannot have."""
-    known = (*ij.METHODS, *ij.BASELINES)
-    for method in choice.methods or ():
-        if method not in known:
-            raise ValueError(f"--methods={method}: choose from {', '.join(known)}")
-    made = cells.cells(number, choice)
-    for cell in made:
-        for seed in cell.seeds:
-            Configuration(**{**vars(cell.flags), "seed": seed}).check()
-    return made
-
-
-def listing(runs: list[Planned]) -> str:
-    """What would run, and how long it will take by what was measured."""
-    todo = planning.unfinished(runs)
-    seconds = time_left.seconds_left(runs)
-    lines = []
-    for planned in todo:
-        expected = seconds[planned.folder.path]
-        known = "not measured yet" if expected is None else f"about {duration(expected)}"
-        lines.append(f"{planned.command()}  # {known}")
-    measured = [value for value in seconds.values() if value is not None]
-    total = f", about {duration(sum(measured))}" if measured and len(measured) == len(todo) else ""
-    lines.append(f"{len(runs)} runs, {len(runs) - len(todo)} finished, {len(todo)} to do{total}")
-    return "\n".join(lines)
-
-
-def table_2() -> str:
-    """Table II, from the methods as the code has them."""
-    lines = [
-        "| method | branches after convolutions | fusion | initial weights |",
-        "| --- | --- | --- | --- |",
-    ]
-    for name, method in {**ij.METHODS, **ij.BASELINES}.items():
-        taps = ", ".join(map(str, method.taps))
-        initial: Any = method.initial_weights
-        start = "Xavier" if initial is None else ", ".join(f"{weight:g}" for weight in initial)
-        if name in ij.BASELINES:
-            start = "the last branch alone (a baseline, not the paper's)"
-        lines.append(f"| {name} | {taps} | {method.fusion} | {start} |")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -49,9 +49,10 @@ METHODS: dict[str, Method] = {
 }
 
 # Not the paper's methods. `Scaled` is Normal with its output as large as S1's is expected to be at
-# the start: of n Xavier-uniform weights the squares sum up to 2n / (n + 1). Then two with branches
-# that help to train and are left out of the prediction, which II-A argues against. GoogLeNet (paper, II-A) gives 0.3; deeply-supervised nets (Lee et al., 2015)
-# stand here in their plainest form, every branch's cross-entropy at full and constant weight.
+# the start: of n Xavier-uniform weights the squares sum up to 2n / (n + 1). In the others, branches
+# help to train and are left out of the prediction, which II-A argues against. GoogLeNet (paper,
+# II-A) gives 0.3; deeply-supervised nets (Lee et al., 2015) stand here in their plainest form,
+# every branch's cross-entropy at full and constant weight.
 BASELINES: dict[str, Method] = {
     "Scaled": Method(
         (VGG_DEPTH,),

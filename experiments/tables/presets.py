@@ -5,7 +5,7 @@ from typing import Any
 PRESETS: dict[str, dict[str, Any]] = {
     # Paper, IV-B: full width, all training examples, 100 epochs on CIFAR and 40 on the others.
     "paper": {},
-    # What two cores do in hours; chosen by `python -m experiments.study`.
+    # What two cores do in hours; chosen by `python -m experiments.reproduce --table=study`.
     "cpu": {"width": 0.125, "train_size": 20_000, "epochs": 3},
 }
 
@@ -20,3 +20,9 @@ def flags(preset: str, dataset: str) -> dict[str, Any]:
     if dataset == "fashion_mini":
         chosen.pop("train_size", None)  # it has 6,000 training examples
     return chosen
+
+
+def in_flags(preset: str) -> str:
+    """The preset in words."""
+    given = " ".join(f"--{name}={value}" for name, value in PRESETS[preset].items())
+    return given or "the paper's, IV-B"

@@ -1,227 +1,140 @@
-"""A table's report: its figures from the run folders, as JSON, Markdown and pictures."""
+"""A table's report: JSON, Markdown and pictures, of the runs that are finished."""
 
-import csv
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pandas as pd
 
+from experiments.cli.configuration import PLACES, Configuration, as_flag
+from experiments.page import markdown
 from experiments.runs.files import write_whole
-from experiments.sweep import planning
-from experiments.sweep.planning import Planned
-from experiments.tables import charts, statistics, weight_report
-from experiments.tables.cells import CLAIMS, DEEP, TABLES, Cell, is_reference, sections, stem
-from experiments.tables.markdown import markdown
-from experiments.tables.protocol import protocol
+from experiments.sweep.record import Record
+from experiments.tables import pictures, statistics
+from experiments.tables.frame import Results, columns
+from experiments.tables.methods import DATASETS
+from experiments.tables.table import Choice, Table, words
 
-KEPT = (
-    *("method", "dataset", "seed", "depth", "width", "downsample", "epochs", "train_size"),
-    *("test_accuracy", "branch_accuracy", "branches", "weights", "train_loss", "test_loss"),
-    *("test_examples", "train_seconds", "images_per_second", "parameters", "fingerprint"),
-    *("device", "versions", "command"),
-)
-"""What of a run's result.json goes into the report."""
-
-NORMAL_ELSEWHERE = ("4", "5", "7")
-"""Tables of one method alone: Normal's runs are Table III's."""
+NOTE = """\
+Accuracy on the whole test split after the last epoch, percent; mean ± standard deviation
+over seeds. A difference is in points, of paired seeds, with the 95 % confidence interval
+of its mean; the pairs are counted where not every run has one. A dash stands for a
+figure that the paper does not print, or for nothing to compare with.
+"""
 
 
-def gather(number: str, made: list[Cell], runs: Path) -> list[dict[str, Any]]:
-    """The figures of every cell from the runs that are finished.
+def write(table: Table, choice: Choice, record: Record, out: Path, command: str) -> list[Path]:
+    """Writes NAME.json, NAME.md and the table's pictures in OUT; returns their paths.
 
-    Returns:
-      A dict a cell: section, row, method, dataset, depth, paper (percent) and paper_dataset, seeds
-      (asked for), runs (what `KEPT` names, and `finished`, the time, if the run recorded it), mean,
-      deviation (over n - 1) and best of their accuracy in percent; difference, in points with its
-      interval, and the name of the row that it is to (in Table I the depth before, else a Normal or
-      `shared`), None where there is none; and claims, the differences to the methods of its section
-      that the paper says it is ahead of.
+    Args:
+      command: that makes the report.
     """
-    gathered = []
-    for section in sections(made).values():
-        ran = {
-            cell.row: [_kept(each) for each in planning.finished(cell.runs(runs))]
-            for cell in section
-        }
-        accuracies = {row: _accuracies(there) for row, there in ran.items()}
-        rows = {cell.flags.method: cell.row for cell in section}
-        for place, cell in enumerate(section):
-            ours = accuracies[cell.row]
-            values = list(ours.values())
-            to, reference = _compared_with(number, section, place), {}
-            if to is not None:
-                reference = accuracies[to]
-            elif number in NORMAL_ELSEWHERE and not is_reference(cell):
-                to = "Normal"
-                normal = cell._replace(flags=replace(cell.flags, method=to))
-                reference = _accuracies([*map(_kept, planning.finished(normal.runs(runs)))])
-            claimed = [
-                (rows[behind], statistics.difference(ours, accuracies[rows[behind]]))
-                for ahead, behind in CLAIMS
-                if ahead == cell.flags.method and behind in rows
-            ]
-            gathered.append(
-                {
-                    "section": cell.section,
-                    "row": cell.row,
-                    "method": cell.flags.method,
-                    "dataset": cell.flags.dataset,
-                    "depth": cell.flags.depth,
-                    "paper": cell.paper,
-                    "paper_dataset": cell.paper_dataset,
-                    "seeds": list(cell.seeds),
-                    "mean": float(np.mean(values)) if values else None,
-                    "deviation": float(np.std(values, ddof=1)) if len(values) > 1 else None,
-                    "best": max(values, default=None),
-                    "difference": _named(to, statistics.difference(ours, reference)),
-                    "claims": [_named(behind, found) for behind, found in claimed if found],
-                    "runs": ran[cell.row],
-                }
-            )
-    return gathered
-
-
-def _accuracies(ran: list[dict[str, Any]]) -> dict[int, float]:
-    return {run["seed"]: run["test_accuracy"] for run in ran}
-
-
-def _named(to: str | None, found: statistics.Difference | None) -> dict[str, Any] | None:
-    return found and {**found._asdict(), "to": to}
-
-
-def _compared_with(number: str, section: list[Cell], place: int) -> str | None:
-    """The row that a cell's difference is to, if the section has it."""
-    if number == "1":  # what the paper says of it is where the accuracy jumps
-        return section[place - 1].row if place else None
-    references = [cell.row for cell in section if is_reference(cell)]
-    return references[0] if references and references[0] != section[place].row else None
-
-
-def readings(gathered: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Table I's two readings against each other: does one jump where the other does not?
-
-    Returns:
-      A dict a depth of which both have runs: section (of `first`), row, accuracy (the difference
-      of `first` to `last`), and step (the same of what each gains over the row above, or None).
-    """
-    by_section: dict[str, dict[str, dict[int, float]]] = {}
-    for cell in gathered:
-        by_section.setdefault(cell["section"], {})[cell["row"]] = _accuracies(cell["runs"])
-    found = []
-    for section, first in by_section.items():
-        last = by_section.get(section.replace("downsample=first", "downsample=last"), {})
-        if last is first:
-            continue
-        rows = list(first)
-        for row, above in zip(rows, ["", *rows], strict=False):
-            apart = statistics.difference(first[row], last.get(row, {}))
-            if apart is None:
-                continue
-            gains = [_less(of[row], of.get(above, {})) for of in (first, last)]
-            step = statistics.difference(*gains)
-            found.append(
-                {
-                    "section": section,
-                    "row": row,
-                    "accuracy": apart._asdict(),
-                    "step": step and step._asdict(),
-                }
-            )
-    return found
-
-
-def _less(ours: dict[int, float], other: dict[int, float]) -> dict[int, float]:
-    return {seed: value - other[seed] for seed, value in ours.items() if seed in other}
-
-
-def by_depth(gathered: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What depth costs in Table VI: every cell less the shallowest of its method that has runs.
-
-    Returns:
-      A dict a cell that has seeds in common with it: section, row, and the difference.
-    """
-    shallowest: dict[tuple[str, str], dict[int, float]] = {}
-    found = []
-    for cell in (cell for cell in gathered if cell["runs"]):
-        ours = _accuracies(cell["runs"])
-        place = (cell["section"].partition(",")[0], cell["row"])
-        if place not in shallowest:
-            shallowest[place] = ours
-        elif apart := statistics.difference(ours, shallowest[place]):
-            found.append({"section": cell["section"], "row": cell["row"], **apart._asdict()})
-    return found
-
-
-def _kept(planned: Planned) -> dict[str, Any]:
-    """What a report has of a finished run.
-
-    Raises:
-      ValueError: for a result that cannot be read, or of an older version.
-    """
-    result = planned.folder.read_json("result.json")
-    missing = [key for key in KEPT if key not in result]
-    if missing:
-        raise ValueError(
-            f"{planned.folder.path / 'result.json'} has no {missing[0]}: it is of another version; "
-            "delete the folder, and the run is made again"
-        )
-    return {**{key: result[key] for key in KEPT}, "finished": result.get("finished")}
-
-
-def histories(made: list[Cell], runs: Path) -> dict[tuple[str, str], list[list[dict[str, float]]]]:
-    """Every finished run's metrics.csv, by section and row: a dict an epoch."""
-    read = {}
-    for cell in made:
-        files = [run.folder.path / "metrics.csv" for run in planning.finished(cell.runs(runs))]
-        read[cell.section, cell.row] = [
-            [
-                {name: float(value) for name, value in row.items()}
-                for row in csv.DictReader(file.read_text().splitlines())
-            ]
-            for file in files
-            if file.exists()
-        ]
-    return read
-
-
-def write(
-    number: str, made: list[Cell], runs: Path, out: Path, command: str, preset: str
-) -> list[Path]:
-    """Writes the table's JSON, Markdown and pictures in OUT; returns their paths."""
-    gathered = gather(number, made, runs)
+    results = Results(table.cells(choice), table.run_seeds(choice), record, out)
+    described = protocol([cell.flags for cell in results.cells], results.runs)
+    cells, text = _cells(table, results)
     report = {
-        "table": number,
-        "title": TABLES[number].title,
+        "table": table.name,
+        "title": table.title,
         "command": command,
-        "preset": preset,
-        "protocol": protocol(
-            [cell.flags for cell in made], [run for cell in gathered for run in cell["runs"]]
-        ),
-        "cells": gathered,
+        "preset": choice.preset,
+        "protocol": described,
+        "cells": cells,
     }
-    if number == "1":
-        report["readings"] = readings(gathered)
-    if number == "6":
-        report["by_depth"] = by_depth(gathered)
-    if number in DEEP:
-        for cell, record in zip(made, gathered, strict=True):
-            if cell.flags.method == "S1" and record["runs"]:
-                seeds = [run["seed"] for run in record["runs"]]
-                record["weights_at_start"] = weight_report.at_start(
-                    cell.flags, weight_report.ANY_CLASSES, seeds
-                ).tolist()
-    if number in ("4", "5"):
-        for cell, record in zip(made, gathered, strict=True):
-            record["weights_over_runs"] = weight_report.over_runs(cell, record["runs"])
-    if number == "branches":
-        for record in gathered:
-            record["branches_alone"] = weight_report.branches_alone(record["runs"])
-    curves = histories(made, runs) if number in DEEP else {}
-    report["pictures"] = charts.draw(number, report, curves, out)
-    file = out / f"{stem(number)}.json"
-    write_whole(file, json.dumps(report, indent=1) + "\n")
-    text = out / f"{stem(number)}.md"
-    write_whole(text, markdown(report))
-    return [file, text, *(out / picture["file"] for picture in report["pictures"])]
+    for detail in table.details(results):
+        section = {"title": detail.title, "rows": detail.rows}
+        report[detail.name] = [*report.get(detail.name, []), section]
+        if detail.rows and detail.printed:
+            head = ["" if name == "row" else name for name in detail.rows[0]]
+            rows = [list(row.values()) for row in detail.rows]
+            text += [f"## {detail.title}\n", *([f"{detail.note}\n"] if detail.note else [])]
+            text += markdown.table(head, rows, detail.form)
+    drawn = table.pictures(results) if len(results.runs) else ()
+    report["pictures"] = pictures.save(drawn, out)
+    text = [
+        f"# {table.title}\n\n```\n{command}\n```\n",
+        f"Preset `{choice.preset}`: {described}.\n\n{NOTE}",
+        *text,
+        *(f"![{picture['shows']}]({picture['file']})\n" for picture in report["pictures"]),
+    ]
+    files = [out / f"{table.name}.json", out / f"{table.name}.md"]
+    write_whole(files[0], json.dumps(report, indent=1, default=vars) + "\n")
+    write_whole(files[1], "\n".join(text))
+    return [*files, *(out / picture["file"] for picture in report["pictures"])]
+
+
+def _cells(table: Table, results: Results) -> tuple[list[dict[str, Any]], list[str]]:
+    """Every cell's figures, and as Markdown, a heading and a table per section."""
+    figures, sections = [], {}
+    for cell in results.cells:
+        runs = results.of(cell.flags)
+        spread = statistics.spread(runs["test_accuracy"])
+        best = None if spread is None else float(runs["test_accuracy"].max())
+        difference = results.difference(cell.flags, cell.reference)
+        to = cell.reference and words(table.rows, getattr(cell.reference, table.rows))
+        figures.append(
+            {
+                "section": cell.section,
+                "row": cell.row,
+                **columns(cell.flags),
+                "paper": cell.paper,
+                **(vars(spread) if spread else {"mean": None, "deviation": None}),
+                "best": best,
+                "difference": difference,
+                "to": difference and to,
+                "seeds": results.seeds,
+                "runs": runs["run"].tolist(),
+            }
+        )
+        printed = markdown.text(cell.paper)
+        if cell.paper is not None and table.paper_dataset not in (None, cell.flags.dataset):
+            printed += f" ({table.paper_dataset})"
+        ours = (spread, best) if spread else (markdown.MISSING, markdown.MISSING)
+        seeds = f"{len(runs)} of {len(results.seeds)}"
+        row = [cell.row, printed, *ours, seeds, difference]
+        sections.setdefault(cell.section, []).append(row)
+    to = words(table.rows, table.reference) if table.reference else "the row above"
+    head = ["", "paper", "ours", "best", "seeds", f"difference to {to}"]
+    text = []
+    for section, rows in sections.items():
+        text += [f"## {section}\n", *markdown.table(head, rows)]
+    return figures, text
+
+
+def protocol(trained: list[Configuration], runs: pd.DataFrame) -> str:
+    """How runs differ from the paper's, and on what they ran, in words.
+
+    Args:
+      trained: configurations of the runs; what they have in common is said of the first.
+      runs: those that are finished: device and versions.
+    """
+    lengths = sorted({flags.resolved_epochs() for flags in trained})
+    sizes = {flags.train_size for flags in trained}
+    widths = " or ".join(f"{width:g}" for width in sorted({flags.width for flags in trained}))
+    examples = sorted("all" if size is None else f"{size:,}" for size in sizes)
+    text = (
+        f"width {widths}, {' or '.join(examples)} training examples, "
+        f"{' or '.join(map(str, lengths))} epoch{'' if lengths == [1] else 's'}, "
+        f"batch {trained[0].batch_size}, {trained[0].dtype}"
+    )
+    for name in ("taps", "image_size", "downsample", "fc"):
+        values = {getattr(flags, name) for flags in trained}
+        if len(values) == 1 and values != {getattr(Configuration(), name)}:
+            text += f", --{name}={as_flag(values.pop())}"
+    if all(_is_the_paper_s(flags) for flags in trained):
+        text += " (the paper's)"
+    else:
+        text += "; the paper's: width 1, all examples, 100 or 40 epochs, batch 64"
+    versions = {versions_line(versions) for versions in runs["versions"]}
+    return ". ".join([text, *sorted(set(runs["device"])), *sorted(versions)])
+
+
+def _is_the_paper_s(flags: Configuration) -> bool:
+    """Whether the protocol is IV-B's, but for what the paper's tables vary."""
+    varied = ("method", "dataset", "depth", "seed", "downsample", *PLACES)
+    same = Configuration(**{name: getattr(flags, name) for name in varied})
+    return flags == same and flags.dataset in DATASETS
+
+
+def versions_line(versions: dict[str, str]) -> str:
+    """A run's versions in words."""
+    return ", ".join(f"{name} {version}" for name, version in versions.items())

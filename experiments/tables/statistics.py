@@ -1,8 +1,9 @@
 """Comparing runs: intervals from paired seeds, outlying runs, and weights of a comparable sign."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from scipy import stats
 
 from interflow_jax.backbones import Downsample, convolutions
@@ -11,32 +12,60 @@ CONFIDENCE = 0.95
 _OUTLYING = 3.5
 
 
-class Difference(NamedTuple):
+@dataclass(frozen=True)
+class Spread:
+    """A mean over runs, and their standard deviation, over n - 1; None for a single run."""
+
+    mean: float
+    deviation: float | None
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f}" + ("" if self.deviation is None else f" ± {self.deviation:.2f}")
+
+
+def spread(values: pd.Series) -> Spread | None:
+    """Of a figure of several runs; None without a run."""
+    if values.empty:
+        return None
+    return Spread(float(values.mean()), float(values.std()) if len(values) > 1 else None)
+
+
+@dataclass(frozen=True)
+class Difference:
     """A mean of differences of paired seeds, and its 95 % confidence interval.
 
     Attributes:
       mean: of the differences.
       low, high: the interval's ends (Student's t); None for fewer than two pairs.
       pairs: seeds that both have.
+      runs: of the first; in words, pairs are counted where they are fewer.
     """
 
     mean: float
     low: float | None
     high: float | None
     pairs: int
+    runs: int
+
+    def __str__(self) -> str:
+        interval = "" if self.low is None else f" ({self.low:+.2f} to {self.high:+.2f})"
+        pairs = f", {self.pairs} pair{'s' if self.pairs > 1 else ''}"
+        return f"{self.mean:+.2f}{interval}{pairs if self.pairs < self.runs else ''}"
 
 
-def difference(ours: dict[int, float], reference: dict[int, float]) -> Difference | None:
-    """Compares two methods' accuracies, by seed; None without a common seed."""
-    seeds = sorted(set(ours) & set(reference))
-    if not seeds:
+def difference(ours: pd.Series, reference: pd.Series) -> Difference | None:
+    """Compares two configurations' accuracies, by seed; None without a common seed."""
+    values = (ours - reference).dropna().to_numpy(float)
+    if len(values) == 0:
         return None
-    values = np.array([ours[seed] - reference[seed] for seed in seeds])
-    if len(values) < 2:
-        return Difference(float(values[0]), None, None, 1)
-    half = half_interval(values)
-    mean = values.mean()
-    return Difference(float(mean), float(mean - half), float(mean + half), len(values))
+    low, high = interval(values) if len(values) > 1 else (None, None)
+    return Difference(float(values.mean()), low, high, len(values), len(ours))
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """The ends of a mean's 95 % confidence interval; the value itself, of one alone."""
+    mean, half = float(values.mean()), float(half_interval(values)) if len(values) > 1 else 0.0
+    return mean - half, mean + half
 
 
 def half_interval(values: np.ndarray) -> np.ndarray:

@@ -1,19 +1,20 @@
-"""The page of results, from invented runs that the table's own report gathers."""
+"""Reports of tables, and the page of them, from invented runs."""
 
 import json
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
+from markdown_it import MarkdownIt
 
 import interflow_jax as ij
 from experiments import report
 from experiments.cli.configuration import Configuration
-from experiments.tables import cells as tables
-from experiments.tables import paper, weight_report
+from experiments.sweep.record import Record
+from experiments.tables import frame, paper, study, weights
 from experiments.tables import report as table_report
-from experiments.tables.cells import Choice
+from experiments.tables.index import TABLES
+from experiments.tables.table import Choice
 from interflow_jax.data.preprocessing import initial_key
 
 VOID = ("meta", "img", "br", "hr", "wbr")
@@ -47,17 +48,24 @@ def result(cell, seed, accuracy):
     }
 
 
-def write(out, number, accuracies, command="made & written by <someone>", **choice):
+def write(out, number, accuracies, command="made & written by <someone>", seeds=(0, 1), **axes):
     """Writes a table's report from accuracies by row, as {"S1": [61.5, 62]}; others lack runs."""
-    cells = tables.cells(number, Choice("cpu", **choice))
-    for cell in cells:
-        for planned, accuracy in zip(
-            cell.runs(out / "runs"), accuracies.get(cell.row, ()), strict=False
-        ):
+    table, choice = TABLES[number], Choice("cpu", axes, seeds)
+    for cell in table.cells(choice):
+        ran = zip(frame.planned([cell], seeds, out), accuracies.get(cell.row, ()), strict=False)
+        for planned, accuracy in ran:
             planned.folder.path.mkdir(parents=True, exist_ok=True)
             planned.folder.write_json("result.json", result(cell, planned.flags.seed, accuracy))
-            planned.folder.write_history([{"epoch": 1, "test_accuracy": accuracy}])
-    table_report.write(number, cells, out / "runs", out, command, "cpu")
+            planned.folder.write_history(history(cell, planned.flags.seed, accuracy))
+    record = Record(out)
+    record.finished(frame.planned(table.cells(choice), seeds, out))
+    record.write()
+    table_report.write(table, choice, record, out, command)
+
+
+def history(cell, seed, accuracy):
+    weights = {tap: 0.25 for tap in cell.flags.identity(seed)["taps"]}
+    return [{"epoch": 1, "test_accuracy": accuracy, "weights": weights}]
 
 
 class Page(HTMLParser):
@@ -100,10 +108,10 @@ def page_of(out):
 def results(tmp_path_factory):
     out = tmp_path_factory.mktemp("results")
     accuracies = {"Normal": [60, 61], "S3": [62.5, 63]}
-    several = {"datasets": ("cifar10", "svhn"), "methods": ("Normal", "S3", "S4"), "seeds": (0, 1)}
+    several = {"dataset": ("cifar10", "svhn"), "method": ("Normal", "S3", "S4")}
     write(out, "3", accuracies, **several)
     write(out, "4", {"S1": [60, 61, 62]}, seeds=(0, 1, 2))
-    write(out, "5", {"S3": [62.5, 63]}, seeds=(0, 1))
+    write(out, "5", {"S3": [62.5, 63]})
     (out / "README.md").write_text(
         "# Plain words\n\nSee [III](table3.md), [old](old/table3.md) <script>alert(1)</script>\n\n"
         "| a | b |\n| --- | --- |\n| <i>c</i> | 1 |\n\n"
@@ -131,11 +139,11 @@ def test_s1_is_compared_with_the_baselines_of_the_same_seeds(tmp_path):
     aux, dsn = "Aux (not the paper's)", "DSN (not the paper's)"
     accuracies = {"S1": [62, 64], aux: [60, 61], dsn: [70]}
     methods = ("S1", "Aux", "DSN")
-    write(tmp_path, "3", accuracies, datasets=("cifar10",), methods=methods, seeds=(0, 1))
+    write(tmp_path, "3", accuracies, dataset=("cifar10",), method=methods)
     # 2 and 3: the half interval is 12.706 * 0.7071 / √2.
     rows = page_of(tmp_path)[0].rows
-    assert [f"S1 less {aux}", "+2.50 (-3.85 to +8.85)"] in rows
-    assert [f"S1 less {dsn}", "-8.00, 1 pair"] in rows
+    assert [f"cifar10, S1 less {aux}", "+2.50 (-3.85 to +8.85)"] in rows
+    assert [f"cifar10, S1 less {dsn}", "-8.00, 1 pair"] in rows
 
 
 def test_a_table_of_one_method_is_compared_with_normal_s_runs_of_another_table(page):
@@ -153,7 +161,7 @@ def test_a_table_of_one_method_is_compared_with_normal_s_runs_of_another_table(p
 
 
 def test_normal_is_not_compared_with_itself(tmp_path):
-    write(tmp_path, "7", {"Normal": [60, 61]}, methods=("Normal",), seeds=(0, 1))
+    write(tmp_path, "7", {"Normal": [60, 61]}, method=("Normal",))
     rows = page_of(tmp_path)[0].rows
     assert ["Normal", "-", "60.50 ± 0.71", "61.00", "2 of 2", "-"] in rows
 
@@ -194,7 +202,7 @@ def test_the_weights_of_tables_4_and_5_are_there(page):
 
 
 def test_the_weights_of_table_6_stand_beside_the_paper_s(tmp_path):
-    write(tmp_path, "6", {"Interflow (S1)": [60, 61]}, depths=(40, 50), seeds=(0, 1))
+    write(tmp_path, "6", {"S1": [60, 61]}, depth=(40, 50))
     rows = page_of(tmp_path)[0].rows
     printed = ["-2.45", "-1.18", "+0.74", "+0.61", "+0.34"]
     assert ["paper (cifar10)", *printed] in rows
@@ -211,15 +219,16 @@ def test_weights_by_class_at_the_start_are_those_of_the_seed():
     flags = Configuration(method="S3", width=1 / 16)
     model = flags.build(10)
     state = ij.create_state(model, ij.make_optimizer(1e-3), initial_key(4), (28, 28, 1))
-    (start,) = weight_report.at_start(flags, 10, [4])
+    (start,) = weights.at_start(flags, 10, [4])
     np.testing.assert_array_equal(start, state.params["fusion"]["weights"])
 
 
 def test_an_outlying_run_is_left_out_of_its_own_rows(tmp_path):
     # Four runs near each other and one far off; weights as `result` has them, 0.25 + seed.
     write(tmp_path, "4", {"S1": [60, 61, 62, 61, 30]}, seeds=(0, 1, 2, 3, 4))
-    (cell,) = json.loads((tmp_path / "table4.json").read_text())["cells"]
-    assert cell["weights_over_runs"]["outlying"] == [4]
+    (by_run,) = json.loads((tmp_path / "table4.json").read_text())["weights_by_run"]
+    assert [run["outlying"] for run in by_run["rows"]] == [False] * 4 + [True]
+    assert "seed 4. Variances" in " ".join((tmp_path / "table4.md").read_text().split())
     rows = page_of(tmp_path)[0].rows
     assert ["as learned, all, mean", "54.8000", *["2.2500"] * 4] in rows
     assert ["as learned, without outlying, mean", "61.0000", *["1.7500"] * 4] in rows
@@ -227,7 +236,7 @@ def test_an_outlying_run_is_left_out_of_its_own_rows(tmp_path):
 
 def test_table_vi_says_what_depth_costs_beside_the_paper_s_figures(tmp_path):
     accuracies = {"Normal": [60, 61]}
-    write(tmp_path, "6", accuracies, depths=(40, 50), datasets=("svhn",), seeds=(0, 1))
+    write(tmp_path, "6", accuracies, depth=(40, 50), dataset=("svhn",))
     rows = page_of(tmp_path)[0].rows
     assert ["svhn, depth 50, Normal", "+0.00 (+0.00 to +0.00)"] in rows
     assert not any(row[0] == "svhn, depth 40, Normal" for row in rows)
@@ -235,24 +244,57 @@ def test_table_vi_says_what_depth_costs_beside_the_paper_s_figures(tmp_path):
     assert ["Normal", f"{printed:.2f} (cifar10)", "60.50 ± 0.71"] in [row[:3] for row in rows]
 
 
+def test_what_depth_costs_is_counted_from_the_shallowest_that_has_runs(tmp_path):
+    choice = Choice("cpu", {"depth": (40, 50, 60), "method": ("Normal",)}, (0, 1))
+    accuracies = {40: (), 50: (80.0, 81.0), 60: (50.0, 54.0)}
+    results = results_of(tmp_path, "6", choice, lambda flags: accuracies[flags.depth])
+    details = {detail.name: detail for detail in TABLES["6"].details(results)}
+    (row,) = details["cost_of_depth"].rows
+    assert row["row"] == "cifar10, depth 60, Normal"
+    assert row["less the shallowest of the method"].mean == pytest.approx(-28.5)
+
+
+def results_of(out, number, choice, accuracies):
+    """The results of a table's invented runs: accuracies by seed, of a cell's flags."""
+    cells = TABLES[number].cells(choice)
+    for cell in cells:
+        planned = frame.planned([cell], choice.seeds, out)
+        for run, accuracy in zip(planned, accuracies(cell.flags), strict=False):
+            run.folder.path.mkdir(parents=True)
+            run.folder.write_json("result.json", result(cell, run.flags.seed, accuracy))
+    return frame.Results(cells, choice.seeds, Record(out), out)
+
+
 def test_table_i_sets_one_reading_against_the_other(tmp_path):
-    choice = {"seeds": (0, 1), "depths": (4, 5)}
-    cells = tables.cells("1", Choice("cpu", **choice))
-    accuracies = iter([(50, 51), (53, 55), (50, 50), (51, 53)])  # first at 4 and 5, last
-    for _, group in tables.sections(cells).items():
-        for cell in group:
-            for planned, accuracy in zip(
-                cell.runs(tmp_path / "runs"), next(accuracies), strict=True
-            ):
-                planned.folder.path.mkdir(parents=True)
-                planned.folder.write_json("result.json", result(cell, planned.flags.seed, accuracy))
-    found = table_report.readings(table_report.gather("1", cells, tmp_path / "runs"))
-    assert [each["row"] for each in found] == ["depth 4", "depth 5"]
-    assert [each["accuracy"]["mean"] for each in found] == [0.5, 2.0]
-    assert found[0]["step"] is None
-    # `first` gains 3 and 4, `last` 1 and 3.
-    assert found[1]["step"]["mean"] == 1.5
-    assert table_report.readings(table_report.gather("1", cells[:1], tmp_path / "runs")) == []
+    choice = Choice("cpu", {"depth": (4, 5)}, (0, 1))
+    accuracies = {
+        **{("first", 4): (50, 51), ("first", 5): (53, 55)},
+        **{("last", 4): (50, 50), ("last", 5): (51, 53)},
+    }
+    of_flags = lambda flags: accuracies[flags.downsample, flags.depth]  # noqa: E731
+    results = results_of(tmp_path, "1", choice, of_flags)
+    (readings,) = TABLES["1"].details(results)
+    assert [row["row"] for row in readings.rows] == ["depth 4", "depth 5"]
+    assert [row["accuracy"].mean for row in readings.rows] == [0.5, 2.0]
+    gains = [row["gain over the row above"] for row in readings.rows]
+    assert gains[0] is None
+    assert gains[1].mean == 1.5  # `first` gains 3 and 4, `last` 1 and 3.
+    alone = frame.Results(results.cells[:1], (0, 1), Record(tmp_path), tmp_path)
+    assert list(TABLES["1"].details(alone)) == []
+
+
+def test_the_smallest_difference_is_that_of_five_paired_seeds(tmp_path):
+    accuracies = {"Normal": (50, 52, 54), "S1": (51, 55, 55)}
+    choice = Choice("cpu", {study.CANDIDATE: ((0.5, 10_000, 2),)}, (0, 1, 2))
+    results = results_of(tmp_path, "study", choice, lambda flags: accuracies[flags.method])
+    (detail,) = TABLES["study"].details(results)
+    (row,) = detail.rows
+    assert results.accuracy(results.cells[0].flags).std() == pytest.approx(2.0)
+    # Differences 1, 3, 1: their deviation over n - 1, and t(0.975, 4) = 2.7764.
+    assert row["ours"].mean == pytest.approx(5 / 3)
+    assert row["smallest visible"] == pytest.approx(2.776445 * (4 / 3) ** 0.5 / 5**0.5)
+    assert row["paper"] == pytest.approx(92.04 - 91.12)
+    assert row["seconds per run"] == 3600.0
 
 
 def test_what_is_missing_shows(page):
@@ -261,8 +303,8 @@ def test_what_is_missing_shows(page):
     assert "Table VII: S3 ten times (missing)" in text
     assert "python -m experiments.reproduce --table=7 --out=" in text
     assert "Gradients by layer (missing)" in text
-    for command in ("gradients", "study", "benchmark"):  # in its section, and among all
-        assert text.count(f"python -m experiments.{command} --out=") == 2
+    for command in ("gradients", "reproduce --table=study", "benchmark"):
+        assert text.count(f"python -m experiments.{command} --out=") == 1
     for name in ("https://example.org/far.png", "gone.png"):
         assert f"({name})</span>" in text
 
@@ -292,7 +334,8 @@ def test_it_can_be_read_by_all(page):
     assert len(names) == len(set(names))
     targets = [link["href"][1:] for link in parsed.all("a") if link["href"].startswith("#")]
     assert targets[0] == "findings"  # plain words come first
-    assert {"table1", "table2", "table3", "table4", "commands"} <= set(targets) <= set(names)
+    assert {"table1", "table2", "table3", "table4"} <= set(targets) <= set(names)
+    assert targets[1:4] == ["table1", "table2", "table3"]
     assert targets.count("table3") == 2  # from the contents and the findings
     assert "old/table3.md" in [link["href"] for link in parsed.all("a")]
 
@@ -300,7 +343,7 @@ def test_it_can_be_read_by_all(page):
 def test_its_head_says_when_and_with_what(page):
     text = page[1]
     # Table V shares its runs with Table III.
-    assert "Runs of the tables: 11, finished on 2026-01-01 to 2026-01-03 (UTC)" in text
+    assert "Runs: 11, finished on 2026-01-01 to 2026-01-03 (UTC)" in text
     assert "Time in their training: 11.0 hours" in text
     assert "With: jax 0.0.7" in text
 
@@ -310,74 +353,76 @@ S1_AND_S3 = {"S1": [60, 61], "S3": [62, 63]}
 
 def test_table_i_says_where_the_accuracy_jumps(tmp_path):
     accuracies = {"depth 4": [50, 51], "depth 5": [53, 55], "depth 6": [54, 55]}
-    write(tmp_path, "1", accuracies, seeds=(0, 1), depths=(4, 5, 6))
+    write(tmp_path, "1", accuracies, depth=(4, 5, 6))
     cells = json.loads((tmp_path / "table1.json").read_text())["cells"][:3]  # of one downsampling
-    differences = [cell["difference"] for cell in cells]
-    assert [found and (found["to"], found["mean"]) for found in differences] == [
-        None,
-        ("depth 4", 3.5),
-        ("depth 5", 0.5),
-    ]
+    assert [cell["to"] for cell in cells] == [None, "depth 4", "depth 5"]
+    assert [cell["difference"]["mean"] for cell in cells[1:]] == [3.5, 0.5]
     assert "| difference to the row above |" in (tmp_path / "table1.md").read_text()
 
 
 @pytest.mark.parametrize(
-    ("number", "accuracies", "choice", "pictures"),
+    ("number", "accuracies", "axes", "names"),
     [
-        ("1", {"depth 4": [50, 51], "depth 6": [52]}, {"depths": (4, 5, 6)}, ["table1"]),
-        ("3", S1_AND_S3, {"methods": ("S1", "S3")}, []),  # there is no Normal to compare with
+        ("1", {"depth 4": [50, 51], "depth 6": [52]}, {"depth": (4, 5, 6)}, ["table1"]),
+        ("3", S1_AND_S3, {"method": ("S1", "S3")}, []),  # there is no Normal to compare with
         (
-            *("4", S1_AND_S3, {"methods": ("S1", "S3")}),
-            ["figure4-cifar10-S1", "figure4-cifar10-S3"],
+            *("4", {"S1": [60, 61], "Aux (not the paper's)": [62, 63]}),
+            *({"method": ("S1", "Aux"), "depth": (13, 40)},),
+            [
+                "figure4-cifar10-depth-13-Aux-not-the-paper-s",
+                "figure4-cifar10-depth-13-S1",
+                "figure4-cifar10-depth-40-Aux-not-the-paper-s",
+                "figure4-cifar10-depth-40-S1",
+            ],
         ),
-        ("5", S1_AND_S3, {"methods": ("S1",)}, ["table5"]),
+        ("5", S1_AND_S3, {"method": ("S1",)}, ["table5"]),
         (
-            *("6", {"Normal": [10, 11], "Interflow (S1)": [60, 61]}),
-            {"depths": (40, 60), "datasets": ("cifar10", "svhn")},
-            ["table6-branches-cifar10", "table6-branches-svhn", "table6", "table6-learning"],
+            *("6", {"Normal": [10, 11], "S1": [60, 61]}),
+            {"depth": (40, 60), "dataset": ("cifar10", "eurosat/rgb")},
+            ["table6-branches-cifar10", "table6-branches-eurosat-rgb", "table6", "table6-learning"],
         ),
         ("7", S1_AND_S3, {}, ["table7"]),
         ("7", {}, {}, []),
+        ("longer", {"S1": [60, 61]}, {}, ["longer", "longer-by-epoch"]),
+        ("weights", {"Normal": [60, 61]}, {"method": ("Normal", "S1")}, ["weights"]),
+        ("branches", {"fc=separate": [60, 61]}, {}, ["branches"]),
+        ("study", S1_AND_S3, {}, []),
     ],
 )
-def test_pictures_of_any_choice_of_runs(tmp_path, number, accuracies, choice, pictures):
-    write(tmp_path, number, accuracies, seeds=(0, 1), **choice)
-    assert sorted(file.stem for file in tmp_path.glob("*.png")) == sorted(pictures)
-    assert len(page_of(tmp_path)[0].all("img")) == len(pictures)
+def test_pictures_of_any_choice_of_runs(tmp_path, number, accuracies, axes, names):
+    """Each is shown: by what renders Markdown elsewhere, and on the page."""
+    write(tmp_path, number, accuracies, **axes)
+    assert sorted(file.stem for file in tmp_path.glob("*.png")) == sorted(names)
+    text = (tmp_path / f"{TABLES[number].name}.md").read_text()
+    inline = [
+        token.children for token in MarkdownIt().enable("table").parse(text) if token.children
+    ]
+    shown = [
+        child.attrs["src"] for children in inline for child in children if child.type == "image"
+    ]
+    assert sorted(shown) == sorted(f"{name}.png" for name in names)
+    assert len(page_of(tmp_path)[0].all("img")) == len(names)
 
 
-def test_the_benchmark_in_short(tmp_path):
+def test_what_else_lies_there_is_on_the_page(tmp_path):
     write(tmp_path, "7", {"S3": [62]}, seeds=(0,))
-    committed = Path(report.__file__).parent.parent / "results" / "benchmark.json"
-    (tmp_path / "benchmark.json").write_text(committed.read_text())
-    rows = page_of(tmp_path)[0].rows
-    assert ["", "ours, images/s", "ours / Flax", "ours / PyTorch"] in rows
-    (row,) = [row for row in rows if row[0] == "S1, 13 layers, width 1, 32x32x3"]
-    assert all(float(figure) > 0 for figure in row[1:])
+    (tmp_path / "benchmark.md").write_text("# Steps\n\n| a | b |\n| --- | --- |\n| c | 7 |\n")
+    (tmp_path / "gradients-again.md").write_text("# Gradients, again\n")
+    page, text = page_of(tmp_path)
+    assert ["c", "7"] in page.rows
+    assert "Steps (missing)" not in text
+    assert {"#benchmark", "#gradients-again"} <= {link["href"] for link in page.all("a")}
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"title": "x", "cells": 1}', "\udcff"])
-@pytest.mark.parametrize("name", ["table3.json", "benchmark.json"])
-def test_a_broken_file_is_named(tmp_path, capsys, name, content):
-    write(tmp_path, "7", {}, seeds=(0,))
-    (tmp_path / name).write_bytes(content.encode(errors="surrogateescape"))
+@pytest.mark.parametrize("content", ["{", "[]", "{}", "3", "\udcff"])
+def test_a_broken_record_is_named(tmp_path, capsys, content):
+    write(tmp_path, "7", {"S3": [62]}, seeds=(0,))
+    (tmp_path / "runs.jsonl").write_bytes(content.encode(errors="surrogateescape"))
     assert report.main([f"--out={tmp_path}"]) == 2
     said = capsys.readouterr().err
-    assert said.startswith(f"report: error: {tmp_path / name} is not a report")
+    assert said.startswith(f"report: error: {tmp_path / 'runs.jsonl'} is not a record of runs")
     assert said.count("\n") == 1
-    command = "reproduce --table=3" if name == "table3.json" else "benchmark"
-    assert f"python -m experiments.{command} --out={tmp_path}" in said
     assert not (tmp_path / "index.html").exists()
-
-
-def test_a_figure_that_is_none_of_a_number(tmp_path, capsys):
-    write(tmp_path, "7", {"S3": [62]}, seeds=(0,))
-    file = tmp_path / "table7.json"
-    made = json.loads(file.read_text())
-    made["cells"][0]["mean"] = "<b>62</b>"
-    file.write_text(json.dumps(made))
-    assert report.main([f"--out={tmp_path}"]) == 2
-    assert "table7.json" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("there", [True, False])

@@ -12,8 +12,7 @@ from experiments.runs import data, single
 from experiments.runs.folder import RunFolder
 from experiments.runs.training import NonFiniteLossError, StoppedError, StopSignals
 from experiments.sweep import planning
-from experiments.tables import cells, paper, report, weight_report
-from experiments.tables.protocol import protocol
+from experiments.tables.index import TABLES
 from interflow_jax.checkpoints import Checkpoints, UnwritableError
 
 TINY = ["--datasets=fashion_mini", "--width=0.0625", "--train_size=128", "--epochs=1"]
@@ -30,8 +29,13 @@ COMMANDS = {
     ],
     "longer": ["--table=longer", "--depths=4", "--taps=4", "--seeds=0", *TINY],
     "weights": ["--table=weights", "--depths=4", "--taps=4", "--seeds=0", *TINY],
+    "study": [
+        *("--table=study", "--datasets=fashion_mini", "--depths=4", "--taps=4", "--seeds=0,1"),
+        "--candidates=0.0625x128x1,0.0625x192x1",
+    ],
 }
 RUNS = {"1": 4, "3": 6, "4": 3, "5": 2, "6": 2, "7": 2, "branches": 4, "longer": 4, "weights": 1}
+RUNS["study"] = 8
 PICTURES = {
     "1": ["table1"],
     "3": ["table3"],
@@ -42,12 +46,21 @@ PICTURES = {
     "branches": ["branches"],
     "longer": ["longer", "longer-by-epoch"],
     "weights": ["weights", "weights-by-epoch"],
+    "study": [],
 }
 
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
     return tmp_path_factory.mktemp("results")
+
+
+def report_of(out, number):
+    """A table's JSON, and the runs of each cell from the record."""
+    report = json.loads((out / f"{TABLES[number].name}.json").read_text())
+    lines = (out / "runs.jsonl").read_text().splitlines()
+    runs = {run["run"]: run for run in map(json.loads, lines)}
+    return report, [[runs[name] for name in cell["runs"]] for cell in report["cells"]]
 
 
 @pytest.mark.parametrize("number", COMMANDS)
@@ -58,16 +71,21 @@ def test_a_table_from_runs_to_report(number, out, capsys):
     before = trained()  # tables share runs
     assert reproduce.main([*COMMANDS[number], f"--out={out}"]) == 0
     assert f": {RUNS[number]} runs, {trained() - before} to do\n" in capsys.readouterr().out
-    report = json.loads((out / f"{cells.stem(number)}.json").read_text())
-    assert sum(len(cell["runs"]) for cell in report["cells"]) == RUNS[number]
-    for cell in report["cells"]:
-        accuracies = [ran["test_accuracy"] for ran in cell["runs"]]
+    report, runs = report_of(out, number)
+    assert sum(map(len, runs)) == RUNS[number]
+    for cell, ran in zip(report["cells"], runs, strict=True):
+        accuracies = [run["test_accuracy"] for run in ran]
         assert cell["mean"] == pytest.approx(sum(accuracies) / len(accuracies))
         assert cell["best"] == max(accuracies)
-    text = (out / f"{cells.stem(number)}.md").read_text()
+        assert all(run["history"][-1]["test_accuracy"] == run["test_accuracy"] for run in ran)
+    text = (out / f"{TABLES[number].name}.md").read_text()
     assert report["command"] in text
     length = "1 or 4 epochs" if number == "longer" else "1 epoch"
-    assert f"128 training examples, {length}," in text
+    size = "128 or 192" if number == "study" else "128"
+    assert f"{size} training examples, {length}," in text
+    assert [picture["file"] for picture in report["pictures"]] == [
+        f"{name}.png" for name in PICTURES[number]
+    ]
     for name in PICTURES[number]:
         assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert f"({name}.png)" in text
@@ -76,41 +94,77 @@ def test_a_table_from_runs_to_report(number, out, capsys):
     assert ", 0 to do" in capsys.readouterr().out
 
 
+def test_the_record_alone_gives_the_same_report(out, tmp_path):
+    """What is in OUT/runs.jsonl is not trained again, and needs no run folder."""
+    reproduce.main([*COMMANDS["6"], f"--out={out}"])
+    (tmp_path / "runs.jsonl").write_text((out / "runs.jsonl").read_text())
+    for only_report in ([], ["--report"]):
+        command = [*COMMANDS["6"], *only_report, f"--out={tmp_path}"]
+        assert reproduce.main(command) == 0
+        (mine, _), (theirs, _) = report_of(tmp_path, "6"), report_of(out, "6")
+        for report in (mine, theirs):
+            del report["command"]
+        assert mine == theirs
+    assert not list(tmp_path.glob("runs/**/result.json"))
+
+
 def test_a_difference_is_to_normal_of_the_same_seeds(out):
     reproduce.main([*COMMANDS["3"], f"--out={out}"])
-    normal, ours, _ = json.loads((out / "table3.json").read_text())["cells"]
-    pairs = zip(ours["runs"], normal["runs"], strict=True)
+    report, (normal, ours, _) = report_of(out, "3")
+    pairs = zip(ours, normal, strict=True)
     expected = [a["test_accuracy"] - b["test_accuracy"] for a, b in pairs]
-    assert ours["difference"]["mean"] == pytest.approx(sum(expected) / 2)
-    assert ours["difference"]["pairs"] == 2
-    assert normal["difference"] is None
+    first, second, _ = report["cells"]
+    assert second["difference"]["mean"] == pytest.approx(sum(expected) / 2)
+    assert second["difference"]["pairs"] == 2
+    assert first["difference"] is None
 
 
 def test_branches_stand_beside_the_fusion_of_the_same_runs(out):
     reproduce.main([*COMMANDS["branches"], f"--out={out}"])
-    shared, separate = json.loads((out / "branches.json").read_text())["cells"]
-    assert separate["difference"]["to"] == "shared"
-    assert separate["runs"][0]["parameters"] > shared["runs"][0]["parameters"]
-    for cell in (shared, separate):
-        for branch, found in enumerate(cell["branches_alone"]):
-            alone = [ran["branch_accuracy"][branch] for ran in cell["runs"]]
-            fused = [ran["test_accuracy"] for ran in cell["runs"]]
-            assert found["after"] == (3, 4, 5)[branch]
-            assert found["mean"] == pytest.approx(sum(alone) / 2)
-            assert found["difference"]["mean"] == pytest.approx((sum(alone) - sum(fused)) / 2)
+    report, (shared, separate) = report_of(out, "branches")
+    assert report["cells"][1]["to"] == "fc=shared"
+    assert separate[0]["parameters"] > shared[0]["parameters"]
+    (section,) = report["branches"]
+    rows = iter(section["rows"])
+    for fc, runs in (("shared", shared), ("separate", separate)):
+        for branch, after in enumerate((3, 4, 5)):
+            row = next(rows)
+            alone = [run["branch_accuracy"][branch] for run in runs]
+            fused = [run["test_accuracy"] for run in runs]
+            assert row["row"] == f"after {after}, fc={fc}"
+            assert row["accuracy"]["mean"] == pytest.approx(sum(alone) / 2)
+            difference = row["difference to the fusion of all"]["mean"]
+            assert difference == pytest.approx((sum(alone) - sum(fused)) / 2)
 
 
 def test_longer_training_is_told_apart(out):
     reproduce.main([*COMMANDS["longer"], f"--out={out}"])
-    cells = json.loads((out / "longer.json").read_text())["cells"]
+    report, runs = report_of(out, "longer")
+    cells = report["cells"]
     assert [(cell["section"].split(", ")[-1], cell["row"]) for cell in cells] == [
         ("1 epoch", "Normal"),
-        ("1 epoch", "Interflow (S1)"),
+        ("1 epoch", "S1"),
         ("4 epochs", "Normal"),
-        ("4 epochs", "Interflow (S1)"),
+        ("4 epochs", "S1"),
     ]
-    assert [ran["epochs"] for cell in cells for ran in cell["runs"]] == [1, 1, 4, 4]
-    assert cells[3]["difference"]["to"] == "Normal"
+    assert [run["epochs"] for ran in runs for run in ran] == [1, 1, 4, 4]
+    assert cells[3]["to"] == "Normal"
+
+
+def test_the_study_s_candidates_are_an_axis_of_any_table(out, capsys):
+    for number in ("study", "3"):
+        command = [*COMMANDS["study"][1:], f"--table={number}", "--methods=Normal,S1"]
+        assert reproduce.main([*command, f"--out={out}"]) == 0
+        report, runs = report_of(out, number)
+        sizes = [(run["train_size"], run["width"]) for ran in runs for run in ran]
+        assert sorted(set(sizes)) == [(128, 0.0625), (192, 0.0625)]
+        assert len({cell["section"] for cell in report["cells"]}) == 2
+    assert reproduce.main([*command, "--seeds=0", f"--out={out}"]) == 0  # without any deviation
+    with pytest.raises(SystemExit):
+        reproduce.main(["--table=study", "--candidates=0.1x200"])
+    assert "'0.1x200' is not as 0.125x20000x3" in capsys.readouterr().err
+    assert reproduce.main(["--table=study", "--datasets=fashion_mini", f"--out={out}"]) == 2
+    assert "--train_size=20000: fashion_mini has 6000" in capsys.readouterr().err
 
 
 def test_missing_runs_show_as_missing_and_are_listed(out, capsys):
@@ -290,35 +344,10 @@ def test_what_needs_no_data_is_checked_before_a_download(tmp_path, capsys, monke
     assert "cannot write to" in capsys.readouterr().err
 
 
-def test_depths_are_shallow_to_deep_however_they_are_given():
-    def depths(*given):
-        choice = cells.Choice("cpu", depths=given, seeds=(0,))
-        return [cell.flags.depth for cell in cells.cells("6", choice)]
-
-    assert depths(60, 40) == depths(40, 60) == [40, 40, 60, 60, 60, 60]
-
-
-def test_what_depth_costs_is_counted_from_the_shallowest_that_has_runs():
-    cells = [
-        {
-            "section": f"fashion_mnist, depth {depth}",
-            "row": "Normal",
-            "runs": [
-                {"seed": seed, "test_accuracy": value + seed} for seed, value in enumerate(values)
-            ],
-        }
-        for depth, values in ((40, ()), (50, (80.0, 80.0)), (60, (50.0, 53.0)))
-    ]
-    (found,) = report.by_depth(cells)
-    assert found["section"] == "fashion_mnist, depth 60"
-    assert found["mean"] == pytest.approx(-28.5)
-
-
 def test_a_run_of_a_sweep_is_the_main_command_s(out, tmp_path):
     """The recorded command, run by itself elsewhere, gives the same parameters bit for bit."""
     reproduce.main([*COMMANDS["1"], f"--out={out}"])
-    cell = json.loads((out / "table1.json").read_text())["cells"][0]
-    (ran,) = cell["runs"]
+    (ran,) = report_of(out, "1")[1][0]
     arguments = ran["command"].split()[3:]
     assert arguments[-1].startswith("--out=")
     assert run.main([*arguments[:-1], f"--out={tmp_path}"]) == 0
@@ -326,26 +355,11 @@ def test_a_run_of_a_sweep_is_the_main_command_s(out, tmp_path):
     assert again["fingerprint"] == ran["fingerprint"]
 
 
-def test_runs_of_different_configurations_have_different_folders(tmp_path):
-    choices = [
-        cells.Choice(preset, overrides=overrides)
-        for preset in ("cpu", "paper")
-        for overrides in ({}, {"downsample": "last"}, {"fc": "separate"}, {"epochs": 7})
-    ]
-    planned = [
-        made
-        for choice in choices
-        for cell in cells.cells("7", choice)
-        for made in cell.runs(tmp_path)
-    ]
-    assert len({made.folder.path for made in planned}) == len(planned) == 8 * 10
-
-
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ([], "--table=1 to 7, branches, longer or weights, or --figure=4"),
-        (["--table=3", "--figure=4"], "--table=1 to 7, branches, longer or weights, or --figure=4"),
+        ([], "give either --table=N, of 1, 2, 3"),
+        (["--table=3", "--figure=4"], "or --figure=4"),
         (["--table=3", "--seeds=0,1,0"], "'0,1,0' has 0 more than once"),
         (["--table=3", "--methods=S1,S1"], "'S1,S1' has S1 more than once"),
         (["--table=3", "--report"], "no run of this table is finished"),
@@ -378,48 +392,6 @@ def test_bad_input_is_one_line_before_anything_starts(arguments, named, tmp_path
     assert not (tmp_path / "results").exists()
 
 
-@pytest.mark.parametrize("number", cells.TABLES)
-def test_no_two_cells_have_the_same_place(number):
-    choice = cells.Choice(
-        "cpu", ("cifar10", "svhn"), ("Normal", "S1", "S3", "Aux"), (13, 20, 60), (0,)
-    )
-    places = [(cell.section, cell.row) for cell in cells.cells(number, choice)]
-    assert len(set(places)) == len(places) >= 24
-
-
-def test_the_paper_s_figures_stand_beside_its_networks_alone():
-    deep = cells.Choice("paper", methods=("Normal", "S1", "S3"), depths=(11,))
-    for number in ("3", "4", "5", "6", "7", "branches", "longer", "weights"):
-        assert {cell.paper for cell in cells.cells(number, deep)} == {None}
-    by_method = {cell.flags.method: cell.paper for cell in cells.cells("1", deep)}
-    assert by_method == {"Normal": paper.value("1", "11", "accuracy"), "S1": None, "S3": None}
-
-
-@pytest.mark.parametrize(
-    ("choice", "whose"),
-    [
-        (cells.Choice("paper"), True),
-        (cells.Choice("paper", overrides={"data_dir": "/data"}), True),
-        (cells.Choice("paper", overrides={"batch_size": 512}), False),
-        (cells.Choice("paper", overrides={"dtype": "bfloat16"}), False),
-        (cells.Choice("paper", ("fashion_mini",)), False),
-        (cells.Choice("cpu"), False),
-    ],
-)
-def test_a_protocol_says_whether_it_is_the_paper_s(choice, whose):
-    said = protocol([cell.flags for cell in cells.cells("3", choice)], [])
-    assert said.endswith(" (the paper's)") == whose
-    assert ("; the paper's: width 1" in said) != whose
-
-
-def test_a_protocol_names_what_else_was_given():
-    overrides = {"downsample": "last", "taps": (9, 13)}
-    made = cells.cells("7", cells.Choice("cpu", overrides=overrides))
-    assert ", --taps=9,13, --downsample=last;" in protocol([cell.flags for cell in made], [])
-    both = cells.cells("3", cells.Choice("cpu", ("fashion_mini", "cifar10")))
-    assert "20,000 or all training examples" in protocol([cell.flags for cell in both], [])
-
-
 def test_a_report_that_names_fewer_runs_says_so(out, capsys):
     reproduce.main([*COMMANDS["3"], f"--out={out}"])
     capsys.readouterr()
@@ -435,36 +407,16 @@ def test_a_report_that_names_fewer_runs_says_so(out, capsys):
     assert "| 2 of 2 |" in (out / "table3.md").read_text()
 
 
-def test_curves_are_those_of_finished_runs(out):
-    reproduce.main([*COMMANDS["1"], f"--out={out}"])
-    choice = cells.Choice(
-        "cpu",
-        ("fashion_mini",),
-        depths=(4,),
-        seeds=(0,),
-        overrides={"width": 0.0625, "train_size": 128, "epochs": 1, "downsample": "first"},
-    )
-    (cell,) = cells.cells("1", choice)
-    (planned,) = cell.runs(out / "runs")
-    (read,) = report.histories([cell], out / "runs").values()
-    assert [len(epochs) for epochs in read] == [1]
-    finished = planned.folder.path / "result.json"
-    aside = finished.rename(finished.with_name("aside"))
-    (read,) = report.histories([cell], out / "runs").values()
-    aside.rename(finished)
-    assert read == []
-
-
 def test_a_result_of_another_version_is_named(out, capsys):
     reproduce.main([*COMMANDS["7"], f"--out={out}"])
     result = next(out.glob("runs/*/fashion_mini/S3/seed1/result.json"))
     text = result.read_text()
-    result.write_text(text.replace('"fingerprint"', '"finger"'))
+    result.write_text(text.replace('"branch_accuracy"', '"branches_alone"'))
     capsys.readouterr()
     assert reproduce.main([*COMMANDS["7"], f"--out={out}"]) == 2
     result.write_text(text)
     said = capsys.readouterr().err
-    assert f"{result} has no fingerprint" in said
+    assert f"{result.parent.relative_to(out / 'runs')} in {out} has no branch_accuracy" in said
     assert said.count("\n") == 1
 
 
@@ -478,29 +430,7 @@ def test_ctrl_c_outside_training_ends_as_in_it(place, out, tmp_path, capsys, mon
     assert "to go on, run the same command again" in capsys.readouterr().out
 
 
-def test_every_cell_of_the_paper_has_its_figure():
-    choice = cells.Choice("paper")
-    for number in ("1", "3", "6"):
-        for cell in cells.cells(number, choice):
-            baseline = cell.flags.method in ij.BASELINES
-            assert (cell.paper is None) == baseline, (number, cell.section, cell.row)
-    (cell,) = cells.cells("7", choice)
-    assert cell.paper == paper.value("7", "mean", "accuracy")
-    assert len(cell.seeds) == 10
-
-
-def test_the_paper_preset_is_the_main_command_s_default():
-    """Paper, IV-B."""
-    (cell,) = cells.cells("4", cells.Choice("paper"))
-    assert cell.flags == Configuration(method="S1", dataset="cifar10")
-
-
 def test_table_2_is_that_of_the_code(capsys):
     assert reproduce.main(["--table=2"]) == 0
     rows = capsys.readouterr().out.strip().split("\n")[2:]
     assert [row.split(" | ")[0].strip("| ") for row in rows] == [*ij.METHODS, *ij.BASELINES]
-
-
-def test_weights_over_runs_need_a_run():
-    (cell,) = cells.cells("4", cells.Choice("cpu"))
-    assert weight_report.over_runs(cell, []) is None

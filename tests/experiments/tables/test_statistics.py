@@ -1,6 +1,7 @@
 """Intervals, outlying runs and signs, against values worked out by hand."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from experiments.tables import statistics
@@ -8,17 +9,21 @@ from experiments.tables import statistics
 
 def test_interval_of_paired_seeds():
     """Differences 1, 2, 3: mean 2, deviation 1, t(0.975, 2) = 4.3027, divided by sqrt(3)."""
-    ours = {0: 11.0, 1: 22.0, 2: 33.0, 7: 1.0}
-    found = statistics.difference(ours, {2: 30.0, 1: 20.0, 0: 10.0, 8: 0.0})
-    assert found.pairs == 3
-    assert found.mean == pytest.approx(2.0)
-    assert found.low == pytest.approx(2 - 4.302653 / 3**0.5)
-    assert found.high == pytest.approx(2 + 4.302653 / 3**0.5)
+    ours = pd.Series({0: 11.0, 1: 22.0, 2: 33.0, 7: 1.0})
+    difference = statistics.difference(ours, pd.Series({2: 30.0, 1: 20.0, 0: 10.0, 8: 0.0}))
+    assert difference.pairs == 3
+    assert difference.mean == pytest.approx(2.0)
+    assert difference.low == pytest.approx(2 - 4.302653 / 3**0.5)
+    assert difference.high == pytest.approx(2 + 4.302653 / 3**0.5)
+    assert str(difference) == "+2.00 (-0.48 to +4.48), 3 pairs"  # ours has a run more
 
 
 def test_one_pair_has_no_interval_and_none_no_difference():
-    assert statistics.difference({0: 3.0}, {0: 1.0}) == (2.0, None, None, 1)
-    assert statistics.difference({0: 3.0}, {1: 1.0}) is None
+    three, one = pd.Series({0: 3.0}), pd.Series({0: 1.0})
+    assert statistics.difference(three, one) == statistics.Difference(2.0, None, None, 1, 1)
+    assert statistics.difference(three, one.set_axis([1])) is None
+    assert statistics.spread(three) == statistics.Spread(3.0, None)
+    assert statistics.spread(three[[]]) is None
 
 
 def test_a_run_far_from_the_others_in_one_figure_is_outlying():

@@ -1,0 +1,174 @@
+"""Table VI, and what it leaves open: extremely deep networks, and their weights by epoch."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+
+import interflow_jax as ij
+from experiments.cli.configuration import Configuration
+from experiments.tables import paper, pictures
+from experiments.tables.frame import Results
+from experiments.tables.methods import claims
+from experiments.tables.table import Detail, Picture, Table
+from experiments.tables.weights import at_start
+
+BASELINE_DEPTH = 60  # of Table VI: the depth at which the paper's plain network has failed
+DEEPEST = 100
+
+
+def _paper(flags: Configuration) -> float | None:
+    """The paper's Table VI, whose Interflow is S1."""
+    method = "Interflow" if flags.method == "S1" else flags.method
+    return paper.value("6", str(flags.depth), method)
+
+
+def _cost_of_depth(results: Results) -> Iterator[Detail]:
+    """Every cell less the shallowest of its kind that has runs."""
+    rows = []
+    shallowest: dict[Configuration, Configuration] = {}
+    for cell, _ in results.with_runs():
+        reference = shallowest.setdefault(replace(cell.flags, depth=0), cell.flags)
+        difference = results.difference(cell.flags, reference)
+        if reference != cell.flags and difference is not None:
+            row = f"{cell.section}, {cell.row}"
+            rows.append({"row": row, "less the shallowest of the method": difference})
+    yield Detail("cost_of_depth", "What depth costs", rows, "Paired seeds.")
+
+
+def _weights(results: Results) -> Iterator[Detail]:
+    """The weights of every run of S1, at the start and as learned, beside the paper's."""
+    for cell, runs in results.with_runs():
+        if cell.flags.method != "S1":
+            continue
+        start = at_start(cell.flags, 2, runs["seed"].tolist()).tolist()
+        branches = [str(place) for place in range(1, len(start[0]) + 1)]
+        printed = paper.table("6")["cells"].get(str(cell.flags.depth), {})
+        weights = {}
+        if printed.get("branches") == len(branches):
+            weights["paper (cifar10)"] = [printed[branch] for branch in branches]
+        for seed, drawn, learned in zip(runs["seed"], start, runs["weights"], strict=True):
+            weights |= {f"seed {seed}, at the start": drawn, f"seed {seed}, learned": learned}
+        rows = [
+            {"branch": name, **dict(zip(branches, row, strict=True))}
+            for name, row in weights.items()
+        ]
+        title = f"Weights of S1, shallow to deep: {cell.section}"
+        yield Detail("weights", title, rows, form="+z.2f")
+
+
+def _table_6_details(results: Results) -> Iterator[Detail]:
+    yield from claims(results)
+    yield from _cost_of_depth(results)
+    yield from _weights(results)
+
+
+def _table_6_pictures(results: Results) -> Iterator[Picture]:
+    runs = results.runs
+    grid = pictures.lines(runs, "depth", "test_accuracy", col="dataset", **pictures.OVER_SEEDS)
+    colors = dict(zip(runs["row"].unique(), sns.color_palette("tab10"), strict=False))
+    for row, color in colors.items():
+        printed = {cell.flags.depth: cell.paper for cell in results.cells if cell.row == row}
+        for axes in grid.axes.flat:
+            axes.plot(list(printed), np.array([*printed.values()], float), "--", color=color)
+    shows = (
+        f"Test accuracy by number of convolutions, a line each for {', '.join(colors)}; dashed, "
+    )
+    yield "table6", f"{shows}the paper's; bars are standard deviations over seeds", grid.figure
+    branches = results.branches()
+    datasets = {cell.flags.dataset for cell in results.cells}
+    for dataset, of_s1 in branches[branches["method"] == "S1"].groupby("dataset", sort=False):
+        chart, every = plt.subplots(2, 1, figsize=(8.5, 7), layout="constrained")
+        for axes, values, title in (
+            (every[0], of_s1["weight"].astype(float).abs(), "absolute weight, mean over seeds"),
+            (every[1], of_s1["alone"], "accuracy of the branch alone (%), mean over seeds"),
+        ):
+            means = values.groupby([of_s1["depth"], of_s1["branch"]]).mean().unstack()
+            pictures.heatmap(axes, means)
+            axes.set(title=title, xlabel="branch, shallow to deep", ylabel="depth")
+        stem = pictures.stem("table6-branches", *([dataset] if len(datasets) > 1 else []))
+        shows = "Two heat maps by depth and branch, shallow to deep: the absolute weight, and the "
+        yield stem, f"{shows}test accuracy of the branch alone", chart
+    history = results.history()
+    yield from _learning_curves(
+        "table6-learning", history[history["depth"].isin((BASELINE_DEPTH, DEEPEST))]
+    )
+
+
+def _learning_curves(stem: str, history: pd.DataFrame) -> Iterator[Picture]:
+    if history.empty:
+        return
+    grid = pictures.lines(history, "epoch", "test_accuracy", **pictures.PER_RUN)
+    shows = f"Test accuracy by epoch, one line per run of {', '.join(history['row'].unique())}; a "
+    yield stem, f"{shows}panel each for {' and '.join(history['section'].unique())}", grid.figure
+
+
+def _by_epoch(name: str, results: Results) -> Iterator[Picture]:
+    """Learning curves, and the learned weights of the first run of S1 in every section."""
+    history = results.history()
+    yield from _learning_curves(name, history)
+    history = history[history["method"] == "S1"]
+    first = history[history["run"].isin(history.groupby("section")["run"].first())]
+    names = {f"weights/{tap}": f"after {tap}" for tap in first["branches"].explode().unique()}
+    weights = first.rename(columns=names).melt(
+        ["section", "epoch"], list(names.values()), "branch", "weight"
+    )
+    if weights.empty:
+        return
+    grid = pictures.lines(weights, "epoch", "weight", "branch", palette="viridis")
+    shows = "The fusion's weights by epoch in the first run, one line per branch, light the "
+    shows += f"deepest; a panel each for {' and '.join(weights['section'].unique())}"
+    yield f"{name}-by-epoch", shows, grid.figure
+
+
+TABLES = (
+    Table(
+        name="table6",
+        title="Table VI: extremely deep networks (S1 is the paper's Interflow)",
+        seeds=3,
+        axes={
+            "dataset": ("cifar10",),
+            "depth": tuple(range(40, DEEPEST + 1, 10)),
+            "method": ("Normal", "S1", *ij.BASELINES),
+        },
+        sections=("dataset", "depth"),
+        paper=_paper,
+        paper_dataset="cifar10",
+        omit=lambda flags: flags.method in ij.BASELINES and flags.depth != BASELINE_DEPTH,
+        details=_table_6_details,
+        pictures=_table_6_pictures,
+    ),
+    Table(
+        name="longer",
+        title="Not in the paper: extremely deep networks, trained longer",
+        seeds=5,
+        axes={
+            "dataset": ("fashion_mnist",),
+            "depth": (BASELINE_DEPTH,),
+            "length": (1, 4),
+            "method": ("Normal", "S1"),
+        },
+        sections=("dataset", "depth", "epochs"),
+        details=_weights,
+        pictures=partial(_by_epoch, "longer"),
+    ),
+    Table(
+        name="weights",
+        title="Not in the paper: an extremely deep network's weights, trained for the paper's 40 "
+        "epochs",
+        seeds=3,
+        axes={
+            "dataset": ("fashion_mnist",),
+            "depth": (BASELINE_DEPTH,),
+            "epochs": (40,),
+            "method": ("S1",),
+        },
+        sections=("dataset", "depth", "epochs"),
+        details=_weights,
+        pictures=partial(_by_epoch, "weights"),
+    ),
+)

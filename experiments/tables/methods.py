@@ -1,0 +1,108 @@
+"""Tables II and III: the methods, and how accurate each is on every dataset."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pandas as pd
+import seaborn as sns
+
+import interflow_jax as ij
+from experiments.cli.configuration import Configuration
+from experiments.tables import paper, statistics
+from experiments.tables.frame import Results
+from experiments.tables.table import PAPER_DEPTH, Detail, Picture, Table, words
+
+DATASETS = ("cifar10", "cifar100", "svhn", "mnist", "kmnist", "fashion_mnist")
+
+CLAIMS = (
+    *(("S1", "S0"), ("S2", "S0"), ("S6", "S5"), ("S7", "S5")),  # learned weights over fixed ones
+    *(("S2", "S1"), ("S4", "S3"), ("S7", "S6"), ("S9", "S8")),  # given initial weights over random
+    *(("S1", "Aux"), ("S1", "DSN")),  # fusion over losses of the branches' own
+)
+"""Pairs of methods of which the paper says that the first is ahead (IV-D, II-A)."""
+
+
+def table_2() -> str:
+    """Table II, from the methods as the code has them."""
+    lines = [
+        "| method | branches after convolutions | fusion | initial weights |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name, method in {**ij.METHODS, **ij.BASELINES}.items():
+        start = "Xavier"
+        if name in ij.BASELINES:
+            start = "the last branch alone (a baseline, not the paper's)"
+        elif method.initial_weights is not None:
+            start = ", ".join(f"{weight:g}" for weight in method.initial_weights)
+        taps = ", ".join(map(str, method.taps))
+        lines.append(f"| {name} | {taps} | {method.fusion} | {start} |")
+    return "\n".join(lines)
+
+
+def paper_accuracy(flags: Configuration) -> float | None:
+    """The paper's Table III, which is of 13 convolutions."""
+    return paper.value("3", flags.method, flags.dataset) if flags.depth == PAPER_DEPTH else None
+
+
+def claims(results: Results) -> Iterator[Detail]:
+    """Differences of methods of the table of which the paper says who is ahead."""
+    configurations = {cell.flags for cell in results.cells}
+    rows = []
+    for cell in results.cells:
+        for ahead, behind in CLAIMS:
+            other = replace(cell.flags, method=behind)
+            if ahead == cell.flags.method and other in configurations:
+                pair = f"{cell.section}, {cell.row} less {words('method', behind)}"
+                difference = results.difference(cell.flags, other)
+                rows.append({"row": pair, "difference of paired seeds": difference})
+    yield Detail("claims", "What the paper says is ahead", rows)
+
+
+def _pictures(results: Results) -> Iterator[Picture]:
+    """Differences to Normal of paired seeds, with their intervals, one panel per section."""
+    compared = [(cell, cell.reference) for cell in results.cells if cell.reference is not None]
+    apart = [
+        (results.accuracy(cell.flags) - results.accuracy(normal)).dropna().to_frame("points")
+        for cell, normal in compared
+    ]
+    places = [{"section": cell.section, "row": cell.row} for cell, _ in compared]
+    frame = pd.concat([each.assign(**place) for each, place in zip(apart, places, strict=True)])
+    if frame.empty:
+        return
+    rows = list(frame["row"].unique())
+    grid = sns.catplot(
+        frame,
+        kind="point",
+        x="points",
+        y="row",
+        col="section",
+        col_wrap=min(3, frame["section"].nunique()),
+        linestyle="none",
+        errorbar=lambda points: statistics.interval(points.to_numpy()),
+        height=1.6 + 0.25 * len(rows),
+    )
+    for cell, normal in compared:
+        printed, of_normal = paper_accuracy(cell.flags), paper_accuracy(normal)
+        if printed and of_normal and cell.row in rows and cell.section in grid.axes_dict:
+            axes = grid.axes_dict[cell.section]
+            axes.plot(printed - of_normal, rows.index(cell.row), "kD", mfc="none")
+    grid.refline(x=0)
+    grid.set_titles("{col_name}").set(xlabel="points above Normal", ylabel="")
+    sections = ", ".join(frame["section"].unique())
+    shows = f"Accuracy above Normal's in points, by method, a panel each for {sections}; lines are "
+    yield "table3", f"{shows}95 % confidence intervals, diamonds the paper's", grid.figure
+
+
+TABLE = Table(
+    name="table3",
+    title="Table III: accuracy of the methods, and of two baselines",
+    seeds=5,
+    axes={
+        "dataset": DATASETS,
+        "depth": (PAPER_DEPTH,),
+        "method": (*ij.METHODS, *ij.BASELINES),
+    },
+    paper=paper_accuracy,
+    details=claims,
+    pictures=_pictures,
+)

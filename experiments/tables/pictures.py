@@ -1,0 +1,92 @@
+"""What the pictures of the tables share."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from experiments.runs import charts
+from experiments.tables.table import Picture
+
+MOST_NUMBERED = 20  # columns of a heat map whose cells have room for their figure
+LABELS = {
+    "depth": "convolutions",
+    "after": "branch after convolution",
+    **dict.fromkeys(("test_accuracy", "alone"), "test accuracy (%)"),
+}
+OVER_SEEDS = {"errorbar": "sd", "err_style": "bars"}
+"""Of `lines`: means over seeds, and their standard deviations as bars."""
+PER_RUN = {"units": "run", "estimator": None, "alpha": 0.7}
+"""Of `lines`: every run by itself."""
+
+
+def save(pictures: Iterable[Picture], out: Path) -> list[dict[str, str]]:
+    """Writes pictures as PNG.
+
+    Returns:
+      Per picture: file, its name in OUT, and shows, what there is to see in words.
+    """
+    saved = []
+    with plt.rc_context({"axes.grid": True, "grid.alpha": 0.3, "figure.dpi": 120}):
+        for stem, shows, chart in pictures:
+            charts.save(chart, out / f"{stem}.png")
+            saved.append({"file": f"{stem}.png", "shows": shows})
+    return saved
+
+
+def stem(*parts: Any) -> str:
+    """A file's name, without ending, of characters that a link in Markdown takes as they are."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(map(str, parts))).strip("-")
+
+
+def whole_numbers(axes: Axes) -> None:
+    """Ticks of x at whole numbers alone."""
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def lines(runs: pd.DataFrame, x: str, y: str, line: str = "row", **options: Any) -> sns.FacetGrid:
+    """Lines that differ by colour and marker, a panel per `col`, which is the section."""
+    options = {
+        **{"hue": line, "style": line, "col": "section", "palette": "tab10"},
+        **{"markers": True, "dashes": False, "facet_kws": {"sharex": False}},
+    } | options
+    panels = runs[options["col"]].nunique()
+    rows = -(-panels // 3)  # more than three beside each other would be unreadable
+    size = {"height": 3.4, "aspect": 1.2 if panels > 1 else 1.6, "col_wrap": -(-panels // rows)}
+    grid = sns.relplot(runs, kind="line", x=x, y=y, **size, **options)
+    for axes in grid.axes.flat:
+        whole_numbers(axes)
+    if grid.legend is not None:
+        grid.legend.set_title(None)
+    grid.set_titles("{col_name}").set_axis_labels(LABELS.get(x, x), LABELS.get(y, y))
+    return grid.tight_layout()
+
+
+def heatmap(axes: Axes, values: pd.DataFrame, bound: float | None = None) -> None:
+    """Colours and, where there is room, figures; NaN is left empty.
+
+    Args:
+      bound: of a scale around zero; without, all values are positive.
+    """
+    high = values.max(axis=None) if bound is None else bound
+    sns.heatmap(
+        values,
+        ax=axes,
+        vmin=0.0 if bound is None else -bound,
+        vmax=high,
+        cmap="Blues" if bound is None else "RdBu_r",
+        annot=values.shape[1] <= MOST_NUMBERED,
+        fmt=f"z.{1 if high >= 10 else 2}f",
+        annot_kws={"fontsize": 8},
+    )
+    axes.tick_params(axis="y", rotation=0)

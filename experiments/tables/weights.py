@@ -1,0 +1,218 @@
+"""What the fusion weighs in repeated runs (the paper's Tables IV and V, Figure 4)."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from experiments.cli.configuration import Configuration
+from experiments.tables import paper, pictures, statistics
+from experiments.tables.frame import Results
+from experiments.tables.table import Detail
+from interflow_jax.data.preprocessing import initial_key
+
+SIGNS = """\
+A branch's weight and its fully connected layer may trade their signs, branches that
+share the layer together; *comparable* weights have the deepest of each group positive."""
+OUTLYING = """
+
+A run is outlying if its accuracy or a comparable weight is more than 3.5 robust
+standard deviations (the median distance from the median, scaled) from the median:
+{}. Variances are over one less than the runs. *Grown* is by how much an
+absolute weight is above its own at the run's start."""
+
+
+def at_start(flags: Configuration, classes: int, seeds: list[int]) -> np.ndarray:
+    """What a model's fusion weighs before any training: [seeds, ...] as `Fusion` returns them.
+
+    Only the weights' own draws are computed, none of the layers'.
+
+    Args:
+      classes: any number, where there is one weight per branch: its draws do not depend on it.
+    """
+    model = flags.build(classes)
+    images = jnp.zeros((1, 32, 32, 1))  # their size and channels do not matter to the weights
+
+    @jax.jit
+    def draw(key: jax.Array) -> jax.Array:
+        return model.init_with_output(key, images, train=False)[0].weights
+
+    return np.array([draw(initial_key(seed)) for seed in seeds], dtype=float)
+
+
+class Weights(NamedTuple):
+    """Weights of repeated runs, [runs, branches] or [runs, branches, classes].
+
+    Attributes:
+      start: as the seeds draw them, with this version of JAX.
+      learned: at the end.
+      comparable: those of comparable signs (see `statistics.with_comparable_signs`).
+      usual: [runs], whether neither accuracy nor a comparable weight is outlying. All are where
+        there is a weight per class: of forty, one or another is far from its median in most runs.
+      after: the branches in words.
+    """
+
+    start: np.ndarray
+    learned: np.ndarray
+    comparable: np.ndarray
+    usual: np.ndarray
+    after: list[str]
+
+
+def of_runs(flags: Configuration, runs: pd.DataFrame) -> Weights:
+    """The weights of a configuration's runs."""
+    learned = np.array(runs["weights"].tolist())
+    per_class = learned.ndim == 3
+    taps = runs["branches"].iloc[0]
+    groups = statistics.sharing_groups(
+        tuple(taps), flags.depth, flags.width, flags.downsample, flags.fc == "shared"
+    )
+    # Branches go last: of `class` fusion, every class is turned by itself.
+    turned = statistics.with_comparable_signs(learned.swapaxes(1, -1), groups).swapaxes(1, -1)
+    usual = np.ones(len(runs), bool)
+    if not per_class:
+        usual = ~statistics.outlying(np.column_stack([runs["test_accuracy"], turned]))
+    start = at_start(flags, learned.shape[2] if per_class else 2, runs["seed"].tolist())
+    return Weights(start, learned, turned, usual, [f"after {tap}" for tap in taps])
+
+
+def details(results: Results) -> Iterator[Detail]:
+    """Per cell: moments by branch (Table IV), or means by branch and class (Table V)."""
+    for cell, runs in results.with_runs():
+        weights = of_runs(cell.flags, runs)
+        per_run = pd.DataFrame(
+            {
+                "run": runs["run"].tolist(),
+                "start": weights.start.tolist(),
+                "comparable": weights.comparable.tolist(),
+                "outlying": (~weights.usual).tolist(),
+            }
+        )
+        title = f"Weights of {cell.row} on {cell.section}"
+        yield Detail("weights_by_run", title, per_run.to_dict("records"), printed=False)
+        # The paper's weights stand beside those of its own branches alone.
+        printed = cell.paper is not None and runs["branches"].iloc[0] == [7, 9, 11, 13]
+        if weights.learned.ndim == 2:
+            yield _moments(title, runs, weights, printed)
+        else:
+            yield from _means(title, weights, printed)
+
+
+def _moments(title: str, runs: pd.DataFrame, weights: Weights, printed: bool) -> Detail:
+    """Table IV: moments of accuracy and weights, of all runs and without outlying ones."""
+    note = SIGNS + OUTLYING.format(
+        ", ".join(f"seed {seed}" for seed in runs["seed"][~weights.usual]) or "none"
+    )
+    columns = ["accuracy", *weights.after]
+    rows = []
+    if printed:
+        doubtful = {
+            (doubt["row"], doubt["column"]): f"{doubt['reads']:.4f}?" for doubt in paper.DOUBTFUL
+        }
+        for reason in dict.fromkeys(doubt["reason"] for doubt in paper.DOUBTFUL):
+            note += f"\n\nA question mark: {reason}."
+        for name, cells in paper.table("4")["cells"].items():
+            figures = [
+                cells.get(column, doubtful.get((name, column)))
+                for column in ("accuracy", "1", "2", "3", "4")
+            ]
+            rows.append((f"paper, {name.replace('_', ' ')}", figures))
+    with_accuracy = [
+        np.column_stack([runs["test_accuracy"], each])
+        for each in (weights.learned, weights.comparable)
+    ]
+    absolute = np.abs(weights.learned)
+    kinds = {
+        "at the start": weights.start,
+        **dict(zip(("as learned", "comparable"), with_accuracy, strict=True)),
+        "absolute": absolute,
+        "grown": absolute - np.abs(weights.start),
+    }
+    for kind, every in kinds.items():
+        parts = {kind: every}
+        if 0 < weights.usual.sum() < len(every):
+            parts = {f"{kind}, all": every, f"{kind}, without outlying": every[weights.usual]}
+        for part, some in parts.items():
+            moments = {"mean": some.mean(axis=0)}
+            if len(some) > 1:
+                moments["variance"] = some.var(axis=0, ddof=1)
+                moments["mean's 95 % interval, ±"] = statistics.half_interval(some)
+            nothing = [None] * (len(columns) - some.shape[1])  # of accuracy
+            for moment, values in moments.items():
+                rows.append((f"{part}, {moment}", nothing + values.tolist()))
+    table = [{"row": name, **dict(zip(columns, row, strict=True))} for name, row in rows]
+    return Detail("weights", title, table, note, ".4f")
+
+
+def _means(title: str, weights: Weights, printed: bool) -> Iterator[Detail]:
+    """Table V: means by branch and class, and how large weights are by branch."""
+    # [runs, branches]
+    start, learned = (np.abs(each).mean(axis=2) for each in (weights.start, weights.learned))
+    columns = {"at the start": start, "as learned": learned, "grown": learned - start}
+    rows = [
+        {
+            "row": after,
+            **{name: _mean(values[:, branch]) for name, values in columns.items()},
+        }
+        for branch, after in enumerate(weights.after)
+    ]
+    note = "Mean absolute weight over a run's classes, mean over runs and its 95 % interval:"
+    yield Detail("weights", title, rows, f"{SIGNS}\n\n{note}")
+    means = {}
+    if printed:
+        cells = paper.table("5")["cells"].values()
+        means["of the paper, as printed"] = np.array([[*row.values()] for row in cells])
+    means |= {
+        "as learned": weights.learned.mean(axis=0),
+        "comparable": weights.comparable.mean(axis=0),
+    }
+    for kind, mean in means.items():
+        rows = []
+        for after, values in zip(weights.after, mean, strict=True):
+            by_class = {str(label): float(value) for label, value in enumerate(values, start=1)}
+            absolute = f"{np.abs(values).mean():.2f}"
+            rows.append({"row": after, **by_class, "mean of absolutes": absolute})
+        yield Detail("weights", f"{title}: means, {kind}, by class", rows, form="+z.2f")
+
+
+def _mean(values: np.ndarray) -> str:
+    """A mean over runs with its interval, as "0.61 ± 0.05"."""
+    half = f" ± {statistics.half_interval(values):.2f}" if len(values) > 1 else ""
+    return f"{values.mean():z.2f}{half}"
+
+
+def figure_4(runs: pd.DataFrame, weights: Weights) -> Figure:
+    """Accuracy and weights by seed, as learned and of comparable signs."""
+    chart, every = plt.subplots(3, 1, figsize=(7.5, 7.5), layout="constrained", sharex=True)
+    for axes in every:
+        for seed in runs["seed"][~weights.usual]:
+            axes.axvspan(seed - 0.4, seed + 0.4, color="0.8")
+    every[0].plot(runs["seed"], runs["test_accuracy"], "k.-")
+    every[0].set(ylabel="test accuracy (%)")
+    kinds = {"as learned": weights.learned, "comparable": weights.comparable}
+    for axes, (kind, values) in zip(every[1:], kinds.items(), strict=True):
+        axes.plot(runs["seed"], values, marker=".", label=weights.after)
+        axes.set(ylabel=f"weight, {kind}")
+    every[-1].set(xlabel="seed")
+    pictures.whole_numbers(every[-1])
+    chart.legend(*every[-1].get_legend_handles_labels(), loc="outside upper center", ncols=5)
+    return chart
+
+
+def heatmaps(weights: Weights) -> Figure:
+    """Mean weights by branch and class, as learned and of comparable signs."""
+    means = {
+        kind: pd.DataFrame(values.mean(axis=0), weights.after)
+        for kind, values in (("as learned", weights.learned), ("comparable", weights.comparable))
+    }
+    bound = max(mean.abs().max(axis=None) for mean in means.values())
+    chart, every = plt.subplots(2, 1, figsize=(8.5, 5.6), layout="constrained")
+    for axes, (kind, mean) in zip(every, means.items(), strict=True):
+        pictures.heatmap(axes, mean.rename(columns=lambda label: label + 1), bound)
+        axes.set(title=kind, xlabel="class")
+    return chart
