@@ -30,7 +30,7 @@ def _pictures(results: Results) -> Iterator[Picture]:
     grid = pictures.lines(branches, "after", "alone", **pictures.OVER_SEEDS)
     fused = branches.groupby(["section", "row"], sort=False)["test_accuracy"].mean()
     colors = dict(zip(branches["row"].unique(), sns.color_palette("tab10"), strict=False))
-    for (section, row), accuracy in fused.items():
+    for section, row, accuracy in fused.reset_index().itertuples(index=False):
         grid.axes_dict[section].axhline(accuracy, color=colors[row], ls="--")
     sections = ", ".join(branches["section"].unique())
     shows = f"Test accuracy of every branch alone, a panel each for {sections}; dashed, that of "

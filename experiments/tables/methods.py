@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import seaborn as sns
 
@@ -78,7 +79,7 @@ def _pictures(results: Results) -> Iterator[Picture]:
         col="section",
         col_wrap=min(3, frame["section"].nunique()),
         linestyle="none",
-        errorbar=lambda points: statistics.interval(points.to_numpy()),
+        errorbar=lambda points: statistics.interval(np.asarray(points)),
         height=1.6 + 0.25 * len(rows),
     )
     for cell, normal in compared:

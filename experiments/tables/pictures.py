@@ -10,6 +10,7 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
@@ -67,7 +68,7 @@ def lines(runs: pd.DataFrame, x: str, y: str, line: str = "row", **options: Any)
     for axes in grid.axes.flat:
         whole_numbers(axes)
     if grid.legend is not None:
-        grid.legend.set_title(None)
+        grid.legend.set_title("")
     grid.set_titles("{col_name}").set_axis_labels(LABELS.get(x, x), LABELS.get(y, y))
     return grid.tight_layout()
 
@@ -78,7 +79,7 @@ def heatmap(axes: Axes, values: pd.DataFrame, bound: float | None = None) -> Non
     Args:
       bound: of a scale around zero; without, all values are positive.
     """
-    high = values.max(axis=None) if bound is None else bound
+    high = float(np.nanmax(values)) if bound is None else bound
     sns.heatmap(
         values,
         ax=axes,

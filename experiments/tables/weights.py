@@ -85,16 +85,17 @@ def details(results: Results) -> Iterator[Detail]:
     """Per cell: moments by branch (Table IV), or means by branch and class (Table V)."""
     for cell, runs in results.with_runs():
         weights = of_runs(cell.flags, runs)
-        per_run = pd.DataFrame(
-            {
-                "run": runs["run"].tolist(),
-                "start": weights.start.tolist(),
-                "comparable": weights.comparable.tolist(),
-                "outlying": (~weights.usual).tolist(),
-            }
-        )
+        columns = {
+            "run": runs["run"].tolist(),
+            "start": weights.start.tolist(),
+            "comparable": weights.comparable.tolist(),
+            "outlying": (~weights.usual).tolist(),
+        }
+        per_run = [
+            dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)
+        ]
         title = f"Weights of {cell.row} on {cell.section}"
-        yield Detail("weights_by_run", title, per_run.to_dict("records"), printed=False)
+        yield Detail("weights_by_run", title, per_run, printed=False)
         # The paper's weights stand beside those of its own branches alone.
         printed = cell.paper is not None and runs["branches"].iloc[0] == [7, 9, 11, 13]
         if weights.learned.ndim == 2:
@@ -210,7 +211,7 @@ def heatmaps(weights: Weights) -> Figure:
         kind: pd.DataFrame(values.mean(axis=0), weights.after)
         for kind, values in (("as learned", weights.learned), ("comparable", weights.comparable))
     }
-    bound = max(mean.abs().max(axis=None) for mean in means.values())
+    bound = max(float(np.abs(mean.to_numpy()).max()) for mean in means.values())
     chart, every = plt.subplots(2, 1, figsize=(8.5, 5.6), layout="constrained")
     for axes, (kind, mean) in zip(every, means.items(), strict=True):
         pictures.heatmap(axes, mean.rename(columns=lambda label: label + 1), bound)
