@@ -71,25 +71,32 @@ def carry_out(
       ValueError: as `check`, or for workers that cannot be had.
       StoppedError: on a signal, once the runs that it met are saved.
     """
+    make_pool = _pool(workers, cpus)
     check(sweep, record, out)
     todo = record.unfinished(sweep)
-    pool = _pool(workers, cpus) if workers and todo else None
+    pool = make_pool() if make_pool and todo else None
     print(f"{title}: {len(sweep)} runs, {len(todo)} to do", flush=True)
     say = partial(print, flush=True)
+    failed: list[Failed] = []
     try:
-        failed = _work(sweep, record, say) if pool is None else processes.work(todo, say, pool)
+        failed = processes.work(todo, say, pool) if pool else _work(sweep, record, say)
     finally:
+        for planned, error in failed:
+            print(f"failed: {planned.folder.path}: {error}", file=sys.stderr)
         record.finished(sweep)
-        record.write()
-    for planned, error in failed:
-        print(f"failed: {planned.folder.path}: {error}", file=sys.stderr)
+        try:
+            record.write()
+        except OSError as error:
+            print(f"could not write {out / 'runs.jsonl'} ({error})", file=sys.stderr)
     return failed
 
 
-def _pool(workers: Workers, cpus: int | None) -> processes.Pool:
-    """Raises ValueError without Ray, or with more workers than cores."""
+def _pool(workers: Workers, cpus: int | None) -> Callable[[], processes.Pool] | None:
+    """What makes the pool; raises ValueError without Ray."""
+    if workers is None:
+        return None
     if workers != "ray":
-        return processes.LocalPool(int(workers or 1))
+        return partial(processes.LocalPool, int(workers))
     try:
         from experiments.sweep.ray_workers import RayPool
     except ImportError as error:
@@ -97,7 +104,7 @@ def _pool(workers: Workers, cpus: int | None) -> processes.Pool:
     # Before anything asks for devices: JAX would take most of a GPU's memory for this process,
     # which trains nothing.
     jax.config.update("jax_platforms", "cpu")
-    return RayPool(cpus)
+    return partial(RayPool, cpus)
 
 
 def check(sweep: list[Planned], record: Record, out: Path) -> None:

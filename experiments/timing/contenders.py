@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 import interflow_jax as ij
-from interflow_jax.backbones import convolutions, forward_flops
+from interflow_jax.backbones import StrideVGG, convolutions, forward_flops
 from interflow_jax.ops import memory
 
 CLASSES = 10
@@ -61,7 +61,7 @@ class Network(NamedTuple):
 
         Three times the forward pass, less the gradient of the images, which nobody needs.
         """
-        backbone = ij.build(self.method, CLASSES, depth=self.depth, width=self.width).backbone
+        backbone = StrideVGG((self.depth,), self.depth, self.width)
         forward = forward_flops(backbone, self.image_shape)
         height, width, channels_in = self.image_shape
         channels, stride = convolutions(self.depth, self.width, "first")[0]

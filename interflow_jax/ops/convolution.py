@@ -15,28 +15,10 @@ and TPU always get `lax.conv_general_dilated`:
 - XLA's own, best through Eigen, elsewhere (`cpu_compiler_options`; YNNPACK, its default, takes two
   to three times as long for kernel gradients).
 
-Milliseconds, batch 64, float32, 2 cores with AVX-512, from one run of `python -m
-experiments.benchmark --convolutions` (all of it: results/convolutions.md):
-
-    channels     input map, stride   way             forward      input gradient   kernel gradient
-                                                   XLA    ours     XLA    ours       XLA    ours
-    512              2x2, 1          sum over taps 395     6.6     403     15        9.8    10
-    512              4x4, 1          sum over taps  29      24      44     37         38    41
-    256 to 512       8x8, 2          sum over taps  18      19      25     18         21    22
-    128              2x2, 1          dense          10     1.9      11    1.6        1.1   0.8
-    64               2x2, 1          dense         3.2     0.6     3.4    0.6        0.6   0.4
-    256              8x8, 1          Winograd       36      19      30     22         39    21
-    128              16x16, 1        Winograd       33      24      34     26         38    26
-    64 to 128        32x32, 2        phases         18      18      27     19         23    24
-    16 to 32         32x32, 2        phases        2.6     2.6     8.0    4.3        6.8   6.0
-    3 to 64          32x32, 1        multiples     8.3     4.6      21     21        7.8   7.8
-    1 to 16          28x28, 1        multiples     3.3     0.3     4.6    4.6        1.1   1.0
-    8                28x28, 1        multiples     4.3     2.0     4.2    2.2        5.1   4.9
-    64               32x32, 1        XLA's          37      37      32     36         44    40
-    16               32x32, 1        XLA's         6.8     6.6     7.1    7.1         10    10
-
-What is not chosen, there: at 64 channels, 32x32, Winograd takes 0.76 (forward) to 0.97 of XLA's
-time, but no less in a whole step; at 16 channels, 32x32, its transforms take 2 to 3 times as long.
+The times of each path beside XLA's are in results/convolutions.md (`python -m
+experiments.benchmark --convolutions`). Not chosen: at 64 channels, 32x32, Winograd takes
+0.76 (forward) to 0.97 of XLA's time, but no less in a whole step; at 16 channels, 32x32, its
+transforms take 2 to 3 times as long.
 
 To delete this file's CPU paths, the day XLA is faster, let `conv3x3` return `_xla`.
 """

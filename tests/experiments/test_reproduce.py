@@ -225,12 +225,9 @@ def test_a_dry_run_answers_bad_input_and_estimates_by_other_runs(tmp_path, capsy
     assert reproduce.main([*dry, "--datasets=svhn"]) == 0
     assert "not measured yet" in capsys.readouterr().out
     flags = Configuration(method="Normal", dataset="cifar10", width=0.125)
-    other = planning.plan(flags, tmp_path / "runs").folder
-    other.path.mkdir(parents=True)
-    broken = tmp_path / "runs" / "another" / "svhn" / "S1" / "seed0"
-    broken.mkdir(parents=True)
-    (broken / "result.json").write_text("{}")
-    other.write_json("result.json", {**flags.identity(0), "images_per_second": 500.0})
+    other = planning.plan(flags, tmp_path / "runs")
+    line = {"run": other.name, **flags.identity(0), "images_per_second": 500.0}
+    (tmp_path / "runs.jsonl").write_text(json.dumps(line) + "\n")
     assert reproduce.main([*dry, "--datasets=svhn", "--width=0.125"]) == 0
     # The same network on images of the same size: 3 epochs, test images at a third.
     seconds = 3 * (20_000 + 26_032 / 3) / 500
@@ -427,7 +424,7 @@ def test_ctrl_c_outside_training_ends_as_in_it(place, out, tmp_path, capsys, mon
 
     monkeypatch.setattr(single, place, interrupted)
     assert reproduce.main([*COMMANDS["7"], f"--out={tmp_path}"]) == 130
-    assert "to go on, run the same command again" in capsys.readouterr().out
+    assert "run the same command again" in capsys.readouterr().out
 
 
 def test_table_2_is_that_of_the_code(capsys):
