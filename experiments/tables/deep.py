@@ -5,14 +5,11 @@ from dataclasses import replace
 from functools import partial
 
 import matplotlib.pyplot as plt
-import numpy as np
-import pandas as pd
-import seaborn as sns
 
 import interflow_jax as ij
 from experiments.cli.configuration import Configuration
 from experiments.tables import paper, pictures
-from experiments.tables.frame import Results
+from experiments.tables.frame import Frame, Results
 from experiments.tables.methods import claims
 from experiments.tables.table import Detail, Picture, Table
 from experiments.tables.weights import at_start
@@ -54,7 +51,7 @@ def _weights(results: Results) -> Iterator[Detail]:
         for seed, drawn, learned in zip(runs["seed"], start, runs["weights"], strict=True):
             weights |= {f"seed {seed}, at the start": drawn, f"seed {seed}, learned": learned}
         rows = [
-            {"branch": name, **dict(zip(branches, row, strict=True))}
+            {"branch": name} | dict(zip(branches, row, strict=True))
             for name, row in weights.items()
         ]
         title = f"Weights of S1, shallow to deep: {cell.section}"
@@ -68,41 +65,29 @@ def _table_6_details(results: Results) -> Iterator[Detail]:
 
 
 def _table_6_pictures(results: Results) -> Iterator[Picture]:
-    runs = results.runs
-    grid = pictures.lines(runs, "depth", "test_accuracy", col="dataset", **pictures.OVER_SEEDS)
-    colors = dict(zip(runs["row"].unique(), sns.color_palette("tab10"), strict=False))
-    for row, color in colors.items():
-        printed = {cell.flags.depth: cell.paper for cell in results.cells if cell.row == row}
-        for axes in grid.axes.flat:
-            axes.plot(list(printed), np.array([*printed.values()], float), "--", color=color)
-    shows = (
-        f"Test accuracy by number of convolutions, a line each for {', '.join(colors)}; dashed, "
-    )
-    yield "table6", f"{shows}the paper's; bars are standard deviations over seeds", grid.figure
+    yield "table6", *pictures.by_depth(results, "row", "dataset")
     branches = results.branches()
     datasets = {cell.flags.dataset for cell in results.cells}
     for dataset, of_s1 in branches[branches["method"] == "S1"].groupby("dataset", sort=False):
         chart, every = plt.subplots(2, 1, figsize=(8.5, 7), layout="constrained")
-        for axes, values, title in (
-            (every[0], of_s1["weight"].astype(float).abs(), "absolute weight, mean over seeds"),
-            (every[1], of_s1["alone"], "accuracy of the branch alone (%), mean over seeds"),
-        ):
-            means = values.groupby([of_s1["depth"], of_s1["branch"]]).mean().unstack()
-            pictures.heatmap(axes, means)
-            axes.set(title=title, xlabel="branch, shallow to deep", ylabel="depth")
+        by_place = of_s1.assign(weight=of_s1["weight"].abs()).groupby(["depth", "branch"])
+        kinds = {"weight": "absolute weight", "alone": "accuracy of the branch alone (%)"}
+        for axes, (column, title) in zip(every, kinds.items(), strict=True):
+            pictures.heatmap(axes, by_place[column].mean().unstack().astype(float))
+            axes.set(title=f"{title}, mean over seeds", xlabel="branch, shallow to deep")
         stem = pictures.stem("table6-branches", *([dataset] if len(datasets) > 1 else []))
         shows = "Two heat maps by depth and branch, shallow to deep: the absolute weight, and the "
         yield stem, f"{shows}test accuracy of the branch alone", chart
     history = results.history()
-    yield from _learning_curves(
-        "table6-learning", history[history["depth"].isin((BASELINE_DEPTH, DEEPEST))]
-    )
+    ends = history[history["depth"].isin((BASELINE_DEPTH, DEEPEST))]
+    yield from _learning_curves("table6-learning", ends)
 
 
-def _learning_curves(stem: str, history: pd.DataFrame) -> Iterator[Picture]:
+def _learning_curves(stem: str, history: Frame) -> Iterator[Picture]:
     if history.empty:
         return
-    grid = pictures.lines(history, "epoch", "test_accuracy", **pictures.PER_RUN)
+    per_run = {"units": "run", "estimator": None, "alpha": 0.7}
+    grid = pictures.lines(history, "epoch", "test_accuracy", **per_run)
     shows = f"Test accuracy by epoch, one line per run of {', '.join(history['row'].unique())}; a "
     yield stem, f"{shows}panel each for {' and '.join(history['section'].unique())}", grid.figure
 
@@ -113,16 +98,22 @@ def _by_epoch(name: str, results: Results) -> Iterator[Picture]:
     yield from _learning_curves(name, history)
     history = history[history["method"] == "S1"]
     first = history[history["run"].isin(history.groupby("section")["run"].first())]
-    names = {f"weights/{tap}": f"after {tap}" for tap in first["branches"].explode().unique()}
-    weights = first.rename(columns=names).melt(
-        ["section", "epoch"], list(names.values()), "branch", "weight"
-    )
-    if weights.empty:
+    if first.empty:
         return
+    taps = {f"weights/{tap}": f"after {tap}" for tap in first["branches"].explode().unique()}
+    weights = first.rename(columns=taps).melt(
+        ["section", "epoch"], list(taps.values()), "branch", "weight"
+    )
     grid = pictures.lines(weights, "epoch", "weight", "branch", palette="viridis")
     shows = "The fusion's weights by epoch in the first run, one line per branch, light the "
     shows += f"deepest; a panel each for {' and '.join(weights['section'].unique())}"
     yield f"{name}-by-epoch", shows, grid.figure
+
+
+def _axes(*methods: str, **axes: tuple) -> dict[str, tuple]:
+    """Of the tables that the paper does not have."""
+    deep = {"dataset": ("fashion_mnist",), "depth": (BASELINE_DEPTH,)}
+    return {**deep, **axes, "method": methods}
 
 
 TABLES = (
@@ -133,7 +124,7 @@ TABLES = (
         axes={
             "dataset": ("cifar10",),
             "depth": tuple(range(40, DEEPEST + 1, 10)),
-            "method": ("Normal", "S1", *ij.BASELINES),
+            "method": ("Normal", "S1", "Aux", "DSN"),
         },
         sections=("dataset", "depth"),
         paper=_paper,
@@ -146,27 +137,16 @@ TABLES = (
         name="longer",
         title="Not in the paper: extremely deep networks, trained longer",
         seeds=5,
-        axes={
-            "dataset": ("fashion_mnist",),
-            "depth": (BASELINE_DEPTH,),
-            "length": (1, 4),
-            "method": ("Normal", "S1"),
-        },
+        axes=_axes("Normal", "S1", length=(1, 4)),
         sections=("dataset", "depth", "epochs"),
         details=_weights,
         pictures=partial(_by_epoch, "longer"),
     ),
     Table(
         name="weights",
-        title="Not in the paper: an extremely deep network's weights, trained for the paper's 40 "
-        "epochs",
+        title="Not in the paper: an extremely deep network's weights after the paper's 40 epochs",
         seeds=3,
-        axes={
-            "dataset": ("fashion_mnist",),
-            "depth": (BASELINE_DEPTH,),
-            "epochs": (40,),
-            "method": ("S1",),
-        },
+        axes=_axes("S1", epochs=(40,)),
         sections=("dataset", "depth", "epochs"),
         details=_weights,
         pictures=partial(_by_epoch, "weights"),

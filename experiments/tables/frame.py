@@ -18,22 +18,18 @@ RESULT = (
 )
 """Columns of runs.jsonl that a table needs, beside the configuration's."""
 
+Frame = Any
+"""A `pandas.DataFrame`; its own annotations have every result as a union of all types."""
+
 
 class Cell(NamedTuple):
-    """One figure of a table: the runs of one configuration.
+    """One figure of a table: the runs of one configuration."""
 
-    Attributes:
-      flags: of every run but for the seed.
-      section, row: where it is printed, in words.
-      paper: the paper's accuracy in percent, if it has this cell.
-      reference: the configuration that it is compared with, if any.
-    """
-
-    flags: Configuration
-    section: str
+    flags: Configuration  # of every run but for the seed
+    section: str  # where it is printed, in words
     row: str
-    paper: float | None
-    reference: Configuration | None
+    paper: float | None  # the paper's accuracy in percent, if it has this cell
+    reference: Configuration | None  # that it is compared with
 
 
 def columns(flags: Configuration) -> dict[str, Any]:
@@ -47,48 +43,32 @@ def planned(cells: list[Cell], seeds: tuple[int, ...], out: Path) -> list[Planne
 
 
 class Results:
-    """The finished runs of a table.
+    """The finished runs of a table: `runs` has one row per run.
 
-    Attributes:
-      cells: in printed order.
-      seeds: asked for.
-      runs: one row per finished run: `section` and `row` of its cell, its configuration, and
-        `RESULT`.
+    Its columns are `section` and `row` of the run's cell, its configuration, and `RESULT`.
     """
 
     def __init__(self, cells: list[Cell], seeds: tuple[int, ...], record: Record, out: Path):
         self.cells, self.seeds, self._record, self._out = cells, seeds, record, out
-        self.runs = _frame(
-            [
-                {**line, "section": cell.section, "row": cell.row}
-                for cell in cells
-                for line in self._lines(cell.flags)
-            ]
-        )
+        frames = [self.of(cell.flags).assign(section=cell.section, row=cell.row) for cell in cells]
+        self.runs: Frame = pd.concat(frames, ignore_index=True)
 
-    def _lines(self, flags: Configuration) -> list[dict[str, Any]]:
-        lines = []
+    def of(self, flags: Configuration) -> Frame:
+        """The finished runs of a configuration, by seed, be it the table's or another's."""
+        rows = []
         for seed in self.seeds:
             run = plan(replace(flags, seed=seed), self._out / "runs")
             result = self._record.result(run)
-            if result is None:
-                continue
-            missing = [column for column in RESULT if column not in result]
+            missing = [column for column in RESULT if result and column not in result]
             if missing:
                 raise ValueError(
                     f"{run.name} in {self._out} has no {missing[0]}: it is of another version; "
                     "delete its folder and its line in runs.jsonl, and the run is made again"
                 )
-            lines.append(flags.identity(seed) | {column: result[column] for column in RESULT})
-        return lines
-
-    def of(self, flags: Configuration) -> pd.DataFrame:
-        """The finished runs of a configuration, by seed, be it the table's or another's."""
-        return _frame(self._lines(flags)).set_index("seed", drop=False)
-
-    def accuracy(self, flags: Configuration) -> pd.Series:
-        """Test accuracy of a configuration in percent, by seed."""
-        return self.of(flags)["test_accuracy"].astype(float)
+            if result:
+                rows.append(flags.identity(seed) | {column: result[column] for column in RESULT})
+        frame = pd.DataFrame(rows, columns=[*flags.identity(0), *RESULT])
+        return frame.astype({"test_accuracy": float}).set_index("seed", drop=False)
 
     def difference(
         self, flags: Configuration, reference: Configuration | None
@@ -96,28 +76,23 @@ class Results:
         """How far a configuration is ahead of another, in points; None without a common seed."""
         if reference is None:
             return None
-        return statistics.difference(self.accuracy(flags), self.accuracy(reference))
+        both = (self.of(each)["test_accuracy"] for each in (flags, reference))
+        return statistics.difference(*both)
 
-    def with_runs(self) -> Iterator[tuple[Cell, pd.DataFrame]]:
+    def with_runs(self) -> Iterator[tuple[Cell, Frame]]:
         """The cells that have finished runs, and those."""
         for cell in self.cells:
             runs = self.of(cell.flags)
             if len(runs):
                 yield cell, runs
 
-    def history(self) -> pd.DataFrame:
+    def history(self) -> Frame:
         """One row per run and epoch: the run's columns, and those of its metrics.csv."""
         runs = self.runs.drop(columns="test_accuracy").to_dict("records")
         return pd.DataFrame([run | epoch for run in runs for epoch in run["history"]])
 
-    def branches(self) -> pd.DataFrame:
+    def branches(self) -> Frame:
         """One row per run and branch: `branch`, counted from 1, `after`, `alone` and `weight`."""
         names = {"branches": "after", "branch_accuracy": "alone", "weights": "weight"}
         rows = self.runs.explode(list(names)).rename(columns=names)
-        rows["branch"] = rows.groupby("run").cumcount() + 1
-        return rows.astype({"alone": float})
-
-
-def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """Without a row as with some, of the same columns."""
-    return pd.DataFrame(rows, columns=["section", "row", *Configuration().identity(0), *RESULT])
+        return rows.assign(branch=rows.groupby("run").cumcount() + 1).astype({"alone": float})

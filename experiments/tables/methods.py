@@ -10,7 +10,7 @@ import seaborn as sns
 import interflow_jax as ij
 from experiments.cli.configuration import Configuration
 from experiments.tables import paper, statistics
-from experiments.tables.frame import Results
+from experiments.tables.frame import Frame, Results
 from experiments.tables.table import PAPER_DEPTH, Detail, Picture, Table, words
 
 DATASETS = ("cifar10", "cifar100", "svhn", "mnist", "kmnist", "fashion_mnist")
@@ -61,37 +61,35 @@ def claims(results: Results) -> Iterator[Detail]:
 
 def _pictures(results: Results) -> Iterator[Picture]:
     """Differences to Normal of paired seeds, with their intervals, one panel per section."""
-    compared = [(cell, cell.reference) for cell in results.cells if cell.reference is not None]
     apart = [
-        (results.accuracy(cell.flags) - results.accuracy(normal)).dropna().to_frame("points")
-        for cell, normal in compared
+        (results.of(cell.flags)["test_accuracy"] - results.of(cell.reference)["test_accuracy"])
+        .to_frame("points")
+        .assign(section=cell.section, row=cell.row)
+        for cell in results.cells
+        if cell.reference
     ]
-    places = [{"section": cell.section, "row": cell.row} for cell, _ in compared]
-    frame = pd.concat([each.assign(**place) for each, place in zip(apart, places, strict=True)])
+    frame: Frame = pd.concat(apart).dropna()
     if frame.empty:
         return
-    rows = list(frame["row"].unique())
+    sections, rows = frame["section"].unique().tolist(), frame["row"].unique().tolist()
     grid = sns.catplot(
-        frame,
-        kind="point",
-        x="points",
-        y="row",
-        col="section",
-        col_wrap=min(3, frame["section"].nunique()),
-        linestyle="none",
+        **{"data": frame, "kind": "point", "x": "points", "y": "row", "col": "section"},
+        **{"col_wrap": min(3, len(sections)), "height": 1.6 + 0.25 * len(rows)},
         errorbar=lambda points: statistics.interval(np.asarray(points)),
-        height=1.6 + 0.25 * len(rows),
+        linestyle="none",
     )
-    for cell, normal in compared:
-        printed, of_normal = paper_accuracy(cell.flags), paper_accuracy(normal)
-        if printed and of_normal and cell.row in rows and cell.section in grid.axes_dict:
+    for cell in results.cells:
+        printed = [paper_accuracy(flags) for flags in (cell.flags, cell.reference) if flags]
+        if None not in printed and cell.row in rows and cell.section in sections:
             axes = grid.axes_dict[cell.section]
-            axes.plot(printed - of_normal, rows.index(cell.row), "kD", mfc="none")
-    grid.refline(x=0)
-    grid.set_titles("{col_name}").set(xlabel="points above Normal", ylabel="")
-    sections = ", ".join(frame["section"].unique())
-    shows = f"Accuracy above Normal's in points, by method, a panel each for {sections}; lines are "
-    yield "table3", f"{shows}95 % confidence intervals, diamonds the paper's", grid.figure
+            axes.plot(printed[0] - printed[-1], rows.index(cell.row), "kD", mfc="none")
+    grid.refline(x=0).set_titles("{col_name}").set(xlabel="points above Normal", ylabel="")
+    shows = f"Accuracy above Normal's in points, by method, a panel each for {', '.join(sections)}"
+    yield (
+        "table3",
+        f"{shows}; lines are 95 % confidence intervals, diamonds the paper's",
+        grid.figure,
+    )
 
 
 TABLE = Table(

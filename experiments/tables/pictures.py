@@ -14,9 +14,11 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from experiments.runs import charts
+from experiments.tables.frame import Results
 from experiments.tables.table import Picture
 
 MOST_NUMBERED = 20  # columns of a heat map whose cells have room for their figure
@@ -27,16 +29,10 @@ LABELS = {
 }
 OVER_SEEDS = {"errorbar": "sd", "err_style": "bars"}
 """Of `lines`: means over seeds, and their standard deviations as bars."""
-PER_RUN = {"units": "run", "estimator": None, "alpha": 0.7}
-"""Of `lines`: every run by itself."""
 
 
 def save(pictures: Iterable[Picture], out: Path) -> list[dict[str, str]]:
-    """Writes pictures as PNG.
-
-    Returns:
-      Per picture: file, its name in OUT, and shows, what there is to see in words.
-    """
+    """Writes pictures as PNG; returns their names in OUT, and what they show in words."""
     saved = []
     with plt.rc_context({"axes.grid": True, "grid.alpha": 0.3, "figure.dpi": 120}):
         for stem, shows, chart in pictures:
@@ -73,12 +69,32 @@ def lines(runs: pd.DataFrame, x: str, y: str, line: str = "row", **options: Any)
     return grid.tight_layout()
 
 
-def heatmap(axes: Axes, values: pd.DataFrame, bound: float | None = None) -> None:
-    """Colours and, where there is room, figures; NaN is left empty.
+def colors(names: pd.Series) -> dict[str, Any]:
+    """The colours that `lines` gives names."""
+    return dict(zip(names.unique(), sns.color_palette("tab10"), strict=False))
 
-    Args:
-      bound: of a scale around zero; without, all values are positive.
-    """
+
+def by_depth(results: Results, line: str, panel: str) -> tuple[str, Figure]:
+    """Accuracy by depth beside the paper's: what the picture shows, and the picture."""
+    runs = results.runs
+    grid = lines(runs, "depth", "test_accuracy", line, col=panel, **OVER_SEEDS)
+    printed: dict[str, dict[int, float]] = {}
+    for cell in results.cells:
+        if cell.paper is not None:
+            printed.setdefault(getattr(cell, line), {})[cell.flags.depth] = cell.paper
+    common = len({str(each) for each in printed.values()}) == 1  # to all lines
+    for axes in grid.axes.flat:
+        for name, each in printed.items():
+            color = "black" if common else colors(runs[line]).get(name)
+            axes.plot(list(each), list(each.values()), "--", color=color)
+        axes.set_xticks(sorted({cell.flags.depth for cell in results.cells}))
+    names = ", ".join(runs[line].unique())
+    shows = f"Test accuracy by number of convolutions, a line each for {names}; dashed, the "
+    return f"{shows}paper's; bars are standard deviations over seeds", grid.figure
+
+
+def heatmap(axes: Axes, values: pd.DataFrame, bound: float | None = None) -> None:
+    """Colours and, where there is room, figures; without a bound, all values are positive."""
     high = float(np.nanmax(values)) if bound is None else bound
     sns.heatmap(
         values,

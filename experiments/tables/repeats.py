@@ -1,6 +1,6 @@
 """Tables IV, V and VII, and Figure 4: one model time and again."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -57,47 +57,31 @@ def _accuracy_by_run(results: Results) -> Iterator[Picture]:
     yield "table7", f"Test accuracy of every run of {names}, by seed; dashed, their mean", chart
 
 
-def _paper_mean(number: str, method: str) -> Callable[[Configuration], float | None]:
-    """The paper's mean over its runs of this very network."""
+def _table(name: str, title: str, seeds: int, method: str, **options: Any) -> Table:
+    """One network time and again, beside the paper's mean over its runs (Tables IV and VII)."""
 
     def accuracy(flags: Configuration) -> float | None:
-        network = (flags.dataset, flags.method, flags.depth)
-        if network != ("cifar10", method, PAPER_DEPTH):
+        if (flags.dataset, flags.method, flags.depth) != ("cifar10", method, PAPER_DEPTH):
             return None
-        return paper.value(number, "mean", "accuracy")
+        return paper.value("4" if method == "S1" else "7", "mean", "accuracy")
 
-    return accuracy
-
-
-def _repeated(method: str) -> dict[str, tuple[Any, ...]]:
-    return {"dataset": ("cifar10",), "depth": (PAPER_DEPTH,), "method": (method,)}
+    axes = {"dataset": ("cifar10",), "depth": (PAPER_DEPTH,), "method": (method,)}
+    return Table(name, title, seeds, axes, paper=accuracy, **options)
 
 
 TABLES = (
-    Table(
-        name="table4",
-        title="Table IV and Figure 4: S1 time and again",
-        seeds=30,
-        axes=_repeated("S1"),
-        paper=_paper_mean("4", "S1"),
+    _table(
+        *("table4", "Table IV and Figure 4: S1 time and again", 30, "S1"),
         details=weights.details,
         pictures=partial(_weight_pictures, "figure4"),
     ),
-    Table(
-        name="table5",
-        title="Table V: S3's mean weights",
-        seeds=10,
-        axes=_repeated("S3"),
-        paper=_paper_mean("7", "S3"),
+    _table(
+        *("table5", "Table V: S3's mean weights", 10, "S3"),
         details=weights.details,
         pictures=partial(_weight_pictures, "table5"),
     ),
-    Table(
-        name="table7",
-        title="Table VII: S3 ten times",
-        seeds=10,
-        axes=_repeated("S3"),
-        paper=_paper_mean("7", "S3"),
+    _table(
+        *("table7", "Table VII: S3 ten times", 10, "S3"),
         details=_every_run,
         pictures=_accuracy_by_run,
     ),

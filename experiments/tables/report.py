@@ -4,14 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from experiments.cli.configuration import PLACES, Configuration, as_flag
 from experiments.page import markdown
 from experiments.runs.files import write_whole
 from experiments.sweep.record import Record
 from experiments.tables import pictures, statistics
-from experiments.tables.frame import Results, columns
+from experiments.tables.frame import Frame, Results, columns
 from experiments.tables.methods import DATASETS
 from experiments.tables.table import Choice, Table, words
 
@@ -30,29 +28,21 @@ def write(table: Table, choice: Choice, record: Record, out: Path, command: str)
       command: that makes the report.
     """
     results = Results(table.cells(choice), table.run_seeds(choice), record, out)
-    described = protocol([cell.flags for cell in results.cells], results.runs)
-    cells, text = _cells(table, results)
-    report = {
-        "table": table.name,
-        "title": table.title,
-        "command": command,
-        "preset": choice.preset,
-        "protocol": described,
-        "cells": cells,
-    }
+    report: dict[str, Any] = {"table": table.name, "title": table.title, "command": command}
+    report["preset"] = choice.preset
+    report["protocol"] = protocol([cell.flags for cell in results.cells], results.runs)
+    report["cells"], text = _cells(table, results)
     for detail in table.details(results):
-        section = {"title": detail.title, "rows": detail.rows}
-        report[detail.name] = [*report.get(detail.name, []), section]
+        report.setdefault(detail.name, []).append({"title": detail.title, "rows": detail.rows})
         if detail.rows and detail.printed:
             head = ["" if name == "row" else name for name in detail.rows[0]]
-            rows = [list(row.values()) for row in detail.rows]
             text += [f"## {detail.title}\n", *([f"{detail.note}\n"] if detail.note else [])]
-            text += markdown.table(head, rows, detail.form)
+            text += markdown.table(head, [[*row.values()] for row in detail.rows], detail.form)
     drawn = table.pictures(results) if len(results.runs) else ()
     report["pictures"] = pictures.save(drawn, out)
     text = [
         f"# {table.title}\n\n```\n{command}\n```\n",
-        f"Preset `{choice.preset}`: {described}.\n\n{NOTE}",
+        f"Preset `{choice.preset}`: {report['protocol']}.\n\n{NOTE}",
         *text,
         *(f"![{picture['shows']}]({picture['file']})\n" for picture in report["pictures"]),
     ]
@@ -67,30 +57,21 @@ def _cells(table: Table, results: Results) -> tuple[list[dict[str, Any]], list[s
     figures, sections = [], {}
     for cell in results.cells:
         runs = results.of(cell.flags)
-        spread = statistics.spread(runs["test_accuracy"])
-        best = None if spread is None else float(runs["test_accuracy"].max())
+        ours = statistics.spread(runs["test_accuracy"])
+        best = float(runs["test_accuracy"].max()) if ours else None
         difference = results.difference(cell.flags, cell.reference)
         to = cell.reference and words(table.rows, getattr(cell.reference, table.rows))
         figures.append(
-            {
-                "section": cell.section,
-                "row": cell.row,
-                **columns(cell.flags),
-                "paper": cell.paper,
-                **(vars(spread) if spread else {"mean": None, "deviation": None}),
-                "best": best,
-                "difference": difference,
-                "to": difference and to,
-                "seeds": results.seeds,
-                "runs": runs["run"].tolist(),
-            }
+            {"section": cell.section, "row": cell.row, **columns(cell.flags), "paper": cell.paper}
+            | (vars(ours) if ours else {"mean": None, "deviation": None})
+            | {"best": best, "difference": difference, "to": difference and to}
+            | {"seeds": results.seeds, "runs": runs["run"].tolist()}
         )
         printed = markdown.text(cell.paper)
         if cell.paper is not None and table.paper_dataset not in (None, cell.flags.dataset):
             printed += f" ({table.paper_dataset})"
-        ours = (spread, best) if spread else (markdown.MISSING, markdown.MISSING)
-        seeds = f"{len(runs)} of {len(results.seeds)}"
-        row = [cell.row, printed, *ours, seeds, difference]
+        shown = (ours, best) if ours else (markdown.MISSING, markdown.MISSING)
+        row = [cell.row, printed, *shown, f"{len(runs)} of {len(results.seeds)}", difference]
         sections.setdefault(cell.section, []).append(row)
     to = words(table.rows, table.reference) if table.reference else "the row above"
     head = ["", "paper", "ours", "best", "seeds", f"difference to {to}"]
@@ -100,39 +81,33 @@ def _cells(table: Table, results: Results) -> tuple[list[dict[str, Any]], list[s
     return figures, text
 
 
-def protocol(trained: list[Configuration], runs: pd.DataFrame) -> str:
+def protocol(trained: list[Configuration], runs: Frame) -> str:
     """How runs differ from the paper's, and on what they ran, in words.
 
     Args:
       trained: configurations of the runs; what they have in common is said of the first.
       runs: those that are finished: device and versions.
     """
-    lengths = sorted({flags.resolved_epochs() for flags in trained})
+    epochs = sorted({flags.resolved_epochs() for flags in trained})
     sizes = {flags.train_size for flags in trained}
-    widths = " or ".join(f"{width:g}" for width in sorted({flags.width for flags in trained}))
     examples = sorted("all" if size is None else f"{size:,}" for size in sizes)
-    text = (
-        f"width {widths}, {' or '.join(examples)} training examples, "
-        f"{' or '.join(map(str, lengths))} epoch{'' if lengths == [1] else 's'}, "
-        f"batch {trained[0].batch_size}, {trained[0].dtype}"
-    )
-    for name in ("taps", "image_size", "downsample", "fc"):
+    widths = " or ".join(f"{width:g}" for width in sorted({flags.width for flags in trained}))
+    text = f"width {widths}, {' or '.join(examples)} training examples, "
+    text += f"{' or '.join(map(str, epochs))} epoch{'' if epochs == [1] else 's'}, "
+    text += f"batch {trained[0].batch_size}, {trained[0].dtype}"
+    named = {"width", "train_size", "epochs", "batch_size", "dtype"}
+    varied = {"method", "dataset", "depth", "seed", "downsample", *PLACES}  # by the paper's tables
+    for name, default in vars(Configuration()).items():
         values = {getattr(flags, name) for flags in trained}
-        if len(values) == 1 and values != {getattr(Configuration(), name)}:
-            text += f", --{name}={as_flag(values.pop())}"
-    if all(_is_the_paper_s(flags) for flags in trained):
+        if name not in named | varied - {"downsample"} and values != {default} and len(values) == 1:
+            text += f", --{name}={as_flag(*values)}"
+    of_paper = [Configuration(**{name: vars(flags)[name] for name in varied}) for flags in trained]
+    if trained == of_paper and {flags.dataset for flags in trained} <= set(DATASETS):
         text += " (the paper's)"
     else:
         text += "; the paper's: width 1, all examples, 100 or 40 epochs, batch 64"
     versions = {versions_line(versions) for versions in runs["versions"]}
     return ". ".join([text, *sorted(set(runs["device"])), *sorted(versions)])
-
-
-def _is_the_paper_s(flags: Configuration) -> bool:
-    """Whether the protocol is IV-B's, but for what the paper's tables vary."""
-    varied = ("method", "dataset", "depth", "seed", "downsample", *PLACES)
-    same = Configuration(**{name: getattr(flags, name) for name in varied})
-    return flags == same and flags.dataset in DATASETS
 
 
 def versions_line(versions: dict[str, str]) -> str:

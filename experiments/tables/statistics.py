@@ -23,29 +23,23 @@ class Spread:
         return f"{self.mean:.2f}" + ("" if self.deviation is None else f" ± {self.deviation:.2f}")
 
 
-def spread(values: pd.Series) -> Spread | None:
+def spread(runs: pd.Series) -> Spread | None:
     """Of a figure of several runs; None without a run."""
-    if values.empty:
+    values = runs.to_numpy(float)
+    if len(values) == 0:
         return None
-    return Spread(float(values.mean()), float(values.std()) if len(values) > 1 else None)
+    return Spread(float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None)
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A mean of differences of paired seeds, and its 95 % confidence interval.
-
-    Attributes:
-      mean: of the differences.
-      low, high: the interval's ends (Student's t); None for fewer than two pairs.
-      pairs: seeds that both have.
-      runs: of the first; in words, pairs are counted where they are fewer.
-    """
+    """A mean of differences of paired seeds, and its 95 % confidence interval (Student's t)."""
 
     mean: float
-    low: float | None
+    low: float | None  # None for fewer than two pairs
     high: float | None
-    pairs: int
-    runs: int
+    pairs: int  # seeds that both have
+    runs: int  # of the first; in words, pairs are counted where they are fewer
 
     def __str__(self) -> str:
         interval = "" if self.low is None else f" ({self.low:+.2f} to {self.high:+.2f})"

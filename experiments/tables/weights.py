@@ -1,7 +1,7 @@
 """What the fusion weighs in repeated runs (the paper's Tables IV and V, Figure 4)."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from experiments.cli.configuration import Configuration
 from experiments.tables import paper, pictures, statistics
-from experiments.tables.frame import Results
+from experiments.tables.frame import Frame, Results
 from experiments.tables.table import Detail
 from interflow_jax.data.preprocessing import initial_key
 
@@ -46,25 +46,18 @@ def at_start(flags: Configuration, classes: int, seeds: list[int]) -> np.ndarray
 
 
 class Weights(NamedTuple):
-    """Weights of repeated runs, [runs, branches] or [runs, branches, classes].
+    """Weights of repeated runs, [runs, branches] or [runs, branches, classes]."""
 
-    Attributes:
-      start: as the seeds draw them, with this version of JAX.
-      learned: at the end.
-      comparable: those of comparable signs (see `statistics.with_comparable_signs`).
-      usual: [runs], whether neither accuracy nor a comparable weight is outlying. All are where
-        there is a weight per class: of forty, one or another is far from its median in most runs.
-      after: the branches in words.
-    """
-
-    start: np.ndarray
+    start: np.ndarray  # as the seeds draw them, with this version of JAX
     learned: np.ndarray
-    comparable: np.ndarray
-    usual: np.ndarray
-    after: list[str]
+    comparable: np.ndarray  # see `statistics.with_comparable_signs`
+    # [runs]: by accuracy and comparable weights. Where there is a weight per class, none is: of
+    # forty weights, one or another is far from its median in most runs.
+    outlying: np.ndarray
+    after: list[str]  # the branches in words
 
 
-def of_runs(flags: Configuration, runs: pd.DataFrame) -> Weights:
+def of_runs(flags: Configuration, runs: Frame) -> Weights:
     """The weights of a configuration's runs."""
     learned = np.array(runs["weights"].tolist())
     per_class = learned.ndim == 3
@@ -74,28 +67,22 @@ def of_runs(flags: Configuration, runs: pd.DataFrame) -> Weights:
     )
     # Branches go last: of `class` fusion, every class is turned by itself.
     turned = statistics.with_comparable_signs(learned.swapaxes(1, -1), groups).swapaxes(1, -1)
-    usual = np.ones(len(runs), bool)
+    outlying = np.zeros(len(runs), bool)
     if not per_class:
-        usual = ~statistics.outlying(np.column_stack([runs["test_accuracy"], turned]))
+        outlying = statistics.outlying(np.column_stack([runs["test_accuracy"], turned]))
     start = at_start(flags, learned.shape[2] if per_class else 2, runs["seed"].tolist())
-    return Weights(start, learned, turned, usual, [f"after {tap}" for tap in taps])
+    return Weights(start, learned, turned, outlying, [f"after {tap}" for tap in taps])
 
 
 def details(results: Results) -> Iterator[Detail]:
     """Per cell: moments by branch (Table IV), or means by branch and class (Table V)."""
     for cell, runs in results.with_runs():
         weights = of_runs(cell.flags, runs)
-        columns = {
-            "run": runs["run"].tolist(),
-            "start": weights.start.tolist(),
-            "comparable": weights.comparable.tolist(),
-            "outlying": (~weights.usual).tolist(),
-        }
-        per_run = [
-            dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)
-        ]
+        names = ("start", "comparable", "outlying")
+        kinds = {name: getattr(weights, name).tolist() for name in names}
+        by_run: Any = pd.DataFrame({"run": runs["run"].tolist(), **kinds}).to_dict("records")
         title = f"Weights of {cell.row} on {cell.section}"
-        yield Detail("weights_by_run", title, per_run, printed=False)
+        yield Detail("weights_by_run", title, by_run, printed=False)
         # The paper's weights stand beside those of its own branches alone.
         printed = cell.paper is not None and runs["branches"].iloc[0] == [7, 9, 11, 13]
         if weights.learned.ndim == 2:
@@ -104,78 +91,68 @@ def details(results: Results) -> Iterator[Detail]:
             yield from _means(title, weights, printed)
 
 
-def _moments(title: str, runs: pd.DataFrame, weights: Weights, printed: bool) -> Detail:
+def _moments(title: str, runs: Frame, weights: Weights, printed: bool) -> Detail:
     """Table IV: moments of accuracy and weights, of all runs and without outlying ones."""
-    note = SIGNS + OUTLYING.format(
-        ", ".join(f"seed {seed}" for seed in runs["seed"][~weights.usual]) or "none"
-    )
+    seeds = ", ".join(f"seed {seed}" for seed in runs["seed"][weights.outlying])
+    note = SIGNS + OUTLYING.format(seeds or "none")
     columns = ["accuracy", *weights.after]
     rows = []
     if printed:
-        doubtful = {
-            (doubt["row"], doubt["column"]): f"{doubt['reads']:.4f}?" for doubt in paper.DOUBTFUL
-        }
-        for reason in dict.fromkeys(doubt["reason"] for doubt in paper.DOUBTFUL):
+        doubtful = {(each["row"], each["column"]): each for each in paper.DOUBTFUL}
+        for reason in dict.fromkeys(each["reason"] for each in doubtful.values()):
             note += f"\n\nA question mark: {reason}."
         for name, cells in paper.table("4")["cells"].items():
             figures = [
-                cells.get(column, doubtful.get((name, column)))
+                cells[column] if column in cells else f"{doubtful[name, column]['reads']:.4f}?"
                 for column in ("accuracy", "1", "2", "3", "4")
             ]
-            rows.append((f"paper, {name.replace('_', ' ')}", figures))
-    with_accuracy = [
-        np.column_stack([runs["test_accuracy"], each])
-        for each in (weights.learned, weights.comparable)
-    ]
-    absolute = np.abs(weights.learned)
+            rows.append([f"paper, {name.replace('_', ' ')}", *figures])
+    accuracy, absolute = runs["test_accuracy"].to_numpy(), np.abs(weights.learned)
     kinds = {
         "at the start": weights.start,
-        **dict(zip(("as learned", "comparable"), with_accuracy, strict=True)),
+        "as learned": np.column_stack([accuracy, weights.learned]),
+        "comparable": np.column_stack([accuracy, weights.comparable]),
         "absolute": absolute,
         "grown": absolute - np.abs(weights.start),
     }
     for kind, every in kinds.items():
         parts = {kind: every}
-        if 0 < weights.usual.sum() < len(every):
-            parts = {f"{kind}, all": every, f"{kind}, without outlying": every[weights.usual]}
+        if 0 < weights.outlying.sum() < len(every):
+            usual = every[~weights.outlying]
+            parts = {f"{kind}, all": every, f"{kind}, without outlying": usual}
         for part, some in parts.items():
             moments = {"mean": some.mean(axis=0)}
             if len(some) > 1:
                 moments["variance"] = some.var(axis=0, ddof=1)
                 moments["mean's 95 % interval, ±"] = statistics.half_interval(some)
             nothing = [None] * (len(columns) - some.shape[1])  # of accuracy
-            for moment, values in moments.items():
-                rows.append((f"{part}, {moment}", nothing + values.tolist()))
-    table = [{"row": name, **dict(zip(columns, row, strict=True))} for name, row in rows]
-    return Detail("weights", title, table, note, ".4f")
+            rows += [[f"{part}, {name}", *nothing, *of.tolist()] for name, of in moments.items()]
+    named = [dict(zip(["row", *columns], row, strict=True)) for row in rows]
+    return Detail("weights", title, named, note, ".4f")
 
 
 def _means(title: str, weights: Weights, printed: bool) -> Iterator[Detail]:
     """Table V: means by branch and class, and how large weights are by branch."""
     # [runs, branches]
     start, learned = (np.abs(each).mean(axis=2) for each in (weights.start, weights.learned))
-    columns = {"at the start": start, "as learned": learned, "grown": learned - start}
+    sizes = {"at the start": start, "as learned": learned, "grown": learned - start}
     rows = [
-        {
-            "row": after,
-            **{name: _mean(values[:, branch]) for name, values in columns.items()},
-        }
+        {"row": after} | {name: _mean(values[:, branch]) for name, values in sizes.items()}
         for branch, after in enumerate(weights.after)
     ]
     note = "Mean absolute weight over a run's classes, mean over runs and its 95 % interval:"
     yield Detail("weights", title, rows, f"{SIGNS}\n\n{note}")
-    means = {}
-    if printed:
-        cells = paper.table("5")["cells"].values()
-        means["of the paper, as printed"] = np.array([[*row.values()] for row in cells])
-    means |= {
+    means = {
         "as learned": weights.learned.mean(axis=0),
         "comparable": weights.comparable.mean(axis=0),
     }
+    if printed:
+        cells = paper.table("5")["cells"].values()
+        means = {"of the paper, as printed": np.array([[*row.values()] for row in cells])} | means
     for kind, mean in means.items():
         rows = []
-        for after, values in zip(weights.after, mean, strict=True):
-            by_class = {str(label): float(value) for label, value in enumerate(values, start=1)}
+        for after, values in zip(weights.after, mean.tolist(), strict=True):
+            by_class = {str(label): value for label, value in enumerate(values, start=1)}
             absolute = f"{np.abs(values).mean():.2f}"
             rows.append({"row": after, **by_class, "mean of absolutes": absolute})
         yield Detail("weights", f"{title}: means, {kind}, by class", rows, form="+z.2f")
@@ -187,33 +164,28 @@ def _mean(values: np.ndarray) -> str:
     return f"{values.mean():z.2f}{half}"
 
 
-def figure_4(runs: pd.DataFrame, weights: Weights) -> Figure:
+def figure_4(runs: Frame, weights: Weights) -> Figure:
     """Accuracy and weights by seed, as learned and of comparable signs."""
     chart, every = plt.subplots(3, 1, figsize=(7.5, 7.5), layout="constrained", sharex=True)
-    for axes in every:
-        for seed in runs["seed"][~weights.usual]:
-            axes.axvspan(seed - 0.4, seed + 0.4, color="0.8")
     every[0].plot(runs["seed"], runs["test_accuracy"], "k.-")
-    every[0].set(ylabel="test accuracy (%)")
-    kinds = {"as learned": weights.learned, "comparable": weights.comparable}
-    for axes, (kind, values) in zip(every[1:], kinds.items(), strict=True):
-        axes.plot(runs["seed"], values, marker=".", label=weights.after)
-        axes.set(ylabel=f"weight, {kind}")
-    every[-1].set(xlabel="seed")
-    pictures.whole_numbers(every[-1])
-    chart.legend(*every[-1].get_legend_handles_labels(), loc="outside upper center", ncols=5)
+    every[1].plot(runs["seed"], weights.learned, marker=".", label=weights.after)
+    every[2].plot(runs["seed"], weights.comparable, marker=".")
+    labels = ("test accuracy (%)", "weight", "comparable weight")
+    for axes, label in zip(every, labels, strict=True):
+        axes.set(ylabel=label, xlabel="seed")
+        for seed in runs["seed"][weights.outlying]:
+            axes.axvspan(seed - 0.4, seed + 0.4, color="0.8")
+    pictures.whole_numbers(every[0])
+    chart.legend(loc="outside upper center", ncols=5)
     return chart
 
 
 def heatmaps(weights: Weights) -> Figure:
     """Mean weights by branch and class, as learned and of comparable signs."""
-    means = {
-        kind: pd.DataFrame(values.mean(axis=0), weights.after)
-        for kind, values in (("as learned", weights.learned), ("comparable", weights.comparable))
-    }
-    bound = max(float(np.abs(mean.to_numpy()).max()) for mean in means.values())
     chart, every = plt.subplots(2, 1, figsize=(8.5, 5.6), layout="constrained")
-    for axes, (kind, mean) in zip(every, means.items(), strict=True):
-        pictures.heatmap(axes, mean.rename(columns=lambda label: label + 1), bound)
-        axes.set(title=kind, xlabel="class")
+    means = [each.mean(axis=0) for each in (weights.learned, weights.comparable)]
+    classes = range(1, means[0].shape[1] + 1)
+    for axes, mean, title in zip(every, means, ("as learned", "comparable"), strict=True):
+        pictures.heatmap(axes, pd.DataFrame(mean, weights.after, classes), np.abs(means).max())
+        axes.set(title=title, xlabel="class")
     return chart

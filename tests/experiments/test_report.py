@@ -289,7 +289,7 @@ def test_the_smallest_difference_is_that_of_five_paired_seeds(tmp_path):
     results = results_of(tmp_path, "study", choice, lambda flags: accuracies[flags.method])
     (detail,) = TABLES["study"].details(results)
     (row,) = detail.rows
-    assert results.accuracy(results.cells[0].flags).std() == pytest.approx(2.0)
+    assert results.of(results.cells[0].flags)["test_accuracy"].std() == pytest.approx(2.0)
     # Differences 1, 3, 1: their deviation over n - 1, and t(0.975, 4) = 2.7764.
     assert row["ours"].mean == pytest.approx(5 / 3)
     assert row["smallest visible"] == pytest.approx(2.776445 * (4 / 3) ** 0.5 / 5**0.5)
@@ -385,7 +385,7 @@ def test_table_i_says_where_the_accuracy_jumps(tmp_path):
         ("7", {}, {}, []),
         ("longer", {"S1": [60, 61]}, {}, ["longer", "longer-by-epoch"]),
         ("weights", {"Normal": [60, 61]}, {"method": ("Normal", "S1")}, ["weights"]),
-        ("branches", {"fc=separate": [60, 61]}, {}, ["branches"]),
+        ("branches", {"fc separate": [60, 61]}, {}, ["branches"]),
         ("study", S1_AND_S3, {}, []),
     ],
 )

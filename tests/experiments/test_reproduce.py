@@ -122,7 +122,7 @@ def test_a_difference_is_to_normal_of_the_same_seeds(out):
 def test_branches_stand_beside_the_fusion_of_the_same_runs(out):
     reproduce.main([*COMMANDS["branches"], f"--out={out}"])
     report, (shared, separate) = report_of(out, "branches")
-    assert report["cells"][1]["to"] == "fc=shared"
+    assert report["cells"][1]["to"] == "fc shared"
     assert separate[0]["parameters"] > shared[0]["parameters"]
     (section,) = report["branches"]
     rows = iter(section["rows"])
@@ -131,7 +131,7 @@ def test_branches_stand_beside_the_fusion_of_the_same_runs(out):
             row = next(rows)
             alone = [run["branch_accuracy"][branch] for run in runs]
             fused = [run["test_accuracy"] for run in runs]
-            assert row["row"] == f"after {after}, fc={fc}"
+            assert row["row"] == f"after {after}, fc {fc}"
             assert row["accuracy"]["mean"] == pytest.approx(sum(alone) / 2)
             difference = row["difference to the fusion of all"]["mean"]
             assert difference == pytest.approx((sum(alone) - sum(fused)) / 2)
@@ -142,10 +142,10 @@ def test_longer_training_is_told_apart(out):
     report, runs = report_of(out, "longer")
     cells = report["cells"]
     assert [(cell["section"].split(", ")[-1], cell["row"]) for cell in cells] == [
-        ("1 epoch", "Normal"),
-        ("1 epoch", "S1"),
-        ("4 epochs", "Normal"),
-        ("4 epochs", "S1"),
+        ("epochs 1", "Normal"),
+        ("epochs 1", "S1"),
+        ("epochs 4", "Normal"),
+        ("epochs 4", "S1"),
     ]
     assert [run["epochs"] for ran in runs for run in ran] == [1, 1, 4, 4]
     assert cells[3]["to"] == "Normal"
