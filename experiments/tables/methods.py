@@ -30,11 +30,11 @@ def table_2() -> str:
         "| --- | --- | --- | --- |",
     ]
     for name, method in {**ij.METHODS, **ij.BASELINES}.items():
-        start = "Xavier"
+        start = "Xavier" if method.fusion != "fixed" else "the last branch alone"
+        if method.initial_weights is not None:
+            start = ", ".join(f"{weight:.3g}" for weight in method.initial_weights)
         if name in ij.BASELINES:
-            start = "the last branch alone (a baseline, not the paper's)"
-        elif method.initial_weights is not None:
-            start = ", ".join(f"{weight:g}" for weight in method.initial_weights)
+            start += " (a baseline, not the paper's)"
         taps = ", ".join(map(str, method.taps))
         lines.append(f"| {name} | {taps} | {method.fusion} | {start} |")
     return "\n".join(lines)
