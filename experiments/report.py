@@ -58,11 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def contents(out: Path) -> dict[str, str]:
-    """The page's sections by anchor, as Markdown: what was written, or the command that writes it.
-
-    Raises:
-      ValueError: if no table was written.
-    """
+    """The page's sections by anchor, as Markdown: what was written, or the command for it."""
     place = "" if out == Path("results") else f" {shlex.quote(f'--out={out}')}"
     written = {file.stem: file.read_text(errors="replace") for file in sorted(out.glob("*.md"))}
     if not {table.name for table in TABLES.values()} & written.keys():

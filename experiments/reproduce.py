@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from experiments.cli import configuration
-from experiments.cli.configuration import integers, names
+from experiments.cli.configuration import integers, names, numbers
 from experiments.runs.files import writable
 from experiments.runs.stopping import StoppedError
 from experiments.sweep import time_left, work
@@ -25,6 +25,7 @@ AXES = {
     "datasets": ("dataset", names, "a,b,c"),
     "methods": ("method", names, "a,b,c"),
     "depths": ("depth", integers, "7,9,11"),
+    "learning_rates": ("learning_rate", numbers, "1e-3,1e-2"),
     "candidates": (study.CANDIDATE, study.candidates, "WIDTHxEXAMPLESxEPOCHS,..."),
 }
 """Flags that give a table's axes: the axis, how its values are read, and their form in words."""

@@ -38,6 +38,14 @@ def integers(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list as 7,9,11") from error
 
 
+def numbers(text: str) -> tuple[float, ...]:
+    """Reads "1e-3,1e-2" from the command line."""
+    try:
+        return tuple(float(part) for part in names(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list as 1e-3,1e-2") from error
+
+
 def names(text: str) -> tuple[str, ...]:
     """Reads "S1,S3" from the command line."""
     given = tuple(text.split(","))
@@ -206,11 +214,7 @@ class Configuration:
         )
 
     def check(self) -> None:
-        """Checks what can be known without the data.
-
-        Raises:
-          ValueError: naming the flag, the value given, what is allowed and what to do.
-        """
+        """Checks what can be known without the data."""
         for name in ("epochs", "batch_size", "train_size", "image_size", "checkpoint_minutes"):
             value = getattr(self, name)
             if value is not None and not value > 0:

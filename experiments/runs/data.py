@@ -23,9 +23,6 @@ def load(
     Args:
       name, data_dir, image_size: as in `datasets.load`.
       before_download: called before a download, so that what else can be wrong is found first.
-
-    Raises:
-      ValueError: in a line, for an unknown or unfit dataset, or one that cannot be had.
     """
     try:
         return _open(name, data_dir, image_size)
@@ -36,11 +33,7 @@ def load(
 
 
 def check(name: str, data_dir: str | None) -> None:
-    """Checks a name without opening or downloading anything.
-
-    Raises:
-      ValueError: for a dataset that neither a folder here nor tfds has.
-    """
+    """Checks a name without opening or downloading anything."""
     if name.startswith("folder:"):
         datasets.load(name)
         return
@@ -81,11 +74,7 @@ def _unreadable(name: str, error: Exception) -> ValueError:
 
 
 def prepare(name: str, data_dir: str | None) -> None:
-    """Says how much there is to download, and lets tfds download and prepare a dataset.
-
-    Raises:
-      ValueError: if it cannot be had, with everything that helps to bring it.
-    """
+    """Says how much there is to download, and lets tfds download and prepare a dataset."""
     tfds_name = datasets.recipe(name).tfds_name
     folder = tfds_folders.places(data_dir)[0]
     originals = tfds_folders.originals(tfds_name)

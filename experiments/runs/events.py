@@ -24,11 +24,7 @@ class Events:
         self._written = 0  # epochs
 
     def write(self, history: list[dict[str, Any]]) -> None:
-        """Adds the epochs that are not written yet.
-
-        Raises:
-          OSError: as of a full disk; the next call then begins anew.
-        """
+        """Adds the epochs that are not written yet."""
         try:
             if self._writer is None:
                 shutil.rmtree(self._folder, ignore_errors=True)

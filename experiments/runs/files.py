@@ -23,11 +23,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 def writable(folder: Path) -> None:
-    """Creates a folder and proves that files can be written there.
-
-    Raises:
-      ValueError: if not, with the reason.
-    """
+    """Creates a folder and proves that files can be written there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"

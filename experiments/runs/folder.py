@@ -30,11 +30,7 @@ class RunFolder:
         self.pictures = path / "pictures"
 
     def check(self, identity: dict[str, Any]) -> None:
-        """Checks that what the folder holds, if anything, was made by the same configuration.
-
-        Raises:
-          ValueError: with the difference, if it was not, or config.json cannot be read.
-        """
+        """Checks that what the folder holds, if anything, was made by the same configuration."""
         if not self._has_work():
             return
         stored = self.read_json("config.json").get("configuration", {})
@@ -52,12 +48,7 @@ class RunFolder:
             )
 
     def claim(self, identity: dict[str, Any], facts: dict[str, Any]) -> None:
-        """Writes config.json, unless there is work of the same configuration.
-
-        Raises:
-          ValueError: as `check`.
-          HeldError: as `held`.
-        """
+        """Writes config.json, unless there is work of the same configuration."""
         with self.held():
             self.check(identity)
             if not self._has_work():
@@ -86,11 +77,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Keeps other processes from training in the folder; a killed one lets go of it.
-
-        Raises:
-          HeldError: if another process holds it.
-        """
+        """Keeps other processes from training in the folder; a killed one lets go of it."""
         with (self.path / ".lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -109,11 +96,7 @@ class RunFolder:
         return self.read_json("result.json") if self.is_finished() else None
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """Reads a file of the folder.
-
-        Raises:
-          ValueError: if it is missing or not JSON.
-        """
+        """Reads a file of the folder."""
         try:
             return json.loads((self.path / name).read_text())
         except (OSError, ValueError) as error:

@@ -22,11 +22,7 @@ from interflow_jax.trainer import Trainer
 
 
 def check(flags: Configuration) -> dict[int, RunFolder]:
-    """Checks all that can be wrong without the data; returns a folder for every seed.
-
-    Raises:
-      ValueError: in a line: what was given, what is allowed, what to do.
-    """
+    """Checks all that can be wrong without the data; returns a folder for every seed."""
     flags.check()
     devices = jax.local_device_count()
     if flags.batch_size % devices:
@@ -40,11 +36,7 @@ def check(flags: Configuration) -> dict[int, RunFolder]:
 
 
 def check_sizes(flags: Configuration, examples: int) -> None:
-    """Checks the flags against a training split of so many examples.
-
-    Raises:
-      ValueError: naming the flag, what is allowed and what to do.
-    """
+    """Checks the flags against a training split of so many examples."""
     taken = flags.train_size or examples
     if taken > examples:
         raise ValueError(
@@ -59,12 +51,7 @@ def check_sizes(flags: Configuration, examples: int) -> None:
 
 
 def prepare(flags: Configuration, folders: dict[int, RunFolder], command: str) -> Trainer:
-    """Opens the data, claims the folders, and makes all ready to train.
-
-    Raises:
-      ValueError: as `check`, or for data that cannot be read.
-      OutOfMemoryError: for data or programs that are too large.
-    """
+    """Opens the data, claims the folders, and makes all ready to train."""
     claimed = partial(claim, flags, folders, command)
     dataset = data.load(flags.dataset, flags.data_dir, flags.image_size, before_download=claimed)
     check_sizes(flags, len(dataset.train))
@@ -111,11 +98,7 @@ def _trainer(
 
 
 def claim(flags: Configuration, folders: dict[int, RunFolder], command: str) -> None:
-    """Writes the configuration of every seed into its folder.
-
-    Raises:
-      ValueError: as `check`, or for a folder that cannot be written.
-    """
+    """Writes the configuration of every seed into its folder."""
     for seed, folder in folders.items():
         writable(folder.path)
         folder.claim(flags.identity(seed), {"command": command, "versions": machine.versions()})
@@ -124,14 +107,7 @@ def claim(flags: Configuration, folders: dict[int, RunFolder], command: str) -> 
 def run(
     flags: Configuration, trainer: Trainer, seed: int, folder: RunFolder, command: str
 ) -> dict[str, Any]:
-    """Trains one seed to the end, or from where it stopped to the end; returns its result.
-
-    Raises:
-      HeldError: if another process is training in the folder.
-      ValueError: for data that cannot be read.
-      StoppedError, NonFiniteLossError, OutOfMemoryError, UnreadableError, UnwritableError: see
-        `TrainingRun`.
-    """
+    """Trains one seed to the end, or from where it stopped to the end; returns its result."""
     with folder.held(), StopSignals() as stop:
         finished = folder.result()
         if finished is not None:  # another process has done it meanwhile

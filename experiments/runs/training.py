@@ -62,11 +62,7 @@ class TrainingRun:
         self._last_save = time.monotonic()
 
     def resume(self, say) -> None:
-        """Takes up the newest readable checkpoint, if there is one.
-
-        Raises:
-          checkpoints.UnreadableError: if there are some and none can be read.
-        """
+        """Takes up the newest readable checkpoint, if there is one."""
         self._checkpoints.remove_drafts()
         restored = self._checkpoints.restore(self.state, say)
         if restored is None:
@@ -83,12 +79,7 @@ class TrainingRun:
         )
 
     def train(self, stop: StopSignals) -> None:
-        """Trains to the end.
-
-        Raises:
-          StoppedError: after a signal, once the state is saved or could not be.
-          NonFiniteLossError: at once; the checkpoint before stays the last one.
-        """
+        """Trains to the end."""
         position = self.position
         images_per_epoch = self.trainer.steps * self.trainer.batch_size
         progress = Progress(

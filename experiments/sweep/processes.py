@@ -65,9 +65,6 @@ def work(todo: list[Planned], say: Callable[[str], None], pool: Pool) -> list[Fa
 
     Returns:
       The runs that failed; the others go on.
-
-    Raises:
-      StoppedError: on a signal, once the runs that it met are saved.
     """
     todo = list({planned.name: planned for planned in todo}.values())
     todo.sort(key=lambda planned: time_left.operations(planned.flags), reverse=True)

@@ -25,11 +25,7 @@ _FORWARDED = ("JAX_", "XLA_", "TFDS_")  # what of the driver's environment runs 
 
 
 class RayPool:
-    """Joins the cluster of $RAY_ADDRESS or the one running here, else starts one on this machine.
-
-    Raises:
-      ValueError: without a cluster at that address.
-    """
+    """The cluster of $RAY_ADDRESS or one that runs here; else one starts on this machine."""
 
     slots = 10**9  # the cluster queues what it has no room for
 

@@ -62,11 +62,7 @@ class Record:
 
 
 def _read(file: Path) -> dict[str, dict[str, Any]]:
-    """The lines of runs.jsonl by the runs' names; none without the file.
-
-    Raises:
-      ValueError: naming the first line that is no run's.
-    """
+    """The lines of runs.jsonl by the runs' names; none without the file."""
     runs = {}
     lines = file.read_text().splitlines() if file.exists() else []
     for number, line in enumerate(lines, start=1):

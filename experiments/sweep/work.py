@@ -66,10 +66,6 @@ def carry_out(
       out: folder of what is made of them.
       workers: that train.
       cpus: of a run on Ray.
-
-    Raises:
-      ValueError: as `check`, or for workers that cannot be had.
-      StoppedError: on a signal, once the runs that it met are saved.
     """
     make_pool = _pool(workers, cpus)
     check(sweep, record, out)
@@ -111,10 +107,6 @@ def check(sweep: list[Planned], record: Record, out: Path) -> None:
     """Checks all that can be wrong, and that the data of unfinished runs is there, and enough.
 
     What needs no data is checked before any is downloaded.
-
-    Raises:
-      ValueError: as the main command's checks, or for a folder that cannot be written.
-      StoppedError: on Ctrl-C.
     """
 
     def before_download() -> None:
@@ -134,11 +126,7 @@ def check(sweep: list[Planned], record: Record, out: Path) -> None:
 
 
 def check_without_data(sweep: Iterable[Planned]) -> None:
-    """As `check`, but opens and downloads nothing: sizes are those that the datasets are known for.
-
-    Raises:
-      ValueError: as `check`.
-    """
+    """As `check`, but opens and downloads nothing: sizes are those that datasets are known for."""
     for planned in sweep:
         flags = planned.flags
         single.check(flags)
@@ -163,9 +151,6 @@ def _work(sweep: list[Planned], record: Record, say: Callable[[str], None]) -> l
     Returns:
       The runs that failed; the others go on. One that another process trains has failed if that
       is still so in the end.
-
-    Raises:
-      StoppedError: on a signal, once the run that it met is saved.
     """
     failed: list[Failed] = []
     taken: list[Failed] = []  # by other processes

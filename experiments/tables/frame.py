@@ -18,6 +18,8 @@ RESULT = (
 )
 """Columns of runs.jsonl that a table needs, beside the configuration's."""
 
+VALIDATION = "validation_accuracy"  # of runs with examples held out; older ones have none
+
 Frame = Any
 """A `pandas.DataFrame`; its own annotations have every result as a union of all types."""
 
@@ -66,8 +68,9 @@ class Results:
                     "delete its folder and its line in runs.jsonl, and the run is made again"
                 )
             if result:
-                rows.append(flags.identity(seed) | {column: result[column] for column in RESULT})
-        frame = pd.DataFrame(rows, columns=[*flags.identity(0), *RESULT])
+                measured = {column: result.get(column) for column in (*RESULT, VALIDATION)}
+                rows.append(flags.identity(seed) | measured)
+        frame = pd.DataFrame(rows, columns=[*flags.identity(0), *RESULT, VALIDATION])
         return frame.astype({"test_accuracy": float}).set_index("seed", drop=False)
 
     def difference(

@@ -24,9 +24,6 @@ def table(number: str) -> dict[str, Any]:
       title and unit, in words, and cells, {row: {column: number}}. Rows and columns are methods
       ("Normal", "S0" to "S9"; in Table VI "Normal" and "Interflow"), dataset names as in
       `interflow_jax.datasets`, depths, or branches, classes and runs, numbered as printed.
-
-    Raises:
-      ValueError: for another number.
     """
     if number not in TABLES:
         raise ValueError(f"there is no table {number!r}; choose one of {', '.join(TABLES)}")
@@ -38,8 +35,5 @@ def value(number: str, row: str, column: str) -> float | None:
 
     Returns:
       What the paper prints there, or None if the table has no such cell or it is doubtful.
-
-    Raises:
-      ValueError: if there is no such table.
     """
     return table(number)["cells"].get(row, {}).get(column)

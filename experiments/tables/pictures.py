@@ -25,6 +25,7 @@ MOST_NUMBERED = 20  # columns of a heat map whose cells have room for their figu
 LABELS = {
     "depth": "convolutions",
     "after": "branch after convolution",
+    "learning_rate": "learning rate",
     **dict.fromkeys(("test_accuracy", "alone"), "test accuracy (%)"),
 }
 OVER_SEEDS = {"errorbar": "sd", "err_style": "bars"}
