@@ -12,11 +12,10 @@ import optax
 import pytest
 
 import interflow_jax as ij
-from interflow_jax import trainer
-from interflow_jax.data import preprocessing
+from interflow_jax.data import batches, preprocessing
 from interflow_jax.data.datasets import Dataset
 from interflow_jax.data.preprocessing import Preprocessing
-from interflow_jax.data.splits import ArraySplit, UnreadableExamplesError
+from interflow_jax.data.splits import ArraySplit, Subset, UnreadableExamplesError
 
 BATCH = 8
 SHAPE = (12, 12, 1)
@@ -57,8 +56,8 @@ def expected_epoch(model, dataset):
 def test_dispatches_and_sources_agree(
     model, dataset, expected_epoch, dispatch, resident, monkeypatch
 ):
-    monkeypatch.setattr(trainer, "_steps_per_dispatch", lambda: dispatch)
-    monkeypatch.setattr(trainer, "_fits", lambda nbytes: resident)
+    monkeypatch.setattr(batches, "steps_per_dispatch", lambda: dispatch)
+    monkeypatch.setattr(batches, "fits", lambda nbytes: resident)
     losses, params = an_epoch(model, dataset)
     expected_losses, expected = expected_epoch
     assert len(losses) == 6
@@ -92,12 +91,16 @@ def test_prediction_of_any_number_of_images_is_that_of_the_model(model, dataset)
     images = preprocessing.normalize(PLAIN, jnp.asarray(dataset.test.images[:19]))
     expected = ij.predict(model, state, images)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), prediction, expected)
-    with pytest.raises(ValueError, match="give one image or more"):
-        trained.predict(state, dataset.test.images[:0])
+    images = dataset.test.images
+    for wrong in (images[:0], images[:, 1:], images / np.float32(255)):
+        with pytest.raises(ValueError, match=r"give one or more, uint8 of \[images, 12, 12, 1\]"):
+            trained.predict(state, wrong)
 
 
-def test_it_is_taken_up_inside_an_epoch_bit_for_bit(model, dataset):
-    trained = ij.Trainer(model, dataset, batch_size=BATCH, preprocessing=AUGMENTING)
+@pytest.mark.parametrize("dropout", [False, True])
+def test_it_is_taken_up_inside_an_epoch_bit_for_bit(model, dataset, dropout):
+    network = Plain() if dropout else model
+    trained = ij.Trainer(network, dataset, batch_size=BATCH, preprocessing=AUGMENTING)
     whole, _ = trained.train_epoch(trained.init(1), 2, seed=1)
     for count, (state, _) in enumerate(trained.dispatches(trained.init(1), 2, seed=1), start=1):
         if count == 3:
@@ -108,21 +111,62 @@ def test_it_is_taken_up_inside_an_epoch_bit_for_bit(model, dataset):
 
 
 def test_a_batch_that_does_not_fit_is_named(model, dataset, monkeypatch):
-    with pytest.raises(ValueError, match="batch_size is 64, but there are 50 training examples"):
+    with pytest.raises(ValueError, match=r"batch_size is 64; .* at most the 50 training examples"):
         ij.Trainer(model, dataset, batch_size=64)
 
     class EightDevices:
         size = 8
 
-    monkeypatch.setattr(trainer.batches, "local_mesh", EightDevices)
+    monkeypatch.setattr(batches, "local_mesh", EightDevices)
     with pytest.raises(ValueError, match=r"batch_size is 12; .* multiple of the 8 device"):
         ij.Trainer(model, dataset, batch_size=12)
 
 
+def test_a_split_that_the_dataset_lacks_is_named(model, dataset):
+    trained = ij.Trainer(model, dataset, batch_size=BATCH, preprocessing=PLAIN)
+    with pytest.raises(ValueError, match="split is 'validation'; the dataset has train, test"):
+        trained.evaluate(trained.init(), "validation")
+
+
+def test_validation_does_not_decide_where_the_data_is(model, dataset, monkeypatch):
+    asked = []
+    monkeypatch.setattr(batches, "fits", asked.append)
+    for validation in (None, dataset.test):
+        ij.Trainer(
+            model, dataset._replace(validation=validation), preprocessing=PLAIN, batch_size=8
+        )
+    assert asked[0] == asked[1] == 100 * 12 * 12
+
+
+class Labelled(nn.Module):
+    """Two maps, and labels of as many as it is told."""
+
+    labels: tuple[str, ...]
+
+    def __call__(self, images):
+        return [images, images[:, ::2]]
+
+
+def test_a_model_that_cannot_be_trained_is_refused_before_any_data_is_read(dataset):
+    unread = dataset._replace(train=Broken(AssertionError("read")))
+    for network, message in (
+        (ij.Interflow(Labelled(("one",)), 10, ij.Fusion("shared")), "for 2 branches; give one"),
+        (nn.Dense(10), "Dense returns no Prediction; wrap it in Interflow"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ij.Trainer(network, unread, batch_size=BATCH)
+
+
+def test_labels_are_those_that_the_backbone_offers(dataset):
+    network = ij.Interflow(Labelled(("shallow", "deep")), 10, ij.Fusion("shared"))
+    trained = ij.Trainer(network, dataset, batch_size=BATCH, preprocessing=PLAIN)
+    assert trained.labels == ("shallow", "deep")
+
+
 def test_only_what_leaves_room_is_kept_on_the_devices():
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    assert trainer._fits(memory // 5)
-    assert not trainer._fits(memory // 3)
+    assert batches.fits(memory // 5)
+    assert not batches.fits(memory // 3)
 
 
 class Broken:
@@ -146,7 +190,7 @@ class Broken:
 def test_only_examples_that_cannot_be_read_are_said_to_be(
     model, dataset, error, raised, resident, monkeypatch
 ):
-    monkeypatch.setattr(trainer, "_fits", lambda nbytes: resident)
+    monkeypatch.setattr(batches, "fits", lambda nbytes: resident)
     broken = dataset._replace(train=Broken(error))
 
     def train():
@@ -204,7 +248,10 @@ def test_models_of_others_learn(network, labels):
 
 
 def test_dropout_is_a_function_of_seed_epoch_and_step_and_absent_from_predictions():
-    dataset = learnable(32)
+    # One image again and again, and nothing learns: only what is dropped makes losses differ.
+    dataset = learnable(1)
+    repeated = Subset(dataset.train, np.zeros(32, int))
+    dataset = dataset._replace(train=repeated)
     trained = ij.Trainer(Plain(), dataset, batch_size=16, optimizer=optax.sgd(0.0))
     state = trained.init()
     losses = {
@@ -213,7 +260,6 @@ def test_dropout_is_a_function_of_seed_epoch_and_step_and_absent_from_prediction
     }
     again = trained.train_epoch(trained.init(), 0, 0)[1].loss_sum
     np.testing.assert_array_equal(losses[0, 0], again)
-    # Nothing learns, so losses differ by what was dropped (and by the order) alone.
     assert len({loss for each in losses.values() for loss in each.tolist()}) == 6
     one, other = (trained.predict(state, dataset.test.images) for _ in range(2))
     np.testing.assert_array_equal(one.logits, other.logits)

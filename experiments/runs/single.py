@@ -93,7 +93,7 @@ def _trainer(
         augment=augment,
         auxiliary_loss=method.auxiliary_loss,
         auxiliary_mean=flags.auxiliary_mean,
-        reading=console.reading,
+        progress=partial(console.reading, words=dataset.name),
     )
 
 
@@ -155,7 +155,7 @@ def _result(identity: dict[str, Any], training: TrainingRun, command: str) -> di
         "test_loss": last["test_loss"],
         "test_split": dataset.test_name,
         "test_examples": len(dataset.test),
-        "validation_examples": len(dataset.validation) if dataset.validation else 0,
+        "validation_examples": dataset.validation and len(dataset.validation),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(parameters)),
         "fingerprint": fingerprint(parameters),
         "class_names": list(dataset.class_names),

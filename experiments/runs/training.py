@@ -15,7 +15,7 @@ from experiments.runs.folder import RunFolder
 from experiments.runs.stopping import NonFiniteLossError, StoppedError, StopSignals
 from interflow_jax.checkpoints import Checkpoints, UnwritableError
 from interflow_jax.trainer import Trainer
-from interflow_jax.training import EvalMetrics, TrainMetrics, TrainState
+from interflow_jax.training import TrainMetrics, TrainState
 
 
 @dataclass
@@ -174,9 +174,12 @@ class TrainingRun:
         """Evaluates; an epoch's figures: losses in nats, accuracies in percent, by branch label."""
         position, trainer = self.position, self.trainer
         test = trainer.evaluate(self.state, "test", stop.check)
-        validation: EvalMetrics | None = None
-        if trainer.dataset.validation is not None:
-            validation = trainer.evaluate(self.state, "validation", stop.check)
+        validation = {}
+        # A run begun before it was measured goes on without: every epoch has the same figures.
+        before = all("validation_accuracy" in record for record in position.history)
+        if trainer.dataset.validation is not None and before:
+            metrics = trainer.evaluate(self.state, "validation", stop.check)
+            validation["validation_accuracy"] = metrics.accuracy
         labels = [str(label) for label in trainer.labels]
         return {
             "epoch": position.epoch + 1,
@@ -184,9 +187,9 @@ class TrainingRun:
             "train_accuracy": 100 * position.correct / position.count,
             "test_loss": test.loss,
             "test_accuracy": test.accuracy,
-            **({} if validation is None else {"validation_accuracy": validation.accuracy}),
+            **validation,
             "branch_accuracy": dict(zip(labels, test.branch_accuracy, strict=True)),
-            "weights": dict(zip(labels, np.asarray(test.weights).tolist(), strict=True)),
+            "weights": dict(zip(labels, test.weights.tolist(), strict=True)),
             "images_per_second": position.timed / position.seconds if position.seconds else 0.0,
         }
 

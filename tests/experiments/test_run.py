@@ -18,7 +18,7 @@ from experiments.runs.stopping import StoppedError, StopSignals
 from experiments.runs.training import TrainingRun
 from interflow_jax import optimizer, trainer
 from interflow_jax.checkpoints import Checkpoints, UnwritableError
-from interflow_jax.data import splits
+from interflow_jax.data import batches, splits
 from tests.experiments.conftest import SMALL, folder_in, result_in
 
 CONTRACT = {
@@ -151,7 +151,7 @@ def test_baselines_train_on_the_losses_of_all_branches_and_predict_from_the_last
 
 
 def test_streaming_trains_as_data_on_the_device_does(finished, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer, "_fits", lambda nbytes: False)
+    monkeypatch.setattr(batches, "fits", lambda nbytes: False)
     assert run.main([*SMALL, f"--out={tmp_path}"]) == 0
     streamed, resident = result_in(tmp_path), result_in(finished)
     assert streamed["mean"] == resident["mean"]
@@ -160,7 +160,7 @@ def test_streaming_trains_as_data_on_the_device_does(finished, tmp_path, monkeyp
 
 
 def test_a_resumed_run_reads_no_split_for_its_statistics(tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer, "_fits", lambda nbytes: False)
+    monkeypatch.setattr(batches, "fits", lambda nbytes: False)
     evaluate = trainer.Trainer.evaluate
 
     def signalled(self, *arguments):
@@ -196,7 +196,32 @@ def test_held_out_examples_are_only_measured(finished, tmp_path):
     assert result["validation_examples"] == 25  # a tenth of 256
     assert 0 <= result["validation_accuracy"] <= 100
     assert run.main([*SMALL, "--train_size=6000", "--epochs=1", f"--out={tmp_path}"]) == 0
+    whole = result_in(tmp_path)
+    assert (whole["validation_accuracy"], whole["validation_examples"]) == (None, None)
+
+
+def test_a_run_begun_before_validation_was_measured_goes_on_without(
+    finished, tmp_path, monkeypatch
+):
+    record, train_epoch = TrainingRun._record, TrainingRun.train_epoch
+
+    def without_validation(self, stop):
+        figures = record(self, stop)
+        del figures["validation_accuracy"]
+        return figures
+
+    def one_epoch(self, *arguments):
+        if self.position.epoch == 1:
+            raise StoppedError(15)
+        train_epoch(self, *arguments)
+
+    with monkeypatch.context() as older:
+        older.setattr(TrainingRun, "_record", without_validation)
+        older.setattr(TrainingRun, "train_epoch", one_epoch)
+        assert run.main([*SMALL, f"--out={tmp_path}"]) == 128 + 15
+    assert run.main([*SMALL, f"--out={tmp_path}"]) == 0
     assert result_in(tmp_path)["validation_accuracy"] is None
+    assert result_in(tmp_path)["fingerprint"] == result_in(finished)["fingerprint"]
 
 
 def test_a_folder_that_is_older_than_a_flag_had_its_default(finished, tmp_path, capsys):
