@@ -9,6 +9,7 @@ import shlex
 import sys
 from pathlib import Path
 
+import interflow_jax as ij
 from experiments.cli import configuration
 from experiments.cli.configuration import integers, names, numbers
 from experiments.runs.files import writable
@@ -58,6 +59,10 @@ def main(arguments: list[str] | None = None) -> int:
     choice = Choice(flags.pop("preset"), axes, flags.pop("seeds"), overrides=flags)
 
     def body() -> int:
+        known = (*ij.METHODS, *ij.BASELINES)
+        for method in axes.get("method", ()):
+            if method not in known:
+                raise ValueError(f"--methods={method}: choose from {', '.join(known)}")
         record = Record(out)
         runs = frame.planned(table.cells(choice), table.run_seeds(choice), out)
         if dry_run:
