@@ -99,7 +99,7 @@ TABLE = Table(
     axes={
         "dataset": DATASETS,
         "depth": (PAPER_DEPTH,),
-        "method": (*ij.METHODS, *ij.BASELINES),
+        "method": (*ij.METHODS, "Aux", "DSN"),
     },
     paper=paper_accuracy,
     details=claims,

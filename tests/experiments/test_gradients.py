@@ -75,6 +75,15 @@ def test_the_command_in_small(tmp_path, capsys):
     capsys.readouterr()
     assert gradients.main([*arguments, "--methods=S99"]) == 2
     assert "S99" in capsys.readouterr().err
+    assert gradients.main([*arguments, "--methods=S1", "--name=on another day"]) == 0
+    second = (tmp_path / "gradients-on-another-day.md").read_text()
+    assert "# Gradients by layer: on another day\n" in second
+    assert "(gradients-on-another-day.png)" in second
+    records = [*tmp_path.glob("gradients/runs/*"), *tmp_path.glob("gradients-*/runs/*")]
+    trained = [len(list(record.glob("*/*/seed*/result.json"))) for record in records]
+    assert trained == [4, 2]  # a second record has runs of its own
+    assert (tmp_path / "gradients.md").read_text() == text
+    capsys.readouterr()
     (checkpoints,) = tmp_path.glob("gradients/runs/*/fashion_mini/S1/seed0/checkpoints")
     shutil.rmtree(checkpoints)
     assert gradients.main(arguments) == 2
