@@ -9,10 +9,12 @@ from interflow_jax.backbones import StrideVGG
 from interflow_jax.fusion import Fusion
 from interflow_jax.methods import BASELINES, METHODS, Method, build, default_taps
 from interflow_jax.model import Interflow, Prediction
+from interflow_jax.nnx_taps import NNXTaps
 from interflow_jax.ops.convolution import conv3x3, cpu_compiler_options
 from interflow_jax.ops.memory import keep_freed_memory
 from interflow_jax.optimizer import learning_rate_schedule, make_optimizer
 from interflow_jax.switch import switch_arguments
+from interflow_jax.taps import Layer, Taps, layers
 from interflow_jax.trained import TrainedRun, load_run
 from interflow_jax.trainer import Trainer
 from interflow_jax.training import TrainState, create_state, eval_step, predict, train_step
@@ -23,9 +25,12 @@ __all__ = [
     "METHODS",
     "Fusion",
     "Interflow",
+    "Layer",
     "Method",
+    "NNXTaps",
     "Prediction",
     "StrideVGG",
+    "Taps",
     "TrainState",
     "TrainedRun",
     "Trainer",
@@ -38,6 +43,7 @@ __all__ = [
     "default_taps",
     "eval_step",
     "keep_freed_memory",
+    "layers",
     "learning_rate_schedule",
     "load_run",
     "make_optimizer",

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
-from flax import nnx
 from jax import Array
 
 
@@ -20,7 +19,7 @@ class NNXTaps(nn.Module):
         shallow to deep. Of a module called more than once the last call counts.
     """
 
-    make: Callable[..., nnx.Module]
+    make: Callable[..., Any]
     taps: tuple[str, ...]
 
     @property
@@ -44,7 +43,9 @@ class NNXTaps(nn.Module):
           ValueError: for a tap that the network does not have, with those that it has.
         """
 
-        def tapped(network: nnx.Module, images: Array) -> list[Array]:
+        from flax import nnx  # slow to import, and of no use to the rest of the library
+
+        def tapped(network: Any, images: Array) -> list[Array]:
             (network.train if train else network.eval)()
             forward = nnx.capture(network, nnx.Intermediate, method_outputs=nnx.Intermediate)
             outputs = {
@@ -59,10 +60,10 @@ class NNXTaps(nn.Module):
                 )
             return [outputs[tap] for tap in self.taps]
 
-        network = nnx.bridge.ToLinen(self._make, name="network")
-        return network(images, nnx_method=tapped)
+        def make(rngs: Any) -> Any:
+            # The bridge gives only the streams that Linen has, at initialisation "params" alone.
+            streams = {name: stream() for name, stream in rngs.items()}
+            default = {"default": next(iter(streams.values()))}
+            return self.make(rngs=nnx.Rngs(**default | streams))
 
-    def _make(self, rngs: nnx.Rngs) -> nnx.Module:
-        # The bridge gives only the streams that Linen has, at initialisation "params" alone.
-        streams: dict[str, Any] = {name: stream() for name, stream in rngs.items()}
-        return self.make(rngs=nnx.Rngs(**{"default": next(iter(streams.values())), **streams}))
+        return nnx.bridge.ToLinen(make, name="network")(images, nnx_method=tapped)

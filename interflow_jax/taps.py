@@ -3,11 +3,10 @@
 import contextlib
 import difflib
 import itertools
-import operator
 from collections import Counter
 from collections.abc import Callable
 from functools import reduce
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -123,20 +122,19 @@ class Taps(nn.Module):
         rngs |= _new_trace()
         with contextlib.ExitStack() as traces, nn.intercept_methods(tap):
             if self.is_initializing():
-                updates = dict(network.init(rngs, images, **keywords))
+                updates: dict[str, Any] = dict(network.init(rngs, images, **keywords))
             else:
                 variables = self.network.variables
                 mutable = [name for name in variables if self.is_mutable_collection(name)]
                 mutable.append(_TAPPED)
-                _, updates = network.apply(
-                    variables, images, rngs=rngs, mutable=mutable, **keywords
-                )
-        tapped = updates.pop(_TAPPED)
+                changes = network.apply(variables, images, rngs=rngs, mutable=mutable, **keywords)
+                updates = dict(cast(tuple, changes)[1])
+        tapped: Any = updates.pop(_TAPPED)
         for collection, values in updates.items():
             for name, value in values.items():
                 self.network.put_variable(collection, name, value)
-        feature_maps = [
-            reduce(operator.getitem, [*path.split("/"), str(number)], tapped)
+        feature_maps: list[Any] = [
+            reduce(lambda tree, name: tree[name], [*path.split("/"), str(number)], tapped)
             for path, number in calls
         ]
         return [self.after(x) for x in feature_maps] if self.after else feature_maps

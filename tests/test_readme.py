@@ -5,6 +5,7 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import interflow_jax as ij
@@ -23,6 +24,24 @@ def test_the_example_runs(capsys):
     accuracy, unit, *branches, rows, columns = capsys.readouterr().out.split()
     assert float(accuracy) > 50, "five times what guessing has: it learned"
     assert (unit, len(branches), rows, columns) == ("%", 3, "(3,", "10)")
+
+
+def test_the_networks_of_others_predict_and_learn(capsys):
+    text = (ROOT / "docs" / "networks.md").read_text()
+    namespace: dict = {"__name__": "networks"}
+    for example in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(compile(example, "networks.md", "exec"), namespace)
+    assert "block2/norm (1, 4, 4, 64)" in capsys.readouterr().out
+    images, labels = np.zeros((16, 32, 32, 3), np.uint8), np.arange(16) % 10
+    dataset = ij.data.from_arrays((images, labels), (images, labels))
+    for name, branches in (
+        ("model", ("block0", "block1", "block2")),
+        ("nnx_model", ("norm1", "conv2")),
+    ):
+        trainer = ij.Trainer(namespace[name], dataset, batch_size=8)
+        assert trainer.labels == branches
+        state, _ = trainer.train_epoch(trainer.init(), 0)
+        assert trainer.predict(state, images).branch_logits.shape == (16, len(branches), 10)
 
 
 def test_its_main_commands_parse():
