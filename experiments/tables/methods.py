@@ -61,35 +61,32 @@ def claims(results: Results) -> Iterator[Detail]:
 
 def _pictures(results: Results) -> Iterator[Picture]:
     """Differences to Normal of paired seeds, with their intervals, one panel per section."""
+    compared = [(cell, cell.reference) for cell in results.cells if cell.reference]
     apart = [
-        (results.of(cell.flags)["test_accuracy"] - results.of(cell.reference)["test_accuracy"])
+        (results.of(cell.flags)["test_accuracy"] - results.of(normal)["test_accuracy"])
         .to_frame("points")
         .assign(section=cell.section, row=cell.row)
-        for cell in results.cells
-        if cell.reference
+        for cell, normal in compared
     ]
-    frame: Frame = pd.concat(apart).dropna()
+    frame: Frame = pd.concat(apart).dropna() if apart else pd.DataFrame()
     if frame.empty:
         return
     sections, rows = frame["section"].unique().tolist(), frame["row"].unique().tolist()
     grid = sns.catplot(
         **{"data": frame, "kind": "point", "x": "points", "y": "row", "col": "section"},
-        **{"col_wrap": min(3, len(sections)), "height": 1.6 + 0.25 * len(rows)},
+        **{"col_wrap": min(3, len(sections)), "height": 1.6 + 0.25 * len(rows), "aspect": 1.4},
         errorbar=lambda points: statistics.interval(np.asarray(points)),
         linestyle="none",
     )
-    for cell in results.cells:
-        printed = [paper_accuracy(flags) for flags in (cell.flags, cell.reference) if flags]
-        if None not in printed and cell.row in rows and cell.section in sections:
+    for cell, normal in compared:
+        printed, of_normal = paper_accuracy(cell.flags), paper_accuracy(normal)
+        if printed and of_normal and cell.row in rows and cell.section in sections:
             axes = grid.axes_dict[cell.section]
-            axes.plot(printed[0] - printed[-1], rows.index(cell.row), "kD", mfc="none")
+            axes.plot(printed - of_normal, rows.index(cell.row), "kD", mfc="none")
     grid.refline(x=0).set_titles("{col_name}").set(xlabel="points above Normal", ylabel="")
     shows = f"Accuracy above Normal's in points, by method, a panel each for {', '.join(sections)}"
-    yield (
-        "table3",
-        f"{shows}; lines are 95 % confidence intervals, diamonds the paper's",
-        grid.figure,
-    )
+    shows += "; lines are 95 % confidence intervals, diamonds the paper's"
+    yield "table3", shows, grid.figure
 
 
 TABLE = Table(

@@ -1,7 +1,7 @@
 """The paper's own numbers, read from paper.json beside this file.
 
-Tables I, III, IV, V, VI and VII as printed in Cai, "Interflow", arXiv:2106.14073, one row of a
-table a line, so that a person can hold the file against the paper. Cells that could not be read
+Tables I, III, IV, V, VI and VII as printed in Cai, "Interflow", arXiv:2106.14073, one line per
+row of a table, so that a person can hold the file against the paper. Cells that could not be read
 beyond doubt are left out of the tables and listed in `DOUBTFUL` with the reason.
 """
 
@@ -15,15 +15,13 @@ TABLES: dict[str, dict[str, Any]] = _FILE
 
 
 def table(number: str) -> dict[str, Any]:
-    """One table of the paper.
+    """One table of the paper: title and unit, in words, and cells, {row: {column: number}}.
 
-    Args:
-      number: "1", "3", "4", "5", "6", "7", or "figure 4" for what the text says of its runs.
+    Rows and columns are methods, dataset names as in `interflow_jax.data.datasets`, depths, or
+    branches, classes and runs, numbered as printed. "figure 4" is what the text says of its runs.
 
-    Returns:
-      title and unit, in words, and cells, {row: {column: number}}. Rows and columns are methods
-      ("Normal", "S0" to "S9"; in Table VI "Normal" and "Interflow"), dataset names as in
-      `interflow_jax.datasets`, depths, or branches, classes and runs, numbered as printed.
+    Raises:
+      ValueError: for a number of no table.
     """
     if number not in TABLES:
         raise ValueError(f"there is no table {number!r}; choose one of {', '.join(TABLES)}")
@@ -31,9 +29,5 @@ def table(number: str) -> dict[str, Any]:
 
 
 def value(number: str, row: str, column: str) -> float | None:
-    """One cell, such as `value("3", "S7", "svhn")`; accuracies in percent.
-
-    Returns:
-      What the paper prints there, or None if the table has no such cell or it is doubtful.
-    """
+    """One cell, such as `value("3", "S7", "svhn")`; None for one that is doubtful or not there."""
     return table(number)["cells"].get(row, {}).get(column)

@@ -344,7 +344,7 @@ def test_its_head_says_when_and_with_what(page):
     text = page[1]
     # Table V shares its runs with Table III.
     assert "Runs: 11, finished on 2026-01-01 to 2026-01-03 (UTC)" in text
-    assert "Time in their training: 11.0 hours" in text
+    assert "Hours of training: 11.0" in text
     assert "With: jax 0.0.7" in text
 
 
@@ -402,6 +402,15 @@ def test_pictures_of_any_choice_of_runs(tmp_path, number, accuracies, axes, name
     ]
     assert sorted(shown) == sorted(f"{name}.png" for name in names)
     assert len(page_of(tmp_path)[0].all("img")) == len(names)
+
+
+@pytest.mark.parametrize("method", ["Normal", "S0", "S3"])
+@pytest.mark.parametrize("number", TABLES)
+def test_one_run_of_one_method_makes_a_report(tmp_path, number, method):
+    """Whatever a table's pictures are of, it is written where they have nothing to show."""
+    row = {"1": "depth 13", "branches": "fc separate"}.get(number, method)
+    write(tmp_path, number, {row: [60]}, seeds=(0,), method=(method,), depth=(13,))
+    assert "60.00" in (tmp_path / f"{TABLES[number].name}.md").read_text()
 
 
 def test_what_else_lies_there_is_on_the_page(tmp_path):
