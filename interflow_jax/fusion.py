@@ -17,9 +17,9 @@ class Fusion(nn.Module):
     weighs the branches for itself (Table V).
 
     Attributes:
-      kind: "fixed" (no parameter), "shared" (one learned weight a branch) or "class" (one learned
-        weight a branch and class).
-      initial_weights: one weight a branch, shallow to deep; `class` starts every class from them.
+      kind: "fixed" (no parameter), "shared" (one learned weight per branch) or "class" (one learned
+        weight per branch and class).
+      initial_weights: one weight per branch, shallow to deep; `class` starts every class from them.
         None draws Xavier-uniform weights (n branches in, one score out) and is for learned kinds.
     """
 
@@ -72,5 +72,5 @@ class Fusion(nn.Module):
         elif len(self.initial_weights) != branches:
             raise ValueError(
                 f"{len(self.initial_weights)} initial fusion weights {self.initial_weights} for "
-                f"{branches} branches; give one weight a branch, or None for Xavier"
+                f"{branches} branches; give one weight per branch, or None for Xavier"
             )

@@ -39,13 +39,17 @@ METHODS: dict[str, Method] = {
     "S0": Method(_FOUR, "fixed", _FOUR_WEIGHTS, "4 branches, fixed weights 0.1 to 0.4"),
     "S1": Method(_FOUR, "shared", None, "4 branches, a learned weight each, Xavier start"),
     "S2": Method(_FOUR, "shared", _FOUR_WEIGHTS, "4 branches, a learned weight each, 0.1 to 0.4"),
-    "S3": Method(_FOUR, "class", None, "4 branches, a learned weight a class, Xavier start"),
-    "S4": Method(_FOUR, "class", _FOUR_WEIGHTS, "4 branches, a learned weight a class, 0.1 to 0.4"),
+    "S3": Method(_FOUR, "class", None, "4 branches, a learned weight per class, Xavier start"),
+    "S4": Method(
+        _FOUR, "class", _FOUR_WEIGHTS, "4 branches, a learned weight per class, 0.1 to 0.4"
+    ),
     "S5": Method(_SEVEN, "fixed", _SEVEN_WEIGHTS, "7 branches, fixed weights 0.1 and 0.2"),
     "S6": Method(_SEVEN, "shared", None, "7 branches, a learned weight each, Xavier start"),
     "S7": Method(_SEVEN, "shared", _SEVEN_WEIGHTS, "7 branches, a learned weight each, 0.1, 0.2"),
-    "S8": Method(_SEVEN, "class", None, "7 branches, a learned weight a class, Xavier start"),
-    "S9": Method(_SEVEN, "class", _SEVEN_WEIGHTS, "7 branches, a learned weight a class, 0.1, 0.2"),
+    "S8": Method(_SEVEN, "class", None, "7 branches, a learned weight per class, Xavier start"),
+    "S9": Method(
+        _SEVEN, "class", _SEVEN_WEIGHTS, "7 branches, a learned weight per class, 0.1, 0.2"
+    ),
 }
 
 # Not the paper's methods. `Scaled` is Normal with its output as large as S1's is expected to be at

@@ -94,7 +94,7 @@ class Configuration:
         unset="the paper's: CIFAR 100, others 40; "
         f"fashion_mini {datasets.RECIPES['fashion_mini'].epochs}",
     )
-    batch_size: int = _flag(BATCH_SIZE, int, "examples a step, over all devices")
+    batch_size: int = _flag(BATCH_SIZE, int, "examples per step, over all devices")
     depth: int = _flag(13, int, "convolutions, 4 to 200 (Table I: 4 to 13, Table VI: 40 to 100)")
     width: float = _flag(1.0, float, "multiplies the channels 64 to 512")
     downsample: Downsample = _flag(
@@ -106,7 +106,7 @@ class Configuration:
     fc: FullyConnected = _flag(
         "shared",
         str,
-        "fully connected layers: one for all branches of equal channels, or one a branch",
+        "fully connected layers: one for all branches of equal channels, or one per branch",
         get_args(FullyConnected),
     )
     dtype: str = _flag("float32", str, "of the backbone's computation", DTYPES)

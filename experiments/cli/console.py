@@ -1,4 +1,4 @@
-"""What a person sees while a run works: progress with an ETA, a line an epoch, a summary."""
+"""What a person sees while a run works: progress with an ETA, a line per epoch, a summary."""
 
 import sys
 import time

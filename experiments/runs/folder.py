@@ -14,7 +14,7 @@ from experiments.runs.events import flat
 from experiments.runs.files import write_whole
 
 
-class HeldError(ValueError):
+class LockedError(ValueError):
     """Another process is training in the folder."""
 
 
@@ -49,7 +49,7 @@ class RunFolder:
 
     def claim(self, identity: dict[str, Any], facts: dict[str, Any]) -> None:
         """Writes config.json, unless there is work of the same configuration."""
-        with self.held():
+        with self.locked():
             self.check(identity)
             if not self._has_work():
                 self.write_json("config.json", {"configuration": identity, **facts})
@@ -76,13 +76,13 @@ class RunFolder:
         return any(path.name.isdigit() for path in self.checkpoints.glob("*"))
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
         """Keeps other processes from training in the folder; a killed one lets go of it."""
         with (self.path / ".lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise HeldError(
+                raise LockedError(
                     f"another process is training in {self.path}; wait for it, or stop it first"
                 ) from error
             yield

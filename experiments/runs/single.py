@@ -108,7 +108,7 @@ def run(
     flags: Configuration, trainer: Trainer, seed: int, folder: RunFolder, command: str
 ) -> dict[str, Any]:
     """Trains one seed to the end, or from where it stopped to the end; returns its result."""
-    with folder.held(), StopSignals() as stop:
+    with folder.locked(), StopSignals() as stop:
         finished = folder.result()
         if finished is not None:  # another process has done it meanwhile
             return finished

@@ -137,7 +137,7 @@ def wait_for_lock(folder: RunFolder, seconds: float) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         try:
-            with folder.held():
+            with folder.locked():
                 return
         except ValueError:
             time.sleep(1)

@@ -16,7 +16,7 @@ from experiments.cli import console
 from experiments.cli.console import duration
 from experiments.runs import data, single
 from experiments.runs.files import writable
-from experiments.runs.folder import HeldError
+from experiments.runs.folder import LockedError
 from experiments.runs.stopping import NonFiniteLossError, OutOfMemoryError, StoppedError
 from experiments.sweep import processes, time_left
 from experiments.sweep.planning import Failed, Planned
@@ -176,7 +176,7 @@ def _work(sweep: list[Planned], record: Record, say: Callable[[str], None]) -> l
                     single.run(planned.flags, trainer, planned.flags.seed, planned.folder, command)
             except StoppedError:
                 raise
-            except HeldError as error:
+            except LockedError as error:
                 say(f"  left for now: {error}")
                 taken.append((planned, str(error)))
             except Exception as error:  # a failure of one run is none of the others'

@@ -40,7 +40,7 @@ def _step_seconds(measured: dict[str, Any], name: str) -> list[float] | None:
 
 
 def lines(measured: dict[str, Any]) -> list[str]:
-    """A network's figures, one line a contender."""
+    """A network's figures, one line per contender."""
     return [
         f"{name:<20} {result['error'] if 'error' in result else _figures(measured, name)}"
         for name, result in measured["contenders"].items()
@@ -103,7 +103,7 @@ def origin(report: dict[str, Any]) -> str:
 
 
 def in_short(report: dict[str, Any]) -> list[str]:
-    """The lines of a Markdown table: a row a network, with ours beside the others' best."""
+    """The lines of a Markdown table: a row per network, with ours beside the others' best."""
     rows = []
     for measured in report["networks"].values():
         seconds = measured["contenders"]["ours"].get("step_seconds")  # without, it failed

@@ -47,7 +47,7 @@ class Dataset(NamedTuple):
       train: the training split.
       test: the whole test split.
       test_name: the part of the dataset that `test` is, in tfds's words.
-      class_names: one a class, in the order of the labels.
+      class_names: one per class, in the order of the labels.
       image_shape: (height, width, channels) of every image.
       validation: training examples held out, to choose by; None without some.
     """

@@ -275,7 +275,7 @@ def test_runs_in_another_process_s_hands_come_last(ends, tmp_path, capsys, monke
     monkeypatch.setattr(single, "run", beside_another)
     monkeypatch.setattr(single, "prepare", lambda *given: (prepared.append(1), prepare(*given))[1])
     command = ["--table=1", "--depths=4", "--downsample=last", "--seeds=1,0,2", *TINY]
-    with RunFolder(theirs).held():
+    with RunFolder(theirs).locked():
         assert reproduce.main([*command, f"--out={tmp_path}"]) == (0 if ends else 1)
     said = capsys.readouterr()
     assert f"left for now: another process is training in {theirs}" in said.out

@@ -13,7 +13,7 @@ from tensorboardX.proto import event_pb2
 
 from experiments import run
 from experiments.runs import charts, data, single
-from experiments.runs.folder import HeldError, RunFolder
+from experiments.runs.folder import LockedError, RunFolder
 from experiments.runs.stopping import StoppedError, StopSignals
 from experiments.runs.training import TrainingRun
 from interflow_jax import optimizer, trainer
@@ -319,9 +319,9 @@ def test_a_run_is_held_until_its_result_is_written(tmp_path, monkeypatch):
     folder, draw = RunFolder(folder_in(tmp_path)), charts.draw
 
     def beside_another(*arguments):
-        with pytest.raises(HeldError), folder.held():
+        with pytest.raises(LockedError), folder.locked():
             pass
-        with pytest.raises(HeldError):
+        with pytest.raises(LockedError):
             folder.claim({}, {})
         return draw(*arguments)
 
@@ -332,10 +332,10 @@ def test_a_run_is_held_until_its_result_is_written(tmp_path, monkeypatch):
 def test_one_process_at_a_time_trains_in_a_folder(tmp_path, capsys):
     folder = folder_in(tmp_path)
     folder.mkdir(parents=True)
-    with RunFolder(folder).held():
+    with RunFolder(folder).locked():
         assert run.main([*SMALL, f"--out={tmp_path}"]) == 2
     assert f"another process is training in {folder}" in capsys.readouterr().err
-    with RunFolder(folder).held():
+    with RunFolder(folder).locked():
         pass
 
 

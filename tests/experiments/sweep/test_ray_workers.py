@@ -57,12 +57,12 @@ def test_a_run_takes_a_gpu_or_cpus_that_some_machine_has():
 
 
 def test_a_lock_that_outlives_its_process_is_waited_for(tmp_path):
-    held = RunFolder(tmp_path).held()
+    held = RunFolder(tmp_path).locked()
     held.__enter__()
     release = threading.Timer(0.5, held.__exit__, (None, None, None))
     release.start()
     ray_workers().wait_for_lock(RunFolder(tmp_path), 60.0)
-    with RunFolder(tmp_path).held():
+    with RunFolder(tmp_path).locked():
         release.join()
         start = time.monotonic()
         ray_workers().wait_for_lock(RunFolder(tmp_path), 0.0)
@@ -117,7 +117,7 @@ def test_a_killed_worker_costs_nothing_and_no_run_is_done_twice(cluster, tmp_pat
     killer = threading.Thread(target=kill_after_a_checkpoint, args=[killed.folder])
     killer.start()
     said = []
-    with taken.folder.held():
+    with taken.folder.locked():
         failed = ray_workers().work(planned, said.append, cpus=cluster)
     killer.join()
     print(*said, sep="\n")
