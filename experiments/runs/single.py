@@ -79,15 +79,12 @@ def prepare(flags: Configuration, folders: dict[int, RunFolder], command: str) -
 
 
 def _subset(flags: Configuration, dataset: Dataset) -> Dataset:
-    """Cuts the training split to `train_size`; a tenth as many of the next are held out."""
-    size, examples = flags.train_size, len(dataset.train)
-    if size is None or size == examples:
+    """Cuts the training split to `train_size`; a tenth as many of the next are for validation."""
+    train, size = dataset.train, flags.train_size or len(dataset.train)
+    if size == len(train):
         return dataset
-    held_out = min(max(1, size // 10), examples - size)
-    return dataset._replace(
-        train=splits.take(dataset.train, size),
-        validation=splits.take(dataset.train, held_out, after=size),
-    )
+    validation = splits.take(train, min(max(1, size // 10), len(train) - size), after=size)
+    return dataset._replace(train=splits.take(train, size), validation=validation)
 
 
 def _trainer(
@@ -129,8 +126,7 @@ def run(
     Raises:
       HeldError: if another process is training in the folder.
       ValueError: for data that cannot be read.
-      StoppedError, NonFiniteLossError, OutOfMemoryError, UnreadableError, UnwritableError: see
-        `TrainingRun`.
+      StoppedError, NonFiniteLossError, OutOfMemoryError, UnreadableError, UnwritableError
     """
     with folder.held(), StopSignals() as stop:
         finished = folder.result()
