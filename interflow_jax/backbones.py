@@ -52,8 +52,7 @@ class StrideVGG(nn.Module):
 
         Args:
           images: [batch, height, width, channels], float, any height and width.
-          train: whether BatchNorm normalises by the batch (and updates its running statistics in
-            the collection `batch_stats`) or by the running statistics.
+          train: whether BatchNorm normalises by the batch or by its running statistics.
 
         Returns:
           One [batch, height_i, width_i, channels_i] of `dtype` per tap, shallow to deep.

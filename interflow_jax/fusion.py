@@ -10,17 +10,17 @@ FusionKind = Literal["fixed", "shared", "class"]
 
 
 class Fusion(nn.Module):
-    """Weighs the class scores of several branches and sums them, without bias.
+    """Weighs the class logits of several branches and sums them, without bias.
 
     Paper, III-B and Table II: `fixed` is the hard attention module; `shared` is the soft one, a
     1 x n convolution over the branches; `class` is its pointwise n x n form, in which every class
     weighs the branches for itself (Table V).
 
     Attributes:
-      kind: "fixed" (no parameter), "shared" (one learned weight per branch) or "class" (one learned
-        weight per branch and class).
-      initial_weights: one weight per branch, shallow to deep; `class` starts every class from them.
-        None draws Xavier-uniform weights (n branches in, one score out) and is for learned kinds.
+      kind: "fixed" (no parameter), "shared" (one learned weight per branch) or "class" (one per
+        branch and class).
+      initial_weights: one per branch, shallow to deep; `class` starts every class from them. None
+        draws Xavier-uniform weights, for learned kinds.
     """
 
     kind: FusionKind
@@ -34,12 +34,11 @@ class Fusion(nn.Module):
           branch_logits: [batch, branches, classes], float.
 
         Returns:
-          Logits, [batch, classes], float32; and the weights, float32: [branches] for `fixed` and
-          `shared`, [branches, classes] for `class`.
+          Logits, [batch, classes], float32; and the weights, float32: [branches] or, for `class`,
+          [branches, classes].
 
         Raises:
-          ValueError: for an unknown kind, `fixed` without weights, or a number of weights that is
-            not the number of branches.
+          ValueError: for an unknown kind, `fixed` without weights, or not one weight per branch.
         """
         branches, classes = branch_logits.shape[1:]
         self._check(branches)
@@ -56,8 +55,7 @@ class Fusion(nn.Module):
 
     def _initial(self, key: Array, branches: int, columns: int) -> Array:
         if self.initial_weights is not None:
-            given = jnp.asarray(self.initial_weights, jnp.float32)
-            return jnp.tile(given[:, None], (1, columns))
+            return jnp.tile(jnp.asarray(self.initial_weights, jnp.float32)[:, None], (1, columns))
         bound = (6 / (branches + 1)) ** 0.5  # Xavier, uniform: fan-in n, fan-out 1
         return nn.initializers.uniform(2 * bound)(key, (branches, columns)) - bound
 

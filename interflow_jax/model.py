@@ -13,7 +13,7 @@ FullyConnected = Literal["shared", "separate"]
 
 
 class Prediction(NamedTuple):
-    """What Interflow computes; jit drops what goes unused.
+    """What a model computes; jit drops what is unused.
 
     Attributes:
       logits: [batch, classes], float32; softmax comes after (paper, III-A).
@@ -27,10 +27,10 @@ class Prediction(NamedTuple):
 
     @property
     def alone(self) -> Array:
-        """The scores by which each branch predicts alone: [batch, branches, classes], float32.
+        """The logits by which each branch predicts alone: [batch, branches, classes], float32.
 
-        They are what the fusion adds up, so a branch that learned its scores turned, with a
-        negative weight, predicts rightly. A branch of weight zero has its scores as they are.
+        They are the fusion's terms, so that a branch under a negative weight, whose own logits have
+        the opposite sign, predicts right. A weight of zero counts as one.
         """
         weights = self.weights if self.weights.ndim == 2 else self.weights[:, None]
         return self.branch_logits * jnp.where(weights == 0, 1.0, weights)[None]
@@ -39,19 +39,18 @@ class Prediction(NamedTuple):
 class Interflow(nn.Module):
     """Predicts from every feature map of a backbone and fuses the predictions.
 
-    Each map goes through global average pooling and a fully connected layer to class scores, its
-    branch (paper, III-A; Fig. 1). Maps of equal channel count share their fully connected layer
-    (IV-C); give `fully_connected="separate"` for one per branch.
+    A branch is global average pooling and a fully connected layer to class logits (paper, III-A;
+    Fig. 1). Maps of equal channel count share that layer (IV-C).
 
     Attributes:
       backbone: any Linen module that returns a sequence of feature maps, shallow to deep, each
-        [batch, height, width, channels] of any size, [batch, tokens, channels] or
-        [batch, channels]. It may have `labels`, one per map.
+        [batch, height, width, channels], [batch, tokens, channels] or [batch, channels]. It may
+        offer `labels`, one per map.
       num_classes: classes to tell apart.
       fusion: the attention module.
-      fully_connected: "shared" by channel count, or "separate".
-      switch: the backbone's training switch (see `switch_arguments`), where its signature does not
-        tell.
+      fully_connected: "shared" by channel count, or "separate" for one layer per branch.
+      switch: the backbone's training switch, where its signature does not tell (see
+        `switch_arguments`).
     """
 
     backbone: nn.Module
@@ -62,24 +61,20 @@ class Interflow(nn.Module):
 
     @property
     def labels(self) -> tuple[Any, ...] | None:
-        """The branches' labels, shallow to deep, if the backbone has some."""
+        """The branches' labels, shallow to deep, if the backbone offers some."""
         return getattr(self.backbone, "labels", None)
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Prediction:
-        """Predicts class scores.
+        """Predicts class logits.
 
         Args:
           images: whatever the backbone takes, usually [batch, height, width, channels], float.
-          train: goes to the backbone's training switch, if it has one.
-
-        Returns:
-          The fused scores, those of each branch, and the fusion's weights.
+          train: whether the backbone trains, if its call tells that apart.
 
         Raises:
-          ValueError: for a backbone that returns no feature map or one of other dimensions, an
-            unknown `fully_connected`, a switch that the backbone does not take, or a fusion that
-            does not fit the branches.
+          ValueError: for feature maps, `fully_connected` or a switch other than those above, or a
+            fusion that does not fit the branches.
         """
         if self.fully_connected not in get_args(FullyConnected):
             raise ValueError(
@@ -106,8 +101,8 @@ class Interflow(nn.Module):
                     kernel_init=nn.initializers.xavier_uniform(),
                     name=f"fully_connected_{name}",
                 )
-            between = tuple(range(1, feature_map.ndim - 1))
-            pooled = jnp.mean(feature_map.astype(jnp.float32), axis=between)
+            places = tuple(range(1, feature_map.ndim - 1))
+            pooled = jnp.mean(feature_map.astype(jnp.float32), axis=places)
             branches.append(layers[name](pooled))
         branch_logits = jnp.stack(branches, axis=1)
         logits, weights = self.fusion(branch_logits)

@@ -5,34 +5,28 @@ from typing import Any
 
 import flax.linen as nn
 
-# The names that Flax's own modules and common networks use, and whether they mean the opposite.
-_INVERTED = {
-    "train": False,
-    "training": False,
-    "is_training": False,
-    "deterministic": True,
-    "use_running_average": True,
-}
+# The names that Flax's own modules and common networks use.
+_SWITCHES = ("train", "training", "is_training", "deterministic", "use_running_average")
+_INVERTED = _SWITCHES[3:]
 
 
 def switch_arguments(module: nn.Module, train: bool, switch: str | None = None) -> dict[str, Any]:
     """The keyword argument that tells a module whether it trains, {} for one without a switch.
 
     Args:
-      module: its `__call__` may take one of `train`, `training`, `is_training`, `deterministic` and
-        `use_running_average`.
+      module: any Linen module.
       train: whether it trains.
-      switch: which of them, or "none"; None for the first that the signature names. Where that is
-        `*args, **kwargs`, as `nn.Sequential`'s, there is none.
+      switch: `train`, `training`, `is_training`, `deterministic`, `use_running_average` or "none";
+        None for the first that the signature of `__call__` names (`**kwargs` names none).
 
     Raises:
       ValueError: for another switch, or one that the signature does not have.
     """
     parameters = inspect.signature(type(module).__call__).parameters
     if switch is None:
-        switch = next((name for name in _INVERTED if name in parameters), "none")
-    elif switch not in (*_INVERTED, "none"):
-        raise ValueError(f"switch is {switch!r}; choose one of {', '.join(_INVERTED)} or none")
+        switch = next((name for name in _SWITCHES if name in parameters), "none")
+    elif switch not in (*_SWITCHES, "none"):
+        raise ValueError(f"switch is {switch!r}; choose one of {', '.join(_SWITCHES)} or none")
     elif switch != "none" and switch not in parameters:
         kinds = {parameter.kind for parameter in parameters.values()}
         if inspect.Parameter.VAR_KEYWORD not in kinds:
@@ -40,4 +34,4 @@ def switch_arguments(module: nn.Module, train: bool, switch: str | None = None) 
                 f"switch is {switch!r}, but {type(module).__name__} takes "
                 f"{', '.join(list(parameters)[1:])}; choose one of those, or none"
             )
-    return {} if switch == "none" else {switch: train != _INVERTED[switch]}
+    return {} if switch == "none" else {switch: train != (switch in _INVERTED)}

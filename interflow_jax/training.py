@@ -36,7 +36,7 @@ class TrainState(struct.PyTreeNode):
 class TrainMetrics(NamedTuple):
     """Sums over examples: of the cross-entropy (nats, float32), of hits, of examples (int32).
 
-    Those of several batches may stand in arrays, [batches] each.
+    Scalars, or [batches] each.
     """
 
     loss_sum: Array
@@ -50,17 +50,16 @@ class TrainMetrics(NamedTuple):
 
     @property
     def accuracy(self) -> float:
-        """Share of the examples that are predicted rightly, in percent."""
+        """Hits in percent."""
         return 100 * int(np.sum(self.correct)) / int(np.sum(self.count))
 
 
 class EvalMetrics(NamedTuple):
-    """As `TrainMetrics`, and what is known of the branches.
+    """As `TrainMetrics`, and the branches.
 
     Attributes:
-      loss_sum, correct, count: of the fused logits, as in `TrainMetrics`.
       branch_correct: hits of every branch alone (see `Prediction.alone`), [branches], int32.
-      weights: the fusion's, float32, [branches] or [branches, classes].
+      weights: the fusion's, float32, [branches] or [branches, classes]; no sum.
     """
 
     loss_sum: Array
@@ -81,16 +80,9 @@ class EvalMetrics(NamedTuple):
 def make_initializer(
     model: nn.Module, optimizer: optax.GradientTransformation, image_shape: tuple
 ) -> Any:
-    """Jits the creation of states, for many keys; `create_state` says what it makes.
+    """`create_state` as a jitted function of the key, for many of them.
 
-    Args:
-      model: any Linen module that returns a `Prediction`.
-      optimizer: from `make_optimizer`, or any other.
-      image_shape: (height, width, channels).
-
-    Returns:
-      A jitted function of the key of all initial values; its `eval_shape` gives the shapes alone,
-      at once.
+    Its `eval_shape` gives the shapes alone, at once.
     """
 
     # Optimising the code of so many draws takes longer than all else of a start.
@@ -100,13 +92,8 @@ def make_initializer(
     def create(key: Array) -> TrainState:
         images = jnp.zeros((1, *image_shape), jnp.float32)
         variables = model.init(key, images, **switch_arguments(model, False))
-        params = variables["params"]
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=params,
-            batch_stats=variables.get("batch_stats", {}),
-            opt_state=optimizer.init(params),
-        )
+        params, batch_stats = variables["params"], variables.get("batch_stats", {})
+        return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params))
 
     return create
 
@@ -117,8 +104,8 @@ def create_state(
     """Initialises parameters, BatchNorm statistics and optimiser, under jit.
 
     Args:
-      model: any Linen module that returns a `Prediction`.
-      optimizer: from `make_optimizer`, or any other.
+      model: as in `train_step`.
+      optimizer: any of optax's form.
       key: of all initial values.
       image_shape: (height, width, channels).
     """
@@ -138,24 +125,23 @@ def train_step(
 ) -> tuple[TrainState, TrainMetrics]:
     """One step on the cross-entropy of the fused logits (paper, IV-B).
 
-    With `auxiliary_loss` the step minimises that cross-entropy plus the weighted sum of those of
-    all branches but the last, as GoogLeNet's auxiliary classifiers do (paper, II-A; not the
-    paper's method). With `auxiliary_mean` it adds the weighted mean of those of all branches.
+    The branches' own losses are not the paper's method: `auxiliary_loss` adds them as GoogLeNet's
+    auxiliary classifiers do (II-A), `auxiliary_mean` with a weight that their number leaves alone.
 
     Args:
-      model: any Linen module that returns a `Prediction`.
+      model: any Linen module that returns a `Prediction` (see `switch_arguments`).
       optimizer: the one that `state` was created with.
       state: before the step.
       images: [batch, height, width, channels], float, normalised.
       labels: [batch], int.
-      key: of the step's random draws, for models with `nn.Dropout`.
+      key: of what `nn.Dropout` draws; other models need none.
       auxiliary_loss: the weight of the cross-entropy of every branch but the last, a Python number
         (bind it before jit); with 0.0 the program has no such losses.
-      auxiliary_mean: likewise, the weight of the mean of the cross-entropies of all branches.
+      auxiliary_mean: likewise, the weight of the mean cross-entropy of all branches.
 
     Returns:
-      The state after the step, and the metrics of the batch before it. Their `loss_sum` is that of
-      the fused logits alone, comparable with `eval_step`'s.
+      The state after the step, and the metrics before it: of the fused logits alone, as
+      `eval_step`'s.
     """
 
     def loss_of(params):
@@ -186,26 +172,16 @@ def mean_losses(
     auxiliary_loss: float = 0.0,
     auxiliary_mean: float = 0.0,
 ) -> tuple[Array, Array]:
-    """The batch's mean losses in nats: the one that training minimises, and the fused logits' own.
-
-    Args:
-      prediction: of the batch.
-      labels: [batch], int.
-      auxiliary_loss, auxiliary_mean: as in `train_step`.
-    """
+    """A batch's mean losses in nats: the one that `train_step` minimises, the fused logits' own."""
     loss = cross_entropy(prediction.logits, labels).mean()
     minimised = loss
+    by_branch = jax.vmap(cross_entropy, in_axes=(1, None))  # to [branches, batch]
     if auxiliary_loss:
-        others = prediction.branch_logits[:, :-1]
-        minimised += auxiliary_loss * _branch_losses(others, labels).sum()
+        losses = by_branch(prediction.branch_logits[:, :-1], labels)
+        minimised += auxiliary_loss * losses.mean(axis=1).sum()
     if auxiliary_mean:
-        minimised += auxiliary_mean * _branch_losses(prediction.branch_logits, labels).mean()
+        minimised += auxiliary_mean * by_branch(prediction.branch_logits, labels).mean()
     return minimised, loss
-
-
-def _branch_losses(branch_logits: Array, labels: Array) -> Array:
-    """Each branch's mean cross-entropy over the batch, [branches]."""
-    return jax.vmap(cross_entropy, in_axes=(1, None))(branch_logits, labels).mean(axis=1)
 
 
 def eval_step(
@@ -214,10 +190,7 @@ def eval_step(
     """Measures a batch in evaluation mode.
 
     Args:
-      model: as in `train_step`.
-      state: its parameters and BatchNorm statistics are used.
-      images: [batch, height, width, channels], float, normalised.
-      labels: [batch], int.
+      model, state, images, labels: as in `train_step`.
       mask: [batch], bool; False for examples that only fill up the batch.
     """
     prediction = predict(model, state, images)
@@ -233,12 +206,9 @@ def eval_step(
 
 
 def predict(model: nn.Module, state: TrainState, images: Array) -> Prediction:
-    """The model's prediction in evaluation mode; softmax of `logits` gives probabilities.
+    """The model's prediction in evaluation mode, with arguments as in `train_step`.
 
-    Args:
-      model: as in `train_step`.
-      state: its parameters and BatchNorm statistics are used.
-      images: [batch, height, width, channels], float, normalised.
+    Softmax of `logits` gives probabilities.
     """
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     return cast(Prediction, model.apply(variables, images, **switch_arguments(model, False)))

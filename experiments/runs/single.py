@@ -22,7 +22,11 @@ from interflow_jax.trainer import Trainer
 
 
 def check(flags: Configuration) -> dict[int, RunFolder]:
-    """Checks all that can be wrong without the data; returns a folder for every seed."""
+    """Checks all that can be wrong without the data; returns a folder for every seed.
+
+    Raises:
+      ValueError: in a line: what was given, what is allowed, what to do.
+    """
     flags.check()
     devices = jax.local_device_count()
     if flags.batch_size % devices:
@@ -36,7 +40,11 @@ def check(flags: Configuration) -> dict[int, RunFolder]:
 
 
 def check_sizes(flags: Configuration, examples: int) -> None:
-    """Checks the flags against a training split of so many examples."""
+    """Checks the flags against a training split of so many examples.
+
+    Raises:
+      ValueError: naming the flag, what is allowed and what to do.
+    """
     taken = flags.train_size or examples
     if taken > examples:
         raise ValueError(
@@ -51,7 +59,12 @@ def check_sizes(flags: Configuration, examples: int) -> None:
 
 
 def prepare(flags: Configuration, folders: dict[int, RunFolder], command: str) -> Trainer:
-    """Opens the data, claims the folders, and makes all ready to train."""
+    """Opens the data, claims the folders, and makes all ready to train.
+
+    Raises:
+      ValueError: as `check`, or for data that cannot be read.
+      OutOfMemoryError: for data or programs that are too large.
+    """
     claimed = partial(claim, flags, folders, command)
     dataset = data.load(flags.dataset, flags.data_dir, flags.image_size, before_download=claimed)
     check_sizes(flags, len(dataset.train))
@@ -66,15 +79,12 @@ def prepare(flags: Configuration, folders: dict[int, RunFolder], command: str) -
 
 
 def _subset(flags: Configuration, dataset: Dataset) -> Dataset:
-    """Cuts the training split to `train_size`; a tenth as many of the next are held out."""
-    size, examples = flags.train_size, len(dataset.train)
-    if size is None or size == examples:
+    """Cuts the training split to `train_size`; a tenth as many of the next are for validation."""
+    train, size = dataset.train, flags.train_size or len(dataset.train)
+    if size == len(train):
         return dataset
-    held_out = min(max(1, size // 10), examples - size)
-    return dataset._replace(
-        train=splits.take(dataset.train, size),
-        validation=splits.take(dataset.train, held_out, after=size),
-    )
+    validation = splits.take(train, min(max(1, size // 10), len(train) - size), after=size)
+    return dataset._replace(train=splits.take(train, size), validation=validation)
 
 
 def _trainer(
@@ -98,7 +108,11 @@ def _trainer(
 
 
 def claim(flags: Configuration, folders: dict[int, RunFolder], command: str) -> None:
-    """Writes the configuration of every seed into its folder."""
+    """Writes the configuration of every seed into its folder.
+
+    Raises:
+      ValueError: as `check`, or for a folder that cannot be written.
+    """
     for seed, folder in folders.items():
         writable(folder.path)
         folder.claim(flags.identity(seed), {"command": command, "versions": machine.versions()})
@@ -107,7 +121,13 @@ def claim(flags: Configuration, folders: dict[int, RunFolder], command: str) -> 
 def run(
     flags: Configuration, trainer: Trainer, seed: int, folder: RunFolder, command: str
 ) -> dict[str, Any]:
-    """Trains one seed to the end, or from where it stopped to the end; returns its result."""
+    """Trains one seed to the end, or from where it stopped to the end; returns its result.
+
+    Raises:
+      LockedError: if another process is training in the folder.
+      ValueError: for data that cannot be read.
+      StoppedError, NonFiniteLossError, OutOfMemoryError, UnreadableError, UnwritableError
+    """
     with folder.locked(), StopSignals() as stop:
         finished = folder.result()
         if finished is not None:  # another process has done it meanwhile

@@ -1,4 +1,4 @@
-"""One run: trains, evaluates every epoch, keeps checkpoints, takes up where it stopped."""
+"""One run: trains, evaluates every epoch, keeps checkpoints, resumes where it stopped."""
 
 import dataclasses
 import time
@@ -62,7 +62,11 @@ class TrainingRun:
         self._last_save = time.monotonic()
 
     def resume(self, say) -> None:
-        """Takes up the newest readable checkpoint, if there is one."""
+        """Resumes from the newest readable checkpoint, if there is one.
+
+        Raises:
+          checkpoints.UnreadableError: if there are some and none can be read.
+        """
         self._checkpoints.remove_drafts()
         restored = self._checkpoints.restore(self.state, say)
         if restored is None:
@@ -79,7 +83,12 @@ class TrainingRun:
         )
 
     def train(self, stop: StopSignals) -> None:
-        """Trains to the end."""
+        """Trains to the end.
+
+        Raises:
+          StoppedError: after a signal, once the state is saved or could not be.
+          NonFiniteLossError: at once; the checkpoint before stays the last one.
+        """
         position = self.position
         images_per_epoch = self.trainer.steps * self.trainer.batch_size
         progress = Progress(
@@ -92,12 +101,8 @@ class TrainingRun:
                 self.train_epoch(stop, progress)
                 record = self._record(stop)
                 position.history.append(record)
-                self.position = position = Position(
-                    epoch=position.epoch + 1,
-                    seconds=position.seconds,
-                    timed=position.timed,
-                    history=position.history,
-                    cores=position.cores,
+                self.position = position = dataclasses.replace(
+                    position, epoch=position.epoch + 1, step=0, loss_sum=0.0, correct=0, count=0
                 )
                 self.save(progress.say)
                 self._write_history(progress.say)
@@ -126,7 +131,7 @@ class TrainingRun:
         self._checkpoints.close()
 
     def _write_history(self, say) -> None:
-        """Writes the metrics; a failure is said only, for every checkpoint has them too."""
+        """Writes the metrics; a failure costs nothing, for every checkpoint has them too."""
         try:
             if self.position.history:
                 self.folder.write_history(self.position.history)
@@ -158,20 +163,19 @@ class TrainingRun:
     def _add(self, metrics: TrainMetrics) -> None:
         """Adds a dispatch's sums, [steps] each, to the position."""
         position = self.position
-        finite = np.isfinite(metrics.loss_sum)
-        if not finite.all():
-            step = position.step + int(np.argmin(finite))
-            raise NonFiniteLossError(
-                f"the loss is {metrics.loss_sum[np.argmin(finite)]} in epoch {position.epoch + 1}, "
-                f"step {step + 1} of {self.trainer.steps}"
-            )
-        position.step += len(finite)
+        for step, loss in enumerate(metrics.loss_sum.tolist(), start=position.step + 1):
+            if not np.isfinite(loss):
+                raise NonFiniteLossError(
+                    f"the loss is {loss} in epoch {position.epoch + 1}, "
+                    f"step {step} of {self.trainer.steps}"
+                )
+        position.step += len(metrics.loss_sum)
         position.loss_sum += float(np.sum(metrics.loss_sum, dtype=np.float64))
         position.correct += int(np.sum(metrics.correct))
         position.count += int(np.sum(metrics.count))
 
     def _record(self, stop: StopSignals) -> dict[str, Any]:
-        """Evaluates; an epoch's figures: losses in nats, accuracies in percent, by branch label."""
+        """Evaluates: losses in nats, accuracies in percent, branches by their labels."""
         position, trainer = self.position, self.trainer
         test = trainer.evaluate(self.state, "test", stop.check)
         validation = {}
@@ -194,7 +198,7 @@ class TrainingRun:
         }
 
     def save(self, say) -> None:
-        """Saves state and position; a failure is said, and tried again at the next save."""
+        """Saves state and position; after a failure the next save tries again."""
         self._last_save = time.monotonic()
         number = self.position.number(self.trainer.steps)
         if number == self._saved:

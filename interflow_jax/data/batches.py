@@ -84,8 +84,7 @@ def put(split: ArraySplit, mesh: Mesh) -> tuple[Array, Array]:
 def chunks(first: int, last: int, size: int) -> list[np.ndarray]:
     """The steps from `first` to before `last`, int32, in dispatches of at most `size`.
 
-    Dispatches end at multiples of `size`, so that an epoch taken up at a dispatch's start goes on
-    with the programs that it would have gone on with.
+    Dispatches end at multiples of `size`, so that an epoch resumed at one runs the same programs.
     """
     bounds = [first, *range((first // size + 1) * size, last, size), last]
     return [np.arange(a, b, dtype=np.int32) for a, b in pairwise(bounds) if a < b]
@@ -94,7 +93,7 @@ def chunks(first: int, last: int, size: int) -> list[np.ndarray]:
 def resident_batches(
     examples: tuple[Array, Array], order: np.ndarray, steps: list[np.ndarray], mesh: Mesh
 ) -> Iterator[tuple[np.ndarray, Resident]]:
-    """Pairs every dispatch's steps with the source of its batches, a split on the devices."""
+    """Pairs every dispatch's steps with the source of their batches, a split on the devices."""
     source = Resident(*examples, jax.device_put(order, replicated(mesh)))
     for chunk in steps:
         yield chunk, source

@@ -49,7 +49,7 @@ class Dataset(NamedTuple):
       test_name: the part of the dataset that `test` is, in tfds's words.
       class_names: one per class, in the order of the labels.
       image_shape: (height, width, channels) of every image.
-      validation: training examples held out, to choose by; None without some.
+      validation: training examples held out of `train`, if any.
     """
 
     name: str

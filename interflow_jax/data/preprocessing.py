@@ -10,7 +10,7 @@ PADDING = 4  # zero pixels on every side before the random crop (paper, IV-B)
 
 
 class EpochKeys(NamedTuple):
-    """Keys of one epoch: for the order of its examples, and for what its steps draw."""
+    """Keys of an epoch: of the order of its examples, and of what its steps draw."""
 
     order: Array
     steps: Array
@@ -53,13 +53,9 @@ def for_training(
     """Augments, if asked to, and normalises a training batch.
 
     Args:
-      preprocessing: what to do.
-      images: [batch, height, width, channels], uint8.
+      images: [batch, height, width, channels], uint8; float32 comes back.
       keys: the epoch's.
-      step: of the epoch, counted from 0, int32.
-
-    Returns:
-      As `images`, float32.
+      step: of the epoch, counted from 0.
     """
     if preprocessing.augment:
         images = crop_and_flip(jax.random.fold_in(keys.steps, step), images)
@@ -67,12 +63,7 @@ def for_training(
 
 
 def crop_and_flip(key: Array, images: Array) -> Array:
-    """Crops every image at random from its zero-padded form and mirrors half of them.
-
-    Args:
-      key: of the draws.
-      images: [batch, height, width, channels], any dtype.
-    """
+    """Crops each of [batch, height, width, channels] from its zero-padded form; mirrors half."""
     batch, height, width, _ = images.shape
     crop_key, flip_key = jax.random.split(key)
     corners = jax.random.randint(crop_key, (batch, 2), 0, 2 * PADDING + 1)

@@ -72,17 +72,12 @@ class UnreadableExamplesError(RuntimeError):
 
 
 def read(split: Split, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`split.read`, with one type of error for what array_record, tfds and decoders raise.
-
-    Raises:
-      UnreadableExamplesError: with the reason in a line.
-      MemoryError: as it comes.
-    """
+    """As `split.read`; raises UnreadableExamplesError with the reason, but MemoryError as it is."""
     try:
         return split.read(indices)
     except MemoryError:
         raise
-    except Exception as error:
+    except Exception as error:  # array_record, tfds and the decoders raise as they like
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UnreadableExamplesError(reason) from error
 
@@ -119,7 +114,7 @@ def channel_statistics(
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of every channel over a split, of pixels in [0, 1].
 
-    They come from counts of the 256 levels, so they do not depend on how the split is held.
+    They come from counts of the 256 levels, so they do not depend on where the split lies.
     """
     levels = np.arange(256) / 255
     counts = sum(_level_counts(read(split, chunk)[0]) for chunk in progress(_chunks(split)))

@@ -1,24 +1,17 @@
 """The 3x3 convolution behind every layer, with CPU paths where XLA's is slow.
 
-Chosen by size while XLA lowers for a platform, so that an exported program is right on each; GPU
-and TPU always get `lax.conv_general_dilated`:
+`_choice` picks one by size while XLA lowers for a platform, so that an exported program is right on
+each; GPU and TPU always get `lax.conv_general_dilated`. All times: results/convolutions.md.
 
-- for the smallest maps a sum over the kernel's taps, each a matrix product with the outputs that it
-  reaches (XLA's is up to seventy times slower there), or, for fewer channels, one product with the
-  matrix from every pixel to every other;
-- for few input channels, as images have, a sum of multiples, without any product of matrices: half
-  to an eighth of XLA's time;
-- for many channels Winograd's F(4x4, 3x3), 36 products in place of 144, where the products cost
-  more than the transforms;
-- for the input's gradient of stride 2 a convolution for even rows and one for odd ones: up to half
-  of XLA's time, which multiplies the zeros between them;
-- XLA's own, best through Eigen, elsewhere (`cpu_compiler_options`; YNNPACK, its default, takes two
-  to three times as long for kernel gradients).
-
-The times of each path beside XLA's are in results/convolutions.md (`python -m
-experiments.benchmark --convolutions`). Not chosen: at 64 channels, 32x32, Winograd takes
-0.76 (forward) to 0.97 of XLA's time, but no less in a whole step; at 16 channels, 32x32, its
-transforms take 2 to 3 times as long.
+- `_sum_over_taps`, for the smallest maps: products that skip the padding (XLA's convolution is up
+  to seventy times slower there); `_dense`, with fewer channels: one product for all pixels;
+- `_multiples`, for few input channels, as images have: no product of matrices, half to an eighth of
+  XLA's time;
+- `_winograd`, for many channels: F(4x4, 3x3), 36 products in place of 144. At 64 channels, 32x32,
+  it saves nothing in a whole step; at 16 its transforms take 2 to 3 times XLA's time;
+- `_input_gradient_by_phases`, for stride 2: down to half of XLA's time, which multiplies zeros;
+- `_xla` elsewhere, best through Eigen (`cpu_compiler_options`): YNNPACK, its default, takes two to
+  three times as long for kernel gradients.
 
 To delete this file's CPU paths, the day XLA is faster, let `conv3x3` return `_xla`.
 """
@@ -43,10 +36,9 @@ _SMALL = 4
 
 
 def cpu_compiler_options() -> dict[str, str] | None:
-    """What to give `jax.jit` as `compiler_options` for a program of convolutions.
+    """`jax.jit`'s `compiler_options` for a program of convolutions: on CPU through Eigen.
 
-    On CPU: products and reductions through YNNPACK as by default, convolutions through Eigen.
-    On other platforms: None.
+    Products and reductions stay with YNNPACK, as by default. None on other platforms.
     """
     if jax.default_backend() != "cpu":
         return None
@@ -123,9 +115,9 @@ conv3x3.defvjp(_forward, _backward)
 
 
 def _choice(x: Array, kernel: Array, stride: int) -> Callable[..., Array]:
-    """What convolves on CPU, by the sizes alone."""
+    """The path on CPU, by the sizes alone."""
     channels_in, channels_out = kernel.shape[2:]
-    size = max(_output_size(pixels, stride) for pixels in x.shape[1:3])
+    size = _output_size(max(x.shape[1:3]), stride)
     many_channels = min(channels_in, channels_out) >= _MANY_CHANNELS
     if size <= 2 and stride == 1 and max(channels_in, channels_out) <= _MANY_CHANNELS:
         return _dense
@@ -150,34 +142,17 @@ def _xla(x: Array, kernel: Array, stride: int) -> Array:
 
 
 def _sum_over_taps(x: Array, kernel: Array, stride: int) -> Array:
-    """Sums, over the kernel's taps, the product of each with the pixels that it meets.
-
-    Taps never meet the padding: at 2x2 that leaves 16 products of 36, at 4x4 100 of 144.
-    """
-    _, height, width, _ = x.shape
-    rows, columns = _output_size(height, stride), _output_size(width, stride)
-    total = jnp.zeros((x.shape[0], rows, columns, kernel.shape[-1]), x.dtype)
-    for i in range(3):
-        for j in range(3):
-            first_row, last_row = _reach(i, height, rows, stride)
-            first_column, last_column = _reach(j, width, columns, stride)
-            if first_row > last_row or first_column > last_column:
-                continue
-            pixels = x[
-                :,
-                first_row * stride + i - 1 : last_row * stride + i : stride,
-                first_column * stride + j - 1 : last_column * stride + j : stride,
-            ]
+    """Sums, over taps, each one's product with its pixels: at 2x2, 16 of 36 are no padding."""
+    batch, height, width, _ = x.shape
+    shape = batch, _output_size(height, stride), _output_size(width, stride), kernel.shape[-1]
+    total = jnp.zeros(shape, x.dtype)
+    for i, j in np.ndindex(3, 3):
+        rows, above_and_below = _reach(i, height, stride)
+        columns, left_and_right = _reach(j, width, stride)
+        pixels = x[:, rows, columns]
+        if pixels.size:
             product = jnp.einsum("bhwi,io->bhwo", pixels, kernel[i, j])
-            total += jnp.pad(
-                product,
-                (
-                    (0, 0),
-                    (first_row, rows - 1 - last_row),
-                    (first_column, columns - 1 - last_column),
-                    (0, 0),
-                ),
-            )
+            total += jnp.pad(product, ((0, 0), above_and_below, left_and_right, (0, 0)))
     return total
 
 
@@ -185,18 +160,19 @@ def _output_size(size: int, stride: int) -> int:
     return -(-size // stride)
 
 
-def _reach(tap: int, size: int, outputs: int, stride: int) -> tuple[int, int]:
-    """The first and the last output along one axis whose input pixel under `tap` is not padding."""
-    first = 1 if tap == 0 else 0
+def _reach(tap: int, size: int, stride: int) -> tuple[slice, tuple[int, int]]:
+    """Along one axis, the pixels that `tap` meets, and how many outputs before and after them.
+
+    Those outputs have padding under the tap.
+    """
+    first, outputs = int(tap == 0), _output_size(size, stride)
     last = min(outputs - 1, (size - tap) // stride)
-    return first, last
+    pixels = slice(first * stride + tap - 1, max(last * stride + tap, 0), stride)
+    return pixels, (first, outputs - 1 - last)
 
 
 def _multiples(x: Array, kernel: Array, stride: int) -> Array:
-    """Sums, over taps and input channels, that channel's pixels times a row of the kernel.
-
-    One loop over the outputs, without products of matrices and without a copy of the patches.
-    """
+    """Sums, over taps and input channels, that channel's pixels times a row of the kernel."""
     batch, height, width, _ = x.shape
     rows, columns = ((_output_size(size, stride) - 1) * stride + 1 for size in (height, width))
     padded = jnp.pad(x.astype(jnp.float32), ((0, 0), (1, 1), (1, 1), (0, 0)))
@@ -217,10 +193,9 @@ def _multiples(x: Array, kernel: Array, stride: int) -> Array:
 
 
 def _in_order(kernel: Array) -> Array:
-    """The same kernel, computed before it is used.
+    """The same kernel by a product with the identity, which XLA does not fuse.
 
-    By a product with ones and zeros, because XLA fuses a mere transposition into the loop of
-    `_multiples`, which then reads the kernel out of order and takes four times as long.
+    A mere transposition would join the loop of `_multiples`, which then takes four times as long.
     """
     identity = jnp.eye(kernel.shape[2], dtype=kernel.dtype)
     return jnp.einsum("ijcd,ce->ijed", kernel, identity, precision="highest")
@@ -229,8 +204,8 @@ def _in_order(kernel: Array) -> Array:
 def _input_gradient_by_phases(kernel: Array, gradient: Array, height: int, width: int) -> Array:
     """The input's gradient for stride 2, where XLA convolves a gradient three quarters zeros.
 
-    Even rows of the input meet only the kernel's middle row; odd ones the other two, with
-    neighbouring rows of the gradient. The same holds for columns, which become channels here.
+    Even rows of the input meet the kernel's middle row alone, odd ones the other two. So do the
+    columns, which become channels here.
     """
     batch, rows, columns, _ = gradient.shape
 
@@ -256,8 +231,7 @@ def _input_gradient_by_phases(kernel: Array, gradient: Array, height: int, width
 def _dense(x: Array, kernel: Array, stride: int) -> Array:
     """One product with a matrix from every pixel to every other, for maps up to 2x2, stride 1.
 
-    There each output meets every input, so that no product is wasted; with more channels, putting
-    the matrix together costs more than the products of `_sum_over_taps` do.
+    With more channels, building the matrix costs more than the products of `_sum_over_taps`.
     """
     assert (stride, max(x.shape[1:3])) in ((1, 1), (1, 2))
     batch, height, width, channels = x.shape
@@ -271,8 +245,7 @@ def _dense(x: Array, kernel: Array, stride: int) -> Array:
 class _Tile(NamedTuple):
     """Winograd's algorithm along one axis: 4 outputs of 3 taps from 6 products, not 12.
 
-    outputs = output @ ((kernel @ taps) * (pixels @ input)), a tile's 6 input pixels beginning one
-    before its first output.
+    outputs = output @ ((kernel @ taps) * (pixels @ input)).
     """
 
     pixels: np.ndarray  # [products, input pixels]

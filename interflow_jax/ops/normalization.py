@@ -27,8 +27,8 @@ class BatchNormRelu(nn.Module):
 
         Args:
           x: [..., channels], float.
-          train: whether to normalise by the batch (and update the running `mean` and `var` in the
-            collection `batch_stats`) or by the running statistics.
+          train: whether to normalise by the batch, and update the running `mean` and `var`, or by
+            these.
         """
         channels = x.shape[-1:]
         scale = self.param("scale", nn.initializers.ones, channels)
