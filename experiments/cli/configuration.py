@@ -61,11 +61,12 @@ def as_flag(value: Any) -> str:
 
 
 def _flag(
-    default: Any, parse: Any, meaning: str, choices: tuple[str, ...] = (), unset: str | None = None
+    default: Any, meaning: str, parse: Any = None, choices: Any = None, unset: str | None = None
 ) -> Any:
     """A field with what its flag needs; `unset` says what the default None stands for."""
-    said = {"parse": parse, "help": meaning, "choices": choices or None, "unset": unset}
-    return field(default=default, metadata=said)
+    parse = parse or type(default)
+    metadata = {"parse": parse, "help": meaning, "choices": choices, "unset": unset}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -74,82 +75,80 @@ class Configuration:
 
     method: str = _flag(
         "S7",
-        str,
         "what to train: a method of Table II or a baseline (both below)",
-        (*ij.METHODS, *ij.BASELINES),
+        choices=(*ij.METHODS, *ij.BASELINES),
     )
     dataset: str = _flag(
         "fashion_mini",
-        str,
-        f"{', '.join(datasets.RECIPES)}, or the tfds name of any dataset with image and label",
+        f"{', '.join(datasets.RECIPES)}, folder:PATH for PATH/train/CLASS/*.png and PATH/test/..., "
+        "or the tfds name of any dataset with image and label",
     )
-    seed: int = _flag(0, int, "of the initial parameters, the order of examples, the augmentation")
+    seed: int = _flag(0, "of the initial parameters, the order of examples, the augmentation")
     seeds: tuple[int, ...] | None = _flag(
-        None, integers, "several, as 0,1,2: one run after the other, in place of --seed"
+        None, "several, as 0,1,2: one run after the other, in place of --seed", integers
     )
     epochs: int | None = _flag(
         None,
-        int,
         "passes over the training split",
+        int,
         unset="the paper's: CIFAR 100, others 40; "
         f"fashion_mini {datasets.RECIPES['fashion_mini'].epochs}",
     )
-    batch_size: int = _flag(BATCH_SIZE, int, "examples per step, over all devices")
-    depth: int = _flag(13, int, "convolutions, 4 to 200 (Table I: 4 to 13, Table VI: 40 to 100)")
-    width: float = _flag(1.0, float, "multiplies the channels 64 to 512")
+    batch_size: int = _flag(BATCH_SIZE, "examples per step, over all devices")
+    depth: int = _flag(13, "convolutions, 4 to 200 (Table I: 4 to 13, Table VI: 40 to 100)")
+    width: float = _flag(1.0, "multiplies the channels 64 to 512")
     downsample: Downsample = _flag(
-        "first", str, "which convolution of a block has stride 2", get_args(Downsample)
+        "first", "which convolution of a block has stride 2", choices=get_args(Downsample)
     )
     taps: tuple[int, ...] | None = _flag(
-        None, integers, "convolutions that branches follow, as 7,9,11,13", unset="the method's"
+        None, "convolutions that branches follow, as 7,9,11,13", integers, unset="the method's"
     )
     fc: FullyConnected = _flag(
         "shared",
-        str,
         "fully connected layers: one for all branches of equal channels, or one per branch",
-        get_args(FullyConnected),
+        choices=get_args(FullyConnected),
     )
-    dtype: str = _flag("float32", str, "of the backbone's computation", DTYPES)
+    dtype: str = _flag("float32", "of the backbone's computation", choices=DTYPES)
     train_size: int | None = _flag(
-        None, int, "train on the first n examples of the split's fixed permutation", unset="all"
+        None, "train on the first n examples of the split's fixed permutation", int, unset="all"
     )
     image_size: int | None = _flag(
-        None, int, "resize images to n x n", unset="the dataset's own size"
+        None, "resize images to n x n", int, unset="the dataset's own size"
     )
-    optimizer: Optimizer = _flag("sgd", str, "how parameters follow gradients", get_args(Optimizer))
-    learning_rate: float = _flag(LEARNING_RATE, float, "at the start, or after the warmup")
-    momentum: float | None = _flag(None, float, "of sgd, not Nesterov's", unset=str(MOMENTUM))
-    weight_decay: float = _flag(
-        WEIGHT_DECAY, float, "of every parameter; adamw's is apart from the gradient"
-    )
+    optimizer: Optimizer = _flag("sgd", "of the parameters", choices=get_args(Optimizer))
+    learning_rate: float = _flag(LEARNING_RATE, "at the start, or after the warmup")
+    momentum: float | None = _flag(None, "of sgd, not Nesterov's", float, unset=str(MOMENTUM))
+    weight_decay: float = _flag(WEIGHT_DECAY, "of every parameter; of adamw decoupled")
     schedule: Schedule = _flag(
-        "step", str, "of the learning rate: a drop to a tenth, or half a cosine", get_args(Schedule)
+        "step",
+        "of the learning rate: a drop to a tenth, or half a cosine",
+        choices=get_args(Schedule),
     )
     drop_after: float | None = _flag(
         None,
-        float,
         "share of the training before the drop",
+        float,
         unset="the paper's: CIFAR 0.8, others 0.5",
     )
-    warmup_epochs: float = _flag(0.0, float, "over which the learning rate rises from zero")
+    warmup_epochs: float = _flag(0.0, "over which the learning rate rises from zero")
     augment: str | None = _flag(
         None,
-        str,
         "random crops and flips of training images",
+        str,
         ("none", "crop_flip"),
-        unset="the paper's: crop_flip for CIFAR",
+        "the paper's: crop_flip for CIFAR",
     )
     auxiliary_mean: float = _flag(
-        0.0, float, "weight of the mean of all branches' own losses, added to the loss"
+        0.0, "weight of the mean of all branches' own losses, added to the loss"
     )
     data_dir: str | None = _flag(
         None,
-        str,
         "folder of prepared tfds datasets",
+        str,
         unset="$TFDS_DATA_DIR, then ~/tensorflow_datasets",
     )
-    out: str = _flag("runs", str, "results go to OUT/DATASET/METHOD/seedN")
-    checkpoint_minutes: float = _flag(3.0, float, "between checkpoints within an epoch")
+    out: str = _flag("runs", "results go to OUT/DATASET/METHOD/seedN")
+    checkpoint_minutes: float = _flag(3.0, "between checkpoints within an epoch")
 
     def all_seeds(self) -> tuple[int, ...]:
         """The seeds to run, in order."""

@@ -92,10 +92,11 @@ def epoch_line(record: dict[str, Any], epochs: int) -> str:
 
 def summary(result: dict[str, Any], folder: Any) -> str:
     """A finished run, for a person."""
+    part = "" if result["test_split"] == "test" else f" ({result['test_split']})"
     width = max(12, *(len(str(label)) for label in result["branches"]))
     lines = [
         f"{result['method']} on {result['dataset']}, seed {result['seed']}: "
-        f"{result['test_accuracy']:.2f}% of {result['test_examples']:,} test images "
+        f"{result['test_accuracy']:.2f}% of {result['test_examples']:,} test images{part} "
         f"after {result['epochs']} epoch(s) of {result['train_size']:,} images",
         "",
         f"  {'branch after':<{width}}    accuracy alone    weight",
