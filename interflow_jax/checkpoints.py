@@ -12,7 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import serialization
 
-KEPT = 2
+KEPT = 2  # the newest: should the last be damaged, the one before is taken
 OVERHEAD = 1_000_000  # bytes: more than a checkpoint's files take beside their arrays
 
 
@@ -49,11 +49,7 @@ class Checkpoints:
         self.close = self._manager.close  # ends orbax's threads
 
     def save(self, number: int, state: Any, notes: dict) -> None:
-        """Saves a pytree of arrays and JSON-able notes; the newest two are kept.
-
-        Raises:
-          UnwritableError: with the reason, as of a full disk.
-        """
+        """Saves a pytree of arrays and JSON-able notes; raises UnwritableError with the reason."""
         arrays = jax.tree.map(np.asarray, serialization.to_state_dict(state))
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays)) + OVERHEAD
         parts = ocp.args.Composite(
@@ -81,12 +77,8 @@ class Checkpoints:
         """Restores the newest readable checkpoint; None if there has been none.
 
         Args:
-          like: a pytree of arrays, or of their shapes and dtypes (`jax.eval_shape`), to restore to;
-            None for the state as nested dicts, whatever it is.
+          like: a pytree of arrays or of `jax.ShapeDtypeStruct`; None for nested dicts as saved.
           report: told, in a line, of each checkpoint that cannot be read.
-
-        Raises:
-          UnreadableError: if there are checkpoints and none can be read.
         """
         numbers = sorted(self._manager.all_steps(), reverse=True)
         for number in numbers:
@@ -95,10 +87,8 @@ class Checkpoints:
             except Exception as error:  # a broken file surfaces as any of a dozen types
                 report(f"checkpoint {number} cannot be read: {_first_line(error)}")
         if numbers:
-            raise UnreadableError(
-                f"none of the checkpoints in {self._folder} can be read; move that folder away to "
-                "begin anew"
-            )
+            none = f"none of the checkpoints in {self._folder} can be read"
+            raise UnreadableError(f"{none}; move that folder away to begin anew")
         return None
 
     def remove_drafts(self) -> None:

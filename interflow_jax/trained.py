@@ -63,7 +63,8 @@ class TrainedRun:
             padding = [(0, _BATCH_SIZE - len(batch)), (0, 0), (0, 0), (0, 0)]
             logits, branch_logits, weights = self._predict(self.variables, np.pad(batch, padding))
             parts.append((logits[: len(batch)], branch_logits[: len(batch)]))
-        return Prediction(*(jnp.concatenate(part) for part in zip(*parts, strict=True)), weights)
+        logits, branch_logits = map(jnp.concatenate, zip(*parts, strict=True))
+        return Prediction(logits, branch_logits, weights)
 
 
 def load_run(folder: str | Path) -> TrainedRun:
@@ -89,9 +90,8 @@ def load_run(folder: str | Path) -> TrainedRun:
             dtype=jnp.dtype(result["dtype"]),
         )
     except (OSError, LookupError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{file} cannot be read ({error!r}); is {folder} a run's folder?"
-        ) from error
+        hint = f"is {folder} a run's folder?"
+        raise ValueError(f"{file} cannot be read ({error!r}); {hint}") from error
     variables = _variables(checkpoints)
     if variables is None or fingerprint(variables["params"]) != result["fingerprint"]:
         raise ValueError(

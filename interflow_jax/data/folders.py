@@ -68,11 +68,11 @@ def from_folder(path: str | Path, image_size: int | None = None) -> Dataset:
         for part in (train, test)
     ]
     shape = _shape([file for part in parts for file, _ in part], image_size)
-    splits = [
+    train_split, test_split = (
         PictureSplit([file for file, _ in part], np.array([c for _, c in part], np.int32), shape)
         for part in parts
-    ]
-    return Dataset(f"folder:{path}", *splits, test_name, classes, shape)
+    )
+    return Dataset(f"folder:{path}", train_split, test_split, test_name, classes, shape)
 
 
 def _files(folder: Path) -> dict[str, list[Path]]:

@@ -43,10 +43,9 @@ class Original(NamedTuple):
 
 def places(data_dir: str | Path | None) -> list[Path]:
     """The folders where prepared datasets are looked for, in order."""
-    if data_dir is not None:
-        return [Path(data_dir).expanduser()]
     defaults = [os.environ.get("TFDS_DATA_DIR"), "~/tensorflow_datasets"]
-    return [Path(place).expanduser() for place in defaults if place]
+    chosen = defaults if data_dir is None else [data_dir]
+    return [Path(place).expanduser() for place in chosen if place]
 
 
 def find(tfds_name: str, data_dir: str | Path | None) -> Path:
@@ -80,11 +79,7 @@ def find(tfds_name: str, data_dir: str | Path | None) -> Path:
 
 
 def originals(tfds_name: str) -> list[Original]:
-    """The original files that tfds downloads; empty for datasets that register none.
-
-    Raises:
-      ValueError: for a version or configuration that the dataset lacks.
-    """
+    """The files that tfds downloads, if registered; ValueError for an unknown version."""
     try:
         builder = tfds.builder(tfds_name, data_dir="/nonexistent", try_gcs=False)
     except Exception as error:  # of an unknown version an AssertionError, among others
@@ -103,11 +98,7 @@ def download_dir(tfds_name: str, data_dir: Path) -> Path:
 
 
 def prepare(tfds_name: str, data_dir: Path) -> None:
-    """Downloads and prepares a dataset as array_record in `data_dir`, with tfds's progress bars.
-
-    Raises:
-      PreparationError: with the reason in a line.
-    """
+    """Downloads and prepares a dataset as array_record; raises PreparationError with the reason."""
     downloads = download_dir(tfds_name, data_dir)
     for original in originals(tfds_name):
         if not (downloads / "manual" / original.file_name).exists():
@@ -135,20 +126,18 @@ def open_prepared(
       Training split, test split, what the test split is called, class names, image shape.
     """
     folder = find(tfds_name, data_dir)
-    builder = tfds.builder_from_directory(folder)
+    builder: Any = tfds.builder_from_directory(folder)
     features: dict[str, Any] = dict(builder.info.features)
-    image, label = (features.get(name) for name in ("image", "label"))
-    if not isinstance(image, tfds.features.Image) or not isinstance(
-        label, tfds.features.ClassLabel
-    ):
+    needed = {"image": tfds.features.Image, "label": tfds.features.ClassLabel}
+    if not all(isinstance(features.get(name), kind) for name, kind in needed.items()):
         raise ValueError(
             f"{tfds_name} has features {', '.join(features)}; a dataset to classify needs an image "
             "'image' and a class 'label'"
         )
-    dtype = np.dtype(image.np_dtype)
+    dtype = np.dtype(features["image"].np_dtype)
     if dtype != np.uint8:
         raise ValueError(f"{tfds_name} has images of {dtype}; only uint8 is read")
-    height, width, channels = image.shape
+    height, width, channels = features["image"].shape
     if image_size is not None or None in (height, width):
         height = width = image_size or VARYING_SIZE
     shape = (height, width, 1 if channels == 1 else 3)
@@ -158,7 +147,7 @@ def open_prepared(
     held_out = [name for name in ("test", "validation") if name in splits]
     train_name, test_name = ("train", held_out[0]) if held_out else ("train[:90%]", "train[90%:]")
     train, test = (_open_split(folder, builder, name, shape) for name in (train_name, test_name))
-    return train, test, test_name, tuple(label.names), shape
+    return train, test, test_name, tuple(features["label"].names), shape
 
 
 def _open_split(folder: Path, builder: Any, split: str, shape: tuple[int, int, int]) -> Split:
