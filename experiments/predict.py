@@ -7,13 +7,11 @@ python -m experiments.predict --run=runs/fashion_mini/S7/seed0 --dataset=fashion
 import csv
 import io
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from PIL import Image
 
 import interflow_jax as ij
 from experiments.cli import configuration
@@ -33,65 +31,37 @@ def main(arguments: list[str] | None = None) -> int:
                 raise ValueError(f"--out={given.out} is a folder; give a file")
             writable(Path(given.out).parent)
         run = ij.load_run(given.run)
-        if given.dataset:
-            _predict_dataset(run, given)
-        else:
-            _predict_files(run, given)
+        names, fused = _dataset(run, given) if given.dataset else _files(run, given)
+        if given.out is not None:
+            _write(given.out, names, run.class_names, fused)
         return 0
     except (ValueError, OSError) as error:
         print(f"predict: error: {error}", file=sys.stderr)
         return 2
 
 
-def probabilities(
-    run: ij.TrainedRun, batches: Iterator[np.ndarray]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities, fused and of every branch alone (see `ij.Prediction.alone`).
-
-    Args:
-      run: from `ij.load_run`.
-      batches: each [images, height, width, channels], uint8, of the run's image shape.
-
-    Returns:
-      [images, classes] and [images, branches, classes], float32.
-    """
-    predictions = [run.predict(images) for images in batches]
-    fused = [np.asarray(jax.nn.softmax(each.logits)) for each in predictions]
-    alone = [np.asarray(jax.nn.softmax(each.alone)) for each in predictions]
-    return np.concatenate(fused), np.concatenate(alone)
-
-
-def _predict_files(run: ij.TrainedRun, given: Any) -> None:
-    shape = run.image_shape
+def _files(run: ij.TrainedRun, given: Any) -> tuple[Any, np.ndarray]:
+    """Predicts image files; returns their names and fused probabilities, [files, classes]."""
+    height, width, channels = run.image_shape
+    mode = "L" if channels == 1 else "RGB"
     images, names = [], [*(given.images or []), *given.files]
     for name in names:
-        try:
-            with Image.open(name) as picture:
-                picture.load()
-        except (OSError, Image.DecompressionBombError) as error:
-            raise ValueError(f"{name} cannot be read as an image ({error})") from error
-        images.append(pictures.fit(picture, shape))
-        width, height = picture.size
-        wanted = "L" if shape[2] == 1 else "RGB"
-        if (height, width) != shape[:2] or picture.mode != wanted:
-            print(
-                f"{name}: {width}x{height} {picture.mode} turned to {shape[1]}x{shape[0]} {wanted}"
-            )
-    fused, branches = probabilities(run, iter([np.stack(images)]))
-    for name, image_fused, image_branches in zip(names, fused, branches, strict=True):
-        best = np.argsort(-image_fused)[:3]
-        print(
-            f"{name}: "
-            + ", ".join(f"{run.class_names[label]} {image_fused[label]:.1%}" for label in best)
-        )
-        alone = zip(run.labels, image_branches, strict=True)
-        print(
-            "  branches: " + ", ".join(f"{tap}: {run.class_names[b.argmax()]}" for tap, b in alone)
-        )
-    _write(given.out, names, run.class_names, fused)
+        with pictures.opened(name) as picture:
+            images.append(pictures.fit(picture, run.image_shape))
+            if (picture.size, picture.mode) != ((width, height), mode):
+                size = f"{picture.width}x{picture.height}"
+                print(f"{name}: {size} {picture.mode} turned to {width}x{height} {mode}")
+    prediction = run.predict(np.stack(images))
+    fused = np.asarray(jax.nn.softmax(prediction.logits))
+    for name, row, classes in zip(names, fused, prediction.alone.argmax(-1), strict=True):
+        best = (f"{run.class_names[label]} {row[label]:.1%}" for label in np.argsort(-row)[:3])
+        branches = (f"{a}: {run.class_names[b]}" for a, b in zip(run.labels, classes, strict=True))
+        print(f"{name}: {', '.join(best)}\n  branches: {', '.join(branches)}")
+    return names, fused
 
 
-def _predict_dataset(run: ij.TrainedRun, given: Any) -> None:
+def _dataset(run: ij.TrainedRun, given: Any) -> tuple[Any, np.ndarray]:
+    """Measures a test split; returns its numbers and fused probabilities, [images, classes]."""
     height, width, channels = shape = run.image_shape
     # The run's own dataset as the run took it; another one at the run's size, if that is square.
     same = given.dataset in (run.result["dataset"], "fashion_mini") or height != width
@@ -103,30 +73,23 @@ def _predict_dataset(run: ij.TrainedRun, given: Any) -> None:
             f"classes; the run was trained on {shape} and {len(run.class_names)}: "
             f"choose a dataset like {run.result['dataset']}, with {channels} channel(s)"
         )
-    count, labels = len(dataset.test), []
-
-    def batches() -> Iterator[np.ndarray]:
-        for start in range(0, count, BATCH_SIZE):
+    count, parts = len(dataset.test), []
+    for start in range(0, count, BATCH_SIZE):
+        with data.reading(given.dataset):
             indices = np.arange(start, min(start + BATCH_SIZE, count))
-            images, batch_labels = splits.read(dataset.test, indices)
-            labels.append(batch_labels)
-            yield images
-
-    with data.reading(given.dataset):
-        fused, branches = probabilities(run, batches())
-    truth = np.concatenate(labels)
-    correct = np.mean(fused.argmax(-1) == truth)
+            images, labels = splits.read(dataset.test, indices)
+        prediction = run.predict(images)
+        alone = prediction.alone.argmax(-1) == labels[:, None]
+        parts.append((jax.nn.softmax(prediction.logits), alone, labels))
+    fused, alone, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    correct = np.mean(fused.argmax(-1) == labels)
     print(f"{given.dataset}, {count:,} images of split {dataset.test_name}: {correct:.2%} correct")
-    alone = np.mean(branches.argmax(-1) == truth[:, None], axis=0)
-    for label, accuracy in zip(run.labels, alone, strict=True):
+    for label, accuracy in zip(run.labels, alone.mean(0), strict=True):
         print(f"  branch after {label} alone: {accuracy:.2%}")
-    _write(given.out, range(count), run.class_names, fused)
+    return range(count), fused
 
 
-def _write(out: str | None, names: Any, classes: tuple[str, ...], fused: np.ndarray) -> None:
-    """Writes a CSV of every image's class and probabilities."""
-    if out is None:
-        return
+def _write(out: str, names: Any, classes: tuple[str, ...], fused: np.ndarray) -> None:
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(["image", "class", *classes])

@@ -12,8 +12,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import serialization
 
-KEPT = 2
-FILES_THEMSELVES = 1_000_000  # bytes: what a checkpoint's files take beside their arrays, and more
+KEPT = 2  # the newest: should the last be damaged, the one before is taken
+OVERHEAD = 1_000_000  # bytes: more than a checkpoint's files take beside their arrays
 
 
 class Checkpoint(NamedTuple):
@@ -36,41 +36,33 @@ class Checkpoints:
     """The checkpoints in one folder.
 
     Orbax writes each to a temporary folder and renames it when complete, so that a process killed
-    at any moment leaves the one before. Of an altered file it may notice nothing; so the digest of
-    every file is kept beside the checkpoint and compared before reading.
+    at any moment leaves the one before. It may miss that a file was altered; so the digest of every
+    file lies beside the checkpoint and is compared before reading.
     """
 
     def __init__(self, folder: Path):
         self._folder = folder.resolve()
-        self._manager = ocp.CheckpointManager(
-            self._folder,
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=KEPT, enable_async_checkpointing=False, create=True
-            ),
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=KEPT, enable_async_checkpointing=False, create=True
         )
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
+        self.close = self._manager.close  # ends orbax's threads
 
     def save(self, number: int, state: Any, notes: dict) -> None:
-        """Saves a pytree of arrays and JSON-able notes; the newest two are kept.
-
-        Raises:
-          UnwritableError: with the reason, as of a full disk.
-        """
+        """Saves a pytree of arrays and JSON-able notes; raises UnwritableError with the reason."""
         arrays = jax.tree.map(np.asarray, serialization.to_state_dict(state))
-        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays)) + FILES_THEMSELVES
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays)) + OVERHEAD
+        parts = ocp.args.Composite(
+            state=ocp.args.StandardSave(arrays), notes=ocp.args.JsonSave(notes)
+        )
         try:
             # Orbax tells of a full disk in hundreds of lines on stderr.
             free = shutil.disk_usage(self._folder).free
             if free < needed:
                 raise OSError(f"it needs {needed / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free")
-            self._manager.save(
-                number,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(arrays), notes=ocp.args.JsonSave(notes)
-                ),
-                force=True,
-            )
+            self._manager.save(number, args=parts, force=True)
             draft = self._folder / "digests.tmp"
-            draft.write_text(json.dumps(self._file_digests(number)))
+            draft.write_text(json.dumps(self._digests(number)))
             draft.replace(self._digests_file(number))
         except Exception as error:  # orbax and tensorstore raise as they like
             self.remove_drafts()
@@ -82,18 +74,11 @@ class Checkpoints:
     def restore(
         self, like: Any = None, report: Callable[[str], None] = lambda line: None
     ) -> Checkpoint | None:
-        """Restores the newest readable checkpoint.
+        """Restores the newest readable checkpoint; None if there has been none.
 
         Args:
-          like: a pytree of the same structure, shapes and dtypes, of arrays or of what
-            `jax.eval_shape` returns; None for the state as nested dicts, whatever it is.
+          like: a pytree of arrays or of `jax.ShapeDtypeStruct`; None for nested dicts as saved.
           report: told, in a line, of each checkpoint that cannot be read.
-
-        Returns:
-          None if there has been no checkpoint.
-
-        Raises:
-          UnreadableError: if there are checkpoints and none can be read.
         """
         numbers = sorted(self._manager.all_steps(), reverse=True)
         for number in numbers:
@@ -102,10 +87,8 @@ class Checkpoints:
             except Exception as error:  # a broken file surfaces as any of a dozen types
                 report(f"checkpoint {number} cannot be read: {_first_line(error)}")
         if numbers:
-            raise UnreadableError(
-                f"none of the checkpoints in {self._folder} can be read; move that folder away to "
-                "begin anew"
-            )
+            none = f"none of the checkpoints in {self._folder} can be read"
+            raise UnreadableError(f"{none}; move that folder away to begin anew")
         return None
 
     def remove_drafts(self) -> None:
@@ -119,27 +102,20 @@ class Checkpoints:
             self._manager.delete(newer)
             self._digests_file(newer).unlink(missing_ok=True)
 
-    def close(self) -> None:
-        """Ends orbax's threads."""
-        self._manager.close()
-
     def _read(self, number: int, like: Any) -> Checkpoint:
         # A process killed between orbax's renaming and ours leaves a whole one without digests.
         if self._digests_file(number).exists():
             saved = json.loads(self._digests_file(number).read_text())
-            present = self._file_digests(number)
-            altered = sorted(name for name in saved if saved[name] != present.get(name))
+            altered = sorted(dict(saved.items() - self._digests(number).items()))
             if altered:
                 raise ValueError(f"{len(altered)} file(s) altered or missing, as {altered[0]}")
         template = like and jax.tree.map(
             lambda leaf: np.empty(leaf.shape, leaf.dtype), serialization.to_state_dict(like)
         )
-        restored = self._manager.restore(
-            number,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(template), notes=ocp.args.JsonRestore()
-            ),
+        parts = ocp.args.Composite(
+            state=ocp.args.StandardRestore(template), notes=ocp.args.JsonRestore()
         )
+        restored = self._manager.restore(number, args=parts)
         state = restored["state"]
         if like is not None:
             state = serialization.from_state_dict(like, state)
@@ -148,11 +124,11 @@ class Checkpoints:
     def _digests_file(self, number: int) -> Path:
         return self._folder / f"{number}.sha256.json"
 
-    def _file_digests(self, number: int) -> dict[str, str]:
+    def _digests(self, number: int) -> dict[str, str]:
         folder = self._folder / str(number)
         return {
             str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
-            for file in sorted(folder.rglob("*"))
+            for file in folder.rglob("*")
             if file.is_file()
         }
 

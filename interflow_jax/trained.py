@@ -1,7 +1,7 @@
 """Runs that the commands trained, opened with the library alone."""
 
+import contextlib
 import json
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -40,19 +40,14 @@ class TrainedRun:
         self.image_shape = tuple(result["image_shape"])
         self.labels = tuple(result["branches"])
 
-    @cached_property
-    def _predict(self) -> Any:
-        def predict(variables: dict[str, Any], images: jax.Array) -> Prediction:
+        def predict(variables: dict[str, Any], images: jax.Array) -> Any:
             images = normalize(self.preprocessing, images)
-            return self.model.apply(variables, images, **switch_arguments(self.model, False))  # pyright: ignore[reportReturnType]
+            return model.apply(variables, images, **switch_arguments(model, False))
 
-        return jax.jit(predict)
+        self._predict = jax.jit(predict)
 
     def predict(self, images: np.ndarray) -> Prediction:
-        """The model's prediction in evaluation mode, for any number of images.
-
-        Args:
-          images: [images, *image_shape], uint8.
+        """The model's prediction in evaluation mode for [images, *image_shape], uint8.
 
         Raises:
           ValueError: for images of another shape or type, or none.
@@ -66,10 +61,10 @@ class TrainedRun:
         for start in range(0, len(images), _BATCH_SIZE):
             batch = images[start : start + _BATCH_SIZE]
             padding = [(0, _BATCH_SIZE - len(batch)), (0, 0), (0, 0), (0, 0)]
-            prediction = self._predict(self.variables, np.pad(batch, padding))
-            parts.append((prediction.logits[: len(batch)], prediction.branch_logits[: len(batch)]))
-        logits, branch_logits = (jnp.concatenate(leaves) for leaves in zip(*parts, strict=True))
-        return Prediction(logits, branch_logits, prediction.weights)
+            logits, branch_logits, weights = self._predict(self.variables, np.pad(batch, padding))
+            parts.append((logits[: len(batch)], branch_logits[: len(batch)]))
+        logits, branch_logits = map(jnp.concatenate, zip(*parts, strict=True))
+        return Prediction(logits, branch_logits, weights)
 
 
 def load_run(folder: str | Path) -> TrainedRun:
@@ -78,53 +73,43 @@ def load_run(folder: str | Path) -> TrainedRun:
     Raises:
       ValueError: if the folder holds none, or its last checkpoint is not the one it ended with.
     """
-    folder = Path(folder)
-    file = folder / "result.json"
+    file, checkpoints = Path(folder) / "result.json", Path(folder) / "checkpoints"
     if not file.exists():
         raise ValueError(f"{folder} holds no result.json: give the folder of a finished run")
     try:
         result = json.loads(file.read_text())
-        model = _model(result)
-    except (OSError, LookupError, TypeError) as error:
-        raise ValueError(
-            f"{file} cannot be read ({error!r}); is {folder} a run's folder?"
-        ) from error
-    variables = _variables(folder / "checkpoints")
+        taps = result.get("taps")
+        model = build(
+            result["method"],
+            len(result["class_names"]),
+            depth=result["depth"],
+            width=result["width"],
+            downsample=result["downsample"],
+            taps=taps and tuple(taps),
+            fully_connected=result["fc"],
+            dtype=jnp.dtype(result["dtype"]),
+        )
+    except (OSError, LookupError, TypeError, ValueError) as error:
+        hint = f"is {folder} a run's folder?"
+        raise ValueError(f"{file} cannot be read ({error!r}); {hint}") from error
+    variables = _variables(checkpoints)
     if variables is None or fingerprint(variables["params"]) != result["fingerprint"]:
-        remedy = folder if variables is None else file
         raise ValueError(
-            f"the last checkpoint in {folder / 'checkpoints'} is not the one that the run ended "
-            f"with; delete {remedy} and run again: {result['command']}"
+            f"the last checkpoint in {checkpoints} is not the one that the run ended with; delete "
+            f"{folder if variables is None else file} and run again: {result['command']}"
         )
     return TrainedRun(model, variables, result)
-
-
-def _model(result: dict[str, Any]) -> nn.Module:
-    taps = result.get("taps")
-    return build(
-        result["method"],
-        len(result["class_names"]),
-        depth=result["depth"],
-        width=result["width"],
-        downsample=result["downsample"],
-        taps=taps and tuple(taps),
-        fully_connected=result["fc"],
-        dtype=jnp.dtype(result["dtype"]),
-    )
 
 
 def _variables(folder: Path) -> dict[str, Any] | None:
     """The parameters and statistics of the newest checkpoint that can be read."""
     if not folder.is_dir():
         return None
-    checkpoints = Checkpoints(folder)
-    try:
-        restored = checkpoints.restore()
-    except UnreadableError:
-        return None
-    finally:
-        checkpoints.close()
-    if restored is None:
-        return None
-    # An empty tree, as the statistics of a network without BatchNorm, is not saved.
-    return {name: restored.state.get(name) or {} for name in ("params", "batch_stats")}
+    with (
+        contextlib.closing(Checkpoints(folder)) as checkpoints,
+        contextlib.suppress(UnreadableError),
+    ):
+        if restored := checkpoints.restore():
+            # An empty tree, as the statistics of a network without BatchNorm, is not saved.
+            return {name: restored.state.get(name) or {} for name in ("params", "batch_stats")}
+    return None

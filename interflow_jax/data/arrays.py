@@ -17,25 +17,23 @@ def from_arrays(
     """A dataset of images and labels in memory.
 
     Args:
-      train, test: images, [examples, height, width, channels] or [examples, height, width], uint8
-        (preprocessing scales them), and labels, [examples], integers from 0 on.
+      train, test: images, [examples, height, width(, channels)], uint8 (preprocessing scales
+        them), and labels, [examples], integers from 0 on.
       class_names: one per class, in the order of the labels; None for their numbers.
       name: of the dataset.
 
     Raises:
-      ValueError: for other shapes or types, no examples, images of another shape in `test`, or
-        labels beyond the class names.
+      ValueError: for other shapes or types, no examples, or labels beyond the class names.
     """
-    splits = {"train": _split("train", *train), "test": _split("test", *test)}
-    shapes = {part: split.images.shape[1:] for part, split in splits.items()}
-    if shapes["train"] != shapes["test"]:
-        raise ValueError(f"images of train are {shapes['train']}, of test {shapes['test']}")
-    classes = 1 + max(int(split.labels.max()) for split in splits.values())
+    splits = _split("train", *train), _split("test", *test)
+    shape, test_shape = (split.images.shape[1:] for split in splits)
+    if shape != test_shape:
+        raise ValueError(f"images of train are {shape}, of test {test_shape}")
+    classes = 1 + max(int(split.labels.max()) for split in splits)
     names = tuple(map(str, range(classes) if class_names is None else class_names))
     if len(names) < max(classes, 2):
         raise ValueError(f"labels go to {classes - 1}, but there are {len(names)} class names")
-    height, width, channels = shapes["train"]
-    return Dataset(name, splits["train"], splits["test"], "test", names, (height, width, channels))
+    return Dataset(name, *splits, "test", names, shape)
 
 
 def _split(part: str, images: np.ndarray, labels: np.ndarray) -> ArraySplit:

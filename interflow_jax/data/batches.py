@@ -123,10 +123,7 @@ def streamed_batches(
 
 def training_order(keys: EpochKeys, examples: int) -> np.ndarray:
     """The order in which an epoch visits the training examples, [examples], int32."""
-    return np.asarray(_permutation(keys.order, examples))
-
-
-_permutation = jax.jit(jax.random.permutation, static_argnums=1)
+    return np.asarray(jax.random.permutation(keys.order, examples))
 
 
 def evaluation_order(examples: int, batch_size: int) -> np.ndarray:

@@ -12,20 +12,12 @@ VARYING_SIZE = 32  # taken for datasets whose images vary in size: CIFAR's and S
 
 
 class Recipe(NamedTuple):
-    """How the paper trains on a dataset (IV-B).
-
-    Attributes:
-      tfds_name: the dataset's name in tensorflow-datasets.
-      epochs: number of passes over the training split.
-      drop_after: the fraction of training after which the learning rate drops; the paper's drops
-        for the last 20 epochs.
-      augment: whether training images are cropped and flipped at random.
-    """
+    """How the paper trains on a dataset (IV-B)."""
 
     tfds_name: str
     epochs: int
-    drop_after: float
-    augment: bool
+    drop_after: float  # fraction of the epochs; the paper's learning rate drops for the last 20
+    augment: bool  # by random crops and flips
 
 
 RECIPES: dict[str, Recipe] = {
@@ -72,10 +64,9 @@ def load(name: str, data_dir: str | Path | None = None, image_size: int | None =
     Args:
       name: one of `RECIPES`, "folder:PATH" (see `from_folder`), or the tfds name of any dataset
         with `image` and `label`.
-      data_dir: the folder of prepared tfds datasets, in either of tfds's formats; None for
-        $TFDS_DATA_DIR, then ~/tensorflow_datasets.
-      image_size: height and width to resize every image to; None keeps the dataset's own and, for
-        datasets whose images vary in size, takes 32.
+      data_dir: the folder of prepared tfds datasets; None for $TFDS_DATA_DIR, then
+        ~/tensorflow_datasets.
+      image_size: height and width to resize to; None for the images' own, or 32 if it varies.
 
     Raises:
       tfds_folders.NotPreparedError: if no folder holds the dataset.
@@ -101,5 +92,5 @@ def _fashion_mini(image_size: int | None) -> Dataset:
             ArraySplit(arrays[f"{split}_images"], arrays[f"{split}_labels"].astype(np.int32))
             for split in ("train", "test")
         )
-        class_names = tuple(arrays["class_names"].tolist())
-    return Dataset("fashion_mini", train, test, "test", class_names, train.images.shape[1:])
+        names = tuple(arrays["class_names"].tolist())
+    return Dataset("fashion_mini", train, test, "test", names, (28, 28, 1))

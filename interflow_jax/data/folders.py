@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from interflow_jax.data import pictures
 from interflow_jax.data.datasets import VARYING_SIZE, Dataset
@@ -17,7 +16,7 @@ _HELD_OUT = 10  # without a test folder, every tenth picture of a class is for t
 class PictureSplit:
     """Examples in picture files, decoded on demand and fitted to `image_shape`."""
 
-    files: tuple[Path, ...]
+    files: list[Path]
     labels: np.ndarray  # [examples], int32
     image_shape: tuple[int, int, int]
 
@@ -25,20 +24,22 @@ class PictureSplit:
         return len(self.files)
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        images = [_decode(self.files[index], self.image_shape) for index in indices.tolist()]
+        images = []
+        for index in indices.tolist():
+            with pictures.opened(self.files[index]) as picture:
+                images.append(pictures.fit(picture, self.image_shape))
         return np.stack(images), self.labels[indices]
 
 
 def from_folder(path: str | Path, image_size: int | None = None) -> Dataset:
-    """A dataset of the pictures in PATH/train/CLASS and PATH/test/CLASS.
+    """A dataset of the pictures (PNG, JPEG) in PATH/train/CLASS and PATH/test/CLASS.
 
-    Without those two, of PATH/CLASS, where every tenth picture of a class, by name, is held out for
-    testing. Pictures are PNG and JPEG. They are grey if all are; else grey ones become coloured.
+    Without those two, of PATH/CLASS, where every tenth picture of a class, by name, is for testing.
+    Images are grey if all pictures are.
 
     Args:
       path: of the folder.
-      image_size: height and width to resize every picture to; None keeps the pictures' own, or
-        takes 32 if that varies.
+      image_size: height and width to resize to; None for the pictures' own, or 32 if it varies.
 
     Raises:
       ValueError: for no folder, fewer than two classes, a class without pictures, a class in test
@@ -47,27 +48,30 @@ def from_folder(path: str | Path, image_size: int | None = None) -> Dataset:
     root = Path(path).expanduser()
     if not root.is_dir():
         raise ValueError(f"{root} is no folder; give one with a folder of pictures per class")
-    has_test = (root / "train").is_dir() and (root / "test").is_dir()
-    train = _files(root / "train" if has_test else root)
-    if has_test:
-        test, test_name = _files(root / "test"), "test"
+    if (root / "train").is_dir() and (root / "test").is_dir():
+        train, test, test_name = _files(root / "train"), _files(root / "test"), "test"
         if unknown := sorted(set(test) - set(train)):
             raise ValueError(f"{root / 'test'} has the class {unknown[0]}, which train lacks")
     else:
-        test_name = f"every {_HELD_OUT}th picture of a class"
+        train, test_name = _files(root), f"every {_HELD_OUT}th picture of a class"
         test = {name: files[_HELD_OUT - 1 :: _HELD_OUT] for name, files in train.items()}
         train = {name: sorted({*files} - {*test[name]}) for name, files in train.items()}
-    classes = tuple(train)
-    if len(classes) < 2 or not all(train.values()) or not any(test.values()):
-        counts = ", ".join(f"{name} {len(train[name])}" for name in classes) or "none"
+    if len(train) < 2 or not all(train.values()) or not any(test.values()):
+        counts = ", ".join(f"{name} {len(files)}" for name, files in train.items()) or "none"
         raise ValueError(
             f"{root} has classes with training pictures as follows: {counts}; there must be two or "
             f"more, each with some ({', '.join(ENDINGS)}), and test pictures"
         )
-    shape = _shape([file for part in (train, test) for files in part.values() for file in files])
-    if image_size is not None:
-        shape = (image_size, image_size, shape[2])
-    train_split, test_split = _split(train, classes, shape), _split(test, classes, shape)
+    classes = tuple(train)
+    parts = [
+        [(file, label) for label, name in enumerate(classes) for file in part.get(name, ())]
+        for part in (train, test)
+    ]
+    shape = _shape([file for part in parts for file, _ in part], image_size)
+    train_split, test_split = (
+        PictureSplit([file for file, _ in part], np.array([c for _, c in part], np.int32), shape)
+        for part in parts
+    )
     return Dataset(f"folder:{path}", train_split, test_split, test_name, classes, shape)
 
 
@@ -80,31 +84,12 @@ def _files(folder: Path) -> dict[str, list[Path]]:
     }
 
 
-def _shape(files: list[Path]) -> tuple[int, int, int]:
-    """What all pictures can be: their own size if they share it, colours if any has some."""
+def _shape(files: list[Path], image_size: int | None) -> tuple[int, int, int]:
     sizes, modes = set(), set()
     for file in files:
-        try:
-            with Image.open(file) as picture:  # reads the head of the file alone
-                sizes.add(picture.size)
-                modes.add(picture.mode)
-        except OSError as error:
-            raise ValueError(f"{file} is no picture ({error}); remove or replace it") from error
-    width, height = sizes.pop() if len(sizes) == 1 else (VARYING_SIZE, VARYING_SIZE)
+        with pictures.opened(file) as picture:  # reads the head of the file alone
+            sizes.add(picture.size)
+            modes.add(picture.mode)
+    side = image_size or VARYING_SIZE
+    width, height = sizes.pop() if image_size is None and len(sizes) == 1 else (side, side)
     return height, width, 1 if modes <= {"1", "L"} else 3
-
-
-def _split(
-    files: dict[str, list[Path]], classes: tuple[str, ...], shape: tuple[int, int, int]
-) -> PictureSplit:
-    labelled = [(file, classes.index(name)) for name in files for file in files[name]]
-    labels = np.array([label for _, label in labelled], np.int32)
-    return PictureSplit(tuple(file for file, _ in labelled), labels, shape)
-
-
-def _decode(file: Path, shape: tuple[int, int, int]) -> np.ndarray:
-    try:
-        with Image.open(file) as picture:
-            return pictures.fit(picture, shape)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{file} cannot be decoded: {error}") from error

@@ -1,18 +1,31 @@
 """Pictures of any size and mode as the uint8 arrays that a model was trained on."""
 
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
 import numpy as np
 from PIL import Image
 
 
+@contextlib.contextmanager
+def opened(file: str | Path) -> Iterator[Image.Image]:
+    """Opens a picture; ValueError names the file if that, or decoding in the block, fails."""
+    try:
+        with Image.open(file) as picture:
+            yield picture
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(
+            f"{file} cannot be read as an image ({error}); remove or replace it"
+        ) from error
+
+
 def fit(picture: Image.Image | np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """Resizes a picture (bilinear, aspect ratio not kept) and turns it to the channels asked for.
+    """Resizes a picture (bilinear, aspect ratio not kept) and makes it grey or coloured.
 
     Args:
       picture: a PIL image of any mode, or [height, width, 1, 3 or 4], uint8.
-      shape: (height, width, channels) of the result; 1 channel is grey, 3 are red, green, blue.
-
-    Returns:
-      `shape`, uint8.
+      shape: (height, width, channels) of the result, uint8; 1 channel is grey, 3 are colour.
 
     Raises:
       ValueError: for a number of channels other than 1 and 3.

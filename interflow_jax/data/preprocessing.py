@@ -17,17 +17,11 @@ class EpochKeys(NamedTuple):
 
 
 class Preprocessing(NamedTuple):
-    """What happens to pixels before the model sees them (paper, IV-B).
+    """What happens to pixels before the model sees them (paper, IV-B)."""
 
-    Attributes:
-      mean: of every channel, for pixels in [0, 1].
-      deviation: standard deviation of every channel, likewise.
-      augment: whether training images are cropped and flipped at random.
-    """
-
-    mean: tuple[float, ...]
-    deviation: tuple[float, ...]
-    augment: bool
+    mean: tuple[float, ...]  # of every channel, for pixels in [0, 1]
+    deviation: tuple[float, ...]  # standard deviation, likewise
+    augment: bool  # training images, by random crops and flips
 
 
 def initial_key(seed: int) -> Array:
@@ -80,7 +74,7 @@ def crop_and_flip(key: Array, images: Array) -> Array:
 
 def normalize(preprocessing: Preprocessing, images: Array) -> Array:
     """Scales [..., channels], uint8, to [0, 1], centres and scales every channel: float32."""
-    lead = (1,) * (images.ndim - 1)
-    mean = jnp.asarray(preprocessing.mean, jnp.float32).reshape(*lead, -1)
-    deviation = jnp.asarray(preprocessing.deviation, jnp.float32).reshape(*lead, -1)
+    shape = (1,) * (images.ndim - 1) + (-1,)
+    mean = jnp.asarray(preprocessing.mean, jnp.float32).reshape(shape)
+    deviation = jnp.asarray(preprocessing.deviation, jnp.float32).reshape(shape)
     return (images.astype(jnp.float32) / 255 - mean) / deviation

@@ -85,17 +85,12 @@ def read(split: Split, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def take(split: Split, size: int, after: int = 0) -> Split:
     """Keeps `size` examples of the split's fixed permutation, from the one at `after` on.
 
-    The permutation is the same for every seed and size: runs of different seeds train on the same
-    examples, and a smaller subset is part of a larger one.
-
-    Raises:
-      ValueError: for a size below 1, or more examples than the split has.
+    It is the same for every seed and size: a smaller subset is part of a larger one.
     """
     if size < 1 or not 0 <= after <= len(split) - size:
         rest = f", {after} of them taken" if after else ""
-        raise ValueError(
-            f"size is {size}; the split has {len(split)} examples{rest}: choose 1 to that"
-        )
+        count = f"{len(split)} examples{rest}"
+        raise ValueError(f"size is {size}; the split has {count}: choose 1 to that")
     if size == len(split):
         return split
     order = np.asarray(jax.random.permutation(jax.random.key(0), len(split)))
@@ -104,9 +99,8 @@ def take(split: Split, size: int, after: int = 0) -> Split:
 
 def into_memory(split: Split, progress: Progress = iter) -> ArraySplit:
     """Reads a whole split into arrays, in order."""
-    parts = [read(split, chunk) for chunk in progress(_chunks(split))]
-    images, labels = zip(*parts, strict=True)
-    return ArraySplit(np.concatenate(images), np.concatenate(labels))
+    parts = zip(*(read(split, chunk) for chunk in progress(_chunks(split))), strict=True)
+    return ArraySplit(*map(np.concatenate, parts))
 
 
 def channel_statistics(

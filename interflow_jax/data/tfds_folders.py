@@ -1,4 +1,4 @@
-"""Prepared folders of tensorflow-datasets: found, opened and, where missing, prepared.
+"""Prepared folders of tensorflow-datasets: looked up, opened and, where missing, prepared.
 
 Nothing here imports TensorFlow: what needs it runs in a child process (`with_tensorflow`).
 """
@@ -43,21 +43,16 @@ class Original(NamedTuple):
 
 def places(data_dir: str | Path | None) -> list[Path]:
     """The folders where prepared datasets are looked for, in order."""
-    if data_dir is not None:
-        return [Path(data_dir).expanduser()]
     defaults = [os.environ.get("TFDS_DATA_DIR"), "~/tensorflow_datasets"]
-    return [Path(place).expanduser() for place in defaults if place]
+    chosen = defaults if data_dir is None else [data_dir]
+    return [Path(place).expanduser() for place in chosen if place]
 
 
 def find(tfds_name: str, data_dir: str | Path | None) -> Path:
-    """The folder of the newest prepared version of a dataset.
-
-    Args:
-      tfds_name: "name", "name/config" or either with ":version".
-      data_dir: as in `datasets.load`.
+    """The folder of the newest prepared version of a dataset, "name[/config][:version]".
 
     Raises:
-      NotPreparedError: if there is none.
+      NotPreparedError: if there is none in `places(data_dir)`.
       ValueError: for a name that no dataset of tfds has.
     """
     name, _, version = tfds_name.partition(":")
@@ -77,27 +72,14 @@ def find(tfds_name: str, data_dir: str | Path | None) -> Path:
             f"there is no dataset {name!r} (close: {', '.join(close) or 'none'}); choose one of "
             f"{', '.join(RECIPES)}, folder:PATH, or one that `tfds.list_builders()` lists"
         )
-    configuration = _default_configuration(name)
-    if configuration:
-        return find(tfds_name.replace(name, f"{name}/{configuration}", 1), data_dir)
-    looked_in = ", ".join(map(str, places(data_dir)))
-    raise NotPreparedError(f"no prepared {tfds_name} in {looked_in}")
-
-
-def _default_configuration(name: str) -> str | None:
-    """Which of its configurations tfds takes for a dataset named without one; None for no such."""
-    if "/" in name:
-        return None
-    configurations = tfds.builder_cls(name).BUILDER_CONFIGS
-    return configurations[0].name if configurations else None
+    if "/" not in name and (configurations := tfds.builder_cls(name).BUILDER_CONFIGS):
+        # tfds takes the first of its configurations for a dataset named without one.
+        return find(tfds_name.replace(name, f"{name}/{configurations[0].name}", 1), data_dir)
+    raise NotPreparedError(f"no prepared {tfds_name} in {', '.join(map(str, places(data_dir)))}")
 
 
 def originals(tfds_name: str) -> list[Original]:
-    """The original files that tfds downloads; empty for datasets that register none.
-
-    Raises:
-      ValueError: for a version or configuration that the dataset lacks.
-    """
+    """The files that tfds downloads, if registered; ValueError for an unknown version."""
     try:
         builder = tfds.builder(tfds_name, data_dir="/nonexistent", try_gcs=False)
     except Exception as error:  # of an unknown version an AssertionError, among others
@@ -110,25 +92,19 @@ def originals(tfds_name: str) -> list[Original]:
 
 
 def download_dir(tfds_name: str, data_dir: Path) -> Path:
-    """Where a dataset's downloads go, and, in its `manual/`, original files brought by hand.
-
-    One a dataset, since MNIST, KMNIST and Fashion-MNIST name their files alike.
-    """
+    """Where a dataset's downloads go, and, in its `manual/`, original files brought by hand."""
+    # One folder per dataset, since MNIST, KMNIST and Fashion-MNIST name their files alike.
     return data_dir / "downloads" / re.sub(r"\W", "_", tfds_name)
 
 
 def prepare(tfds_name: str, data_dir: Path) -> None:
-    """Downloads and prepares a dataset as array_record in `data_dir`, with tfds's progress bars.
-
-    Raises:
-      PreparationError: with the reason in a line.
-    """
-    manual = download_dir(tfds_name, data_dir) / "manual"
+    """Downloads and prepares a dataset as array_record; raises PreparationError with the reason."""
+    downloads = download_dir(tfds_name, data_dir)
     for original in originals(tfds_name):
-        if not (manual / original.file_name).exists():
+        if not (downloads / "manual" / original.file_name).exists():
             _reach(original.url)
             break
-    _with_tensorflow("prepare", tfds_name, data_dir, download_dir(tfds_name, data_dir))
+    _with_tensorflow("prepare", tfds_name, data_dir, downloads)
 
 
 def _reach(url: str) -> None:
@@ -144,67 +120,49 @@ def _reach(url: str) -> None:
 def open_prepared(
     tfds_name: str, data_dir: str | Path | None, image_size: int | None
 ) -> tuple[Split, Split, str, tuple[str, ...], tuple[int, int, int]]:
-    """Opens a prepared dataset.
+    """Opens a prepared dataset, as `datasets.load` says.
 
     Returns:
       Training split, test split, what the test split is called, class names, image shape.
-
-    Raises:
-      NotPreparedError, ValueError: as `datasets.load`.
     """
     folder = find(tfds_name, data_dir)
-    builder = tfds.builder_from_directory(folder)
-    shape, class_names = _features(tfds_name, builder.info.features, image_size)
-    train_name, test_name = _split_names(tfds_name, builder.info.splits)
-    train, test = (_open_split(folder, builder, split, shape) for split in (train_name, test_name))
-    return train, test, test_name, class_names, shape
-
-
-def _features(
-    tfds_name: str, features: Any, image_size: int | None
-) -> tuple[tuple[int, int, int], tuple[str, ...]]:
-    known: dict[str, Any] = dict(features)
+    builder: Any = tfds.builder_from_directory(folder)
+    features: dict[str, Any] = dict(builder.info.features)
     needed = {"image": tfds.features.Image, "label": tfds.features.ClassLabel}
-    if not all(isinstance(known.get(name), kind) for name, kind in needed.items()):
+    if not all(isinstance(features.get(name), kind) for name, kind in needed.items()):
         raise ValueError(
-            f"{tfds_name} has features {', '.join(known)}; a dataset to classify needs an image "
+            f"{tfds_name} has features {', '.join(features)}; a dataset to classify needs an image "
             "'image' and a class 'label'"
         )
-    height, width, channels = known["image"].shape
-    dtype = np.dtype(known["image"].np_dtype)
+    dtype = np.dtype(features["image"].np_dtype)
     if dtype != np.uint8:
         raise ValueError(f"{tfds_name} has images of {dtype}; only uint8 is read")
+    height, width, channels = features["image"].shape
     if image_size is not None or None in (height, width):
         height = width = image_size or VARYING_SIZE
-    return (height, width, 1 if channels == 1 else 3), tuple(known["label"].names)
-
-
-def _split_names(tfds_name: str, splits: Any) -> tuple[str, str]:
+    shape = (height, width, 1 if channels == 1 else 3)
+    splits = builder.info.splits
     if "train" not in splits:
         raise ValueError(f"{tfds_name} has splits {', '.join(splits)}; training needs 'train'")
-    for test_name in ("test", "validation"):
-        if test_name in splits:
-            return "train", test_name
-    return "train[:90%]", "train[90%:]"
+    held_out = [name for name in ("test", "validation") if name in splits]
+    train_name, test_name = ("train", held_out[0]) if held_out else ("train[:90%]", "train[90%:]")
+    train, test = (_open_split(folder, builder, name, shape) for name in (train_name, test_name))
+    return train, test, test_name, tuple(features["label"].names), shape
 
 
 def _open_split(folder: Path, builder: Any, split: str, shape: tuple[int, int, int]) -> Split:
     if builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD:
         return RecordSplit(builder.as_data_source(split=split), shape)
-    cached = _cache_folder(folder, split, shape)
-    if not cached.exists():
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        _with_tensorflow("decode", folder, split, *shape, cached)
-    return ArraySplit(
-        *(np.load(cached / f"{part}.npy", mmap_mode="r") for part in ("images", "labels"))
-    )
-
-
-def _cache_folder(folder: Path, split: str, shape: tuple[int, int, int]) -> Path:
-    root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "interflow_jax"
     prepared_at = (folder / "dataset_info.json").stat().st_mtime_ns
     identity = f"{folder.resolve()} {prepared_at} {split} {shape}"
-    return root / f"{folder.parent.name}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "interflow_jax"
+    decoded = cache / f"{folder.parent.name}-{digest}"
+    if not decoded.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        _with_tensorflow("decode", folder, split, *shape, decoded)
+    arrays = (np.load(decoded / f"{part}.npy", mmap_mode="r") for part in ("images", "labels"))
+    return ArraySplit(*arrays)
 
 
 def _with_tensorflow(*arguments: object) -> None:
@@ -216,5 +174,5 @@ def _with_tensorflow(*arguments: object) -> None:
         check=False,
     )
     if child.returncode:
-        said = child.stdout.split("\n")[-2:-1]  # its last line; tfds prints before it
-        raise PreparationError(said[0] if said else f"the child ended with {child.returncode}")
+        lines = child.stdout.splitlines() or [f"the child ended with {child.returncode}"]
+        raise PreparationError(lines[-1])  # tfds prints before the reason

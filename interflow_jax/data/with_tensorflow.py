@@ -34,19 +34,17 @@ def decode(folder: str, split: str, height: str, width: str, channels: str, targ
     config = tfds.ReadConfig(interleave_cycle_length=1)
     examples = builder.as_dataset(split=split, shuffle_files=False, read_config=config)
     with tempfile.TemporaryDirectory(dir=Path(target).parent) as draft:
-        folder_of_arrays = Path(draft) / "arrays"
-        folder_of_arrays.mkdir()
-        images = np.lib.format.open_memmap(
-            folder_of_arrays / "images.npy", "w+", np.uint8, (count, *shape)
-        )
+        arrays = Path(draft) / "arrays"
+        arrays.mkdir()
+        images = np.lib.format.open_memmap(arrays / "images.npy", "w+", np.uint8, (count, *shape))
         labels = np.empty(count, np.int32)
         for index, example in enumerate(tfds.as_numpy(examples)):
             images[index] = pictures.fit(example["image"], shape)
             labels[index] = example["label"]
         images.flush()
-        np.save(folder_of_arrays / "labels.npy", labels)
+        np.save(arrays / "labels.npy", labels)
         try:
-            folder_of_arrays.rename(target)
+            arrays.rename(target)
         except OSError:
             if not Path(target).exists():  # else another process was the faster one
                 raise
@@ -56,26 +54,21 @@ def _import_tensorflow_quietly() -> None:
     """TensorFlow greets on standard error, below Python's reach, before it can be told not to."""
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     sys.stderr.flush()
-    kept = os.dup(2)
+    stderr = os.dup(2)
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
     try:
         import tensorflow  # noqa: F401
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
-def main(arguments: list[str]) -> None:
+if __name__ == "__main__":
     try:
         _import_tensorflow_quietly()
-        job = prepare if arguments[0] == "prepare" else decode
-        job(*arguments[1:])
+        {"prepare": prepare, "decode": decode}[sys.argv[1]](*sys.argv[2:])
     except (Exception, KeyboardInterrupt) as error:
         reason = " ".join(str(error).split()) or "no reason given"
         print(f"{type(error).__name__}: {reason}")
         sys.exit(1)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

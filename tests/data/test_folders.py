@@ -61,7 +61,7 @@ def test_what_does_not_fit_is_named(root, tmp_path):
     (root / "train" / "cow").mkdir()
     assert "cow 0, dog 3; there must be two or more, each with some" in message()
     (root / "train" / "cow" / "0.png").write_text("no picture")
-    assert f"{root / 'train' / 'cow' / '0.png'} is no picture" in message()
+    assert f"{root / 'train' / 'cow' / '0.png'} cannot be read as an image" in message()
     with pytest.raises(ValueError, match="is no folder"):
         ij.data.from_folder(root / "nowhere")
 
@@ -74,3 +74,9 @@ def test_a_picture_that_breaks_off_is_named_when_it_is_read(root):
     dataset = ij.data.from_folder(root)
     with pytest.raises(UnreadableExamplesError, match=str(file)):
         read(dataset.train, np.array([0]))
+
+
+def test_a_picture_too_large_to_open_is_named(root, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4)
+    with pytest.raises(ValueError, match=r"0\.png cannot be read as an image \(Image size \(30"):
+        ij.data.from_folder(root)

@@ -185,6 +185,8 @@ def test_a_dataset_named_without_its_configuration_is_the_default_one(tmp_path):
 def test_an_unknown_name_is_answered_with_close_ones(tmp_path):
     with pytest.raises(ValueError, match=r"no dataset 'cifar11' .*cifar10"):
         datasets.load("cifar11", tmp_path)
+    with pytest.raises(ValueError, match=r"no dataset 'svnh' \(close: svhn[,)]"):
+        datasets.load("svnh", tmp_path)  # tfds's own name is further away: svhn_cropped
 
 
 def write_custom(folder, features, counts):

@@ -1,10 +1,9 @@
-"""Makes `fashion_mini`, the sample of Fashion-MNIST that ships with interflow_jax.
+"""Makes `fashion_mini.npz`, the sample of Fashion-MNIST that ships with interflow_jax.
 
     python -m interflow_jax.data.fashion_mini.make --data_dir=FOLDER
 
-takes the first 600 training and the first 100 test images of each class, in the order of the
-original files, from any prepared tfds Fashion-MNIST, and writes
-`fashion_mini.npz` beside this file. The same images give the same bytes.
+takes the first 600 training and 100 test images of each class, in the order of the original files,
+from any prepared tfds Fashion-MNIST. The same images give the same bytes.
 """
 
 import argparse
@@ -16,8 +15,6 @@ from tensorflow_datasets.core import hashing
 
 from interflow_jax.data import datasets, splits
 
-PER_CLASS = {"train": 600, "test": 100}
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
@@ -27,8 +24,7 @@ def main() -> None:
     flags = parser.parse_args()
     dataset = datasets.load("fashion_mnist", flags.data_dir)
     arrays: dict[str, Any] = {"class_names": np.array(dataset.class_names)}
-    for name, per_class in PER_CLASS.items():
-        split = getattr(dataset, name)
+    for name, split, per_class in (("train", dataset.train, 600), ("test", dataset.test, 100)):
         order = original_order(name, len(split))
         labels = splits.into_memory(split).labels[order]
         first = np.concatenate([np.flatnonzero(labels == c)[:per_class] for c in np.unique(labels)])
@@ -41,13 +37,12 @@ def main() -> None:
 def original_order(split: str, size: int) -> np.ndarray:
     """Where tfds put the examples of the original files, in their order.
 
-    While preparing, tfds sorts a split by a hash of each example's key, here its number in the
-    original file, salted with the split's name.
+    tfds sorts a split by a hash of each example's key, here its number in the original file, salted
+    with the split's name.
     """
     hasher = hashing.Hasher(split)
     keys = [hasher.hash_key(number) for number in range(size)]
-    original_of_prepared = sorted(range(size), key=keys.__getitem__)
-    return np.argsort(original_of_prepared)
+    return np.argsort(sorted(range(size), key=keys.__getitem__))
 
 
 if __name__ == "__main__":
