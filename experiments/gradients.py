@@ -6,6 +6,7 @@ python -m experiments.gradients
 import json
 import shlex
 import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from experiments.sweep.planning import Planned, plan
 from experiments.sweep.record import Record
 from experiments.tables import pictures, presets, statistics
 from experiments.tables.report import protocol
+from experiments.tables.table import Picture
 from interflow_jax.data import batches, splits
 from interflow_jax.data.preprocessing import Preprocessing, epoch_keys, initial_key, normalize
 from interflow_jax.ops import memory
@@ -101,7 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
             "networks": [measure(group) for group in groups],
         }
         write_whole(Path(f"{base}.json"), json.dumps(report, indent=1) + "\n")
-        drawn = pictures.save([_picture(base.name, report)], base.parent)
+        drawn = pictures.save(_picture(base.name, report), base.parent)
         write_whole(Path(f"{base}.md"), text(report, drawn[0]))
         print(text(report, drawn[0]))
         return 0
@@ -187,7 +189,7 @@ def _batches(
     return examples
 
 
-def _picture(stem: str, report: dict[str, Any]) -> tuple[str, str, Any]:
+def _picture(stem: str, report: dict[str, Any]) -> Iterator[Picture]:
     norms = pd.DataFrame(
         [
             {**network, "when": when, "convolution": convolution, "norm": norm}
@@ -207,7 +209,7 @@ def _picture(stem: str, report: dict[str, Any]) -> tuple[str, str, Any]:
     )
     grid.set(yscale="log", ylabel="norm of the kernel's gradient").set_titles("depth {col_name}")
     shows = "Gradient norms by convolution, lines are geometric means over seeds, bands their range"
-    return stem, shows, grid.figure
+    yield stem, shows, grid.figure
 
 
 def _factor(ratios: np.ndarray) -> str:

@@ -58,41 +58,29 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def contents(out: Path) -> dict[str, str]:
-    """The page's sections by anchor, as Markdown: what was written, or the command that writes it.
-
-    Raises:
-      ValueError: if no table was written.
-    """
+    """The page's sections by anchor, as Markdown: what was written, or the command for it."""
     place = "" if out == Path("results") else f" {shlex.quote(f'--out={out}')}"
     written = {file.stem: file.read_text(errors="replace") for file in sorted(out.glob("*.md"))}
     if not {table.name for table in TABLES.values()} & written.keys():
         command = f"python -m experiments.reproduce --table=3{place}"
         raise ValueError(f"{out} has no table's report; try {command}")
     written["table2"] = f"# Table II: the methods\n\n{table_2()}\n"
-    commands = [("table2", "", "")]
-    for name, table in TABLES.items():
-        commands.append((table.name, table.title, f"reproduce --table={name}"))
-    commands.sort(key=lambda command: (not command[0].startswith("table"), command[0]))
+    commands = {table.name: f"reproduce --table={name}" for name, table in TABLES.items()}
+    titles = {table.name: table.title for table in TABLES.values()} | OTHERS
+    order = sorted(["table2", *commands], key=lambda name: (not name.startswith("table"), name))
     sections = {}
     if "README" in written:
         text = written.pop("README").lstrip()
         sections["findings"] = text if text.startswith("# ") else f"# Findings\n\n{text}"
-    for name, title, command in (
-        *commands,
-        *((name, title, name) for name, title in OTHERS.items()),
-    ):
-        command = f"python -m experiments.{command}{place}"
-        missing = f"# {title} (missing)\n\nThis command makes it:\n\n```\n{command}\n```\n"
+    for name in (*order, *OTHERS):
+        command = f"python -m experiments.{commands.get(name, name)}{place}"
+        missing = f"# {titles.get(name)} (missing)\n\nIts command:\n\n```\n{command}\n```\n"
         sections[name] = written.pop(name, missing)
     return sections | written
 
 
 def origins(file: Path) -> str:
-    """When, on what and with which versions the runs were made, and what they cost.
-
-    Args:
-      file: runs.jsonl.
-    """
+    """When, on what and with which versions the runs of runs.jsonl were trained, and how long."""
     if not file.exists():
         return ""
     try:
@@ -104,10 +92,7 @@ def origins(file: Path) -> str:
         versions = sorted({versions_line(each) for each in runs["versions"]})
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} is not a record of runs ({error!r}); delete it") from error
-    lines = [
-        f"Runs: {len(runs)}{when if days else ''}",
-        f"Time in their training: {hours:.1f} hours",
-    ]
+    lines = [f"Runs: {len(runs)}{when if days else ''}", f"Hours of training: {hours:.1f}"]
     lines += [f"On: {device}" for device in devices] + [f"With: {each}" for each in versions]
     return "\n".join(f"- {line}" for line in lines)
 

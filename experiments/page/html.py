@@ -51,10 +51,10 @@ def page(lead: str, sections: dict[str, str], folder: Path) -> str:
         ANCHOR.md goes to the section.
       folder: where pictures lie.
     """
-    said, contents = [], []
+    parts, contents = [], []
     for anchor, markdown in sections.items():
         html, headings = _render(markdown, folder, sections, anchor, deeper=1)
-        said.append(f'<section aria-labelledby="{anchor}">\n{html}</section>\n')
+        parts.append(f'<section aria-labelledby="{anchor}">\n{html}</section>\n')
         contents += [f'<li><a href="#{name}">{escape(text)}</a></li>\n' for name, text in headings]
     head, headings = _render(lead, folder, sections)
     return _PAGE.substitute(
@@ -62,7 +62,7 @@ def page(lead: str, sections: dict[str, str], folder: Path) -> str:
         style=Path(__file__).with_name("page.css").read_text(),
         lead=head,
         contents="".join(contents),
-        sections="".join(said),
+        sections="".join(parts),
     )
 
 

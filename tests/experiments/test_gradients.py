@@ -22,7 +22,8 @@ def test_norms_are_those_of_the_kernels_shallow_to_deep(auxiliary_loss):
     images = jax.random.normal(jax.random.key(1), (4, 8, 8, 1))
     labels = jnp.arange(4)
     of_model = partial(gradients.kernel_gradient_norms, model, auxiliary_loss=auxiliary_loss)
-    norms = jax.jit(of_model)(state, images, labels)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    norms = jax.jit(of_model)(variables, images, labels)
 
     def loss_of(kernel):
         backbone = {**state.params["backbone"]}
@@ -63,17 +64,27 @@ def test_the_command_in_small(tmp_path, capsys):
             assert f"{np.exp(middle):.2e} ({low:.2e} to {high:.2e}) |" in text
         assert network["at_start"] != network["after_epoch"]
     # Times Normal's, of the second of two convolutions in the middle: 1 and 4 times, by hand.
+    picture = {"file": "gradients.png", "shows": "norms"}
     half = 12.706205 * np.log(4) / 2
     low, high = np.exp([np.log(2) - half, np.log(2) + half])
     by_hand = [[[1.0, 1.0, 3.0, 1.0]] * 2, [[1.0, 1.0, 3.0, 1.0], [1.0, 1.0, 12.0, 1.0]]]
     for network, norms in zip(networks, by_hand, strict=True):
         network |= {"at_start": norms, "after_epoch": norms}
-    assert f"| 2.00e+00 ({low:.2e} to {high:.2e}) |" in gradients.markdown(report)
+    assert f"| 2.00e+00 ({low:.2e} to {high:.2e}) |" in gradients.text(report, picture)
     assert (tmp_path / "gradients.png").exists()
     capsys.readouterr()
     assert gradients.main([*arguments, "--methods=S99"]) == 2
     assert "S99" in capsys.readouterr().err
-    (checkpoints,) = tmp_path.glob("runs/*/fashion_mini/S1/seed0/checkpoints")
+    assert gradients.main([*arguments, "--methods=S1", "--name=on another day"]) == 0
+    second = (tmp_path / "gradients-on-another-day.md").read_text()
+    assert "# Gradients by layer: on another day\n" in second
+    assert "(gradients-on-another-day.png)" in second
+    records = [*tmp_path.glob("gradients/runs/*"), *tmp_path.glob("gradients-*/runs/*")]
+    trained = [len(list(record.glob("*/*/seed*/result.json"))) for record in records]
+    assert trained == [4, 2]  # a second record has runs of its own
+    assert (tmp_path / "gradients.md").read_text() == text
+    capsys.readouterr()
+    (checkpoints,) = tmp_path.glob("gradients/runs/*/fashion_mini/S1/seed0/checkpoints")
     shutil.rmtree(checkpoints)
     assert gradients.main(arguments) == 2
     said = capsys.readouterr().err

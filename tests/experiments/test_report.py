@@ -344,7 +344,7 @@ def test_its_head_says_when_and_with_what(page):
     text = page[1]
     # Table V shares its runs with Table III.
     assert "Runs: 11, finished on 2026-01-01 to 2026-01-03 (UTC)" in text
-    assert "Time in their training: 11.0 hours" in text
+    assert "Hours of training: 11.0" in text
     assert "With: jax 0.0.7" in text
 
 
