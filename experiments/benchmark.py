@@ -16,8 +16,7 @@ from experiments.runs.files import writable
 from experiments.runs.machine import device
 from experiments.timing import convolutions
 from experiments.timing import report as timing_report
-from experiments.timing.contenders import CONTENDERS, Network
-from experiments.timing.report import TORCH
+from experiments.timing.contenders import TORCH, Network, epoch, flax, ours, product
 from experiments.timing.turns import measure
 from interflow_jax.ops import memory
 from interflow_jax.training import BATCH_SIZE
@@ -58,14 +57,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--networks", default=",".join(NETWORKS), help="default: all, as a,b,c")
     parser.add_argument("--turns", type=int, default=7, help="of each contender (default: 7)")
     parser.add_argument("--out", default="results", help="folder of the report (default: results)")
-    parser.add_argument(
-        "--profile",
-        metavar="DIR",
-        help="keep a trace of some of our steps there, for xprof or perfetto",
-    )
-    parser.add_argument(
-        "--convolutions", action="store_true", help="time convolutions in place of networks"
-    )
+    trace_help = "keep a trace of some of our steps there, for xprof or perfetto"
+    parser.add_argument("--profile", metavar="DIR", help=trace_help)
+    in_place = "time convolutions in place of networks"
+    parser.add_argument("--convolutions", action="store_true", help=in_place)
     flags = parser.parse_args(arguments)
     names = flags.networks.split(",")
     unknown = [name for name in names if name not in NETWORKS]
@@ -79,53 +74,41 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
 
+    packages = ["jax", "jaxlib"]
+    if not flags.convolutions:
+        packages += ["flax", "optax", *(["torch"] * PYTORCH)]
     report: dict[str, Any] = {
         "command": " ".join(["python -m experiments.benchmark", *arguments]),
         "device": device(),
+        "versions": {name: importlib.metadata.version(name) for name in packages},
     }
     if flags.convolutions:
-        report["versions"] = versions("jax", "jaxlib")
-        time_convolutions(report, out)
+        memory.keep_freed_memory()
+        report["rows"] = []
+        print(convolutions.HEAD)
+        for size in convolutions.SIZES:
+            report["rows"].append(convolutions.measure(size))
+            print(convolutions.table_row(report["rows"][-1]), flush=True)
+            _write(out / "convolutions", report, convolutions.markdown(report))
         return 0
-    contenders = ["ours", "flax", "product"]
-    if PYTORCH:
-        contenders[2:2] = TORCH
-    else:
+    if not PYTORCH:
         print("PyTorch is not installed: pip install '.[benchmark]' to compare with it")
-    report["versions"] = versions("jax", "jaxlib", "flax", "optax", *(["torch"] * PYTORCH))
     report |= {"turns": flags.turns, "networks": {}}
     for number, name in enumerate(names, start=1):
         network = NETWORKS[name]
         print(f"[{number}/{len(names)}] {network}", flush=True)
-        there = [*contenders, "epoch"] if name == EPOCH_OF else contenders
+        rivals = {"ours": ours, "flax": flax, **(TORCH if PYTORCH else {}), "product": product}
+        rivals |= {"epoch": epoch} if name == EPOCH_OF else {}
         trace = f"{flags.profile}/{name}" if flags.profile else None
-        measured = measure(network, {who: CONTENDERS[who] for who in there}, flags.turns, trace)
-        report["networks"][name] = measured
-        for line in timing_report.lines(measured):
-            print(f"  {line}", flush=True)
+        measured = report["networks"][name] = measure(network, rivals, flags.turns, trace)
+        print(textwrap.indent("\n".join(timing_report.lines(measured)), "  "), flush=True)
         _write(out / "benchmark", report, timing_report.markdown(report))
     return 0
-
-
-def time_convolutions(report: dict[str, Any], out: Path) -> None:
-    """Times every size, and writes the report anew after each."""
-    memory.keep_freed_memory()
-    report["rows"] = []
-    print(convolutions.HEAD)
-    for size in convolutions.SIZES:
-        report["rows"].append(convolutions.measure(size))
-        print(convolutions.table_row(report["rows"][-1]), flush=True)
-        _write(out / "convolutions", report, convolutions.markdown(report))
 
 
 def _write(path: Path, report: dict[str, Any], text: str) -> None:
     path.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
     path.with_suffix(".md").write_text(text)
-
-
-def versions(*names: str) -> dict[str, str]:
-    """Of installed packages."""
-    return {name: importlib.metadata.version(name) for name in names}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The training steps that the benchmark compares.
+"""The training steps that the benchmark compares, all of one network on one batch.
 
-All train the same network on the same batch: ours as `experiments.run` does, Flax's own modules
-under `jax.jit` as its examples do, PyTorch as its tutorials do (eager, channels last, compiled).
+Ours is that of `experiments.run`, Flax's own modules are under `jax.jit` as in its examples, and
+PyTorch is as in its tutorials: eager, channels last, compiled.
 """
 
 import atexit
@@ -21,30 +21,18 @@ from interflow_jax.backbones import StrideVGG, convolutions, forward_flops
 from interflow_jax.ops import memory
 
 CLASSES = 10
+PRODUCT_SIZE = 2048  # rows and columns: large enough to reach the machine's best rate
 
 
 class Step(NamedTuple):
-    """What a contender does at a time.
-
-    Attributes:
-      take: does it, and waits until it is done.
-      batches: that it trains on.
-    """
+    """A function that trains on some batches and waits until that is done."""
 
     take: Callable[[], None]
     batches: int = 1
 
 
 class Network(NamedTuple):
-    """What is trained, and on what.
-
-    Attributes:
-      method: of Table II.
-      depth: convolutions.
-      width: multiplies their channels.
-      image_shape: (height, width, channels).
-      batch_size: images a step.
-    """
+    """What is trained, and on what: images of (height, width, channels)."""
 
     method: str
     depth: int
@@ -56,17 +44,17 @@ class Network(NamedTuple):
         shape = "x".join(map(str, self.image_shape))
         return f"{self.method}, {self.depth} layers, width {self.width:g}, {shape}"
 
-    def flops(self) -> float:
-        """Of a step's convolutions, two a multiply-add, padding counted as if it were data.
+    def build(self) -> ij.Interflow:
+        """Our model of it."""
+        return ij.build(self.method, CLASSES, depth=self.depth, width=self.width)
 
-        Three times the forward pass, less the gradient of the images, which nobody needs.
-        """
-        backbone = StrideVGG((self.depth,), self.depth, self.width)
-        forward = forward_flops(backbone, self.image_shape)
-        height, width, channels_in = self.image_shape
-        channels, stride = convolutions(self.depth, self.width, "first")[0]
-        of_images = 2 * 9 * -(-height // stride) * -(-width // stride) * channels_in * channels
-        return self.batch_size * (3 * forward - of_images)
+    def flops(self) -> float:
+        """Of a step's convolutions, two per multiply-add, padding counted as if it were data."""
+        backbone, first = (
+            forward_flops(StrideVGG((tap,), self.depth, self.width), self.image_shape)
+            for tap in (self.depth, 1)
+        )
+        return self.batch_size * (3 * backbone - first)  # nobody needs the images' gradient
 
 
 class FlaxVGG(nn.Module):
@@ -79,9 +67,8 @@ class FlaxVGG(nn.Module):
     @nn.compact
     def __call__(self, x, train):
         feature_maps = []
-        for number, (channels, stride) in enumerate(
-            convolutions(self.depth, self.width, "first"), start=1
-        ):
+        layers = convolutions(self.depth, self.width, "first")
+        for number, (channels, stride) in enumerate(layers, start=1):
             x = nn.Conv(channels, (3, 3), stride, padding=1, use_bias=False)(x)
             x = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5)(x)
             x = nn.relu(x)
@@ -95,9 +82,8 @@ def _jax_step(model: nn.Module, network: Network, options: dict | None) -> Step:
     state = ij.create_state(model, optimizer, jax.random.key(0), network.image_shape)
     images = jax.random.normal(jax.random.key(1), (network.batch_size, *network.image_shape))
     labels = jnp.arange(network.batch_size) % CLASSES
-    program = jax.jit(
-        partial(ij.train_step, model, optimizer), donate_argnums=0, compiler_options=options
-    )
+    step = partial(ij.train_step, model, optimizer)
+    program = jax.jit(step, donate_argnums=0, compiler_options=options)
 
     def take() -> None:
         nonlocal state
@@ -107,38 +93,30 @@ def _jax_step(model: nn.Module, network: Network, options: dict | None) -> Step:
     return Step(take)
 
 
-def _build(network: Network) -> ij.Interflow:
-    return ij.build(network.method, CLASSES, depth=network.depth, width=network.width)
-
-
 def ours(network: Network) -> Step:
     """This project's step, with the settings of `experiments.run`."""
     memory.keep_freed_memory()
-    return _jax_step(_build(network), network, ij.cpu_compiler_options())
+    return _jax_step(network.build(), network, ij.cpu_compiler_options())
 
 
 def flax(network: Network) -> Step:
     """The same branches, fusion, loss and optimiser on Flax's own convolutions and BatchNorm."""
-    backbone = _build(network).backbone
-    plain = FlaxVGG(backbone.taps, backbone.depth, backbone.width)
-    return _jax_step(_build(network).clone(backbone=plain), network, None)
+    model = network.build()
+    plain = FlaxVGG(model.backbone.taps, network.depth, network.width)
+    return _jax_step(model.clone(backbone=plain), network, None)
 
 
-def product(network: Network) -> Step:
-    """A product of two 2048x2048 float32 matrices: what this machine can do at best."""
-    del network
-    matrix = jnp.ones((2048, 2048))
+def product(_: Network) -> Step:
+    """A product of two square float32 matrices: what this machine can do at best."""
+    matrix = jnp.ones((PRODUCT_SIZE, PRODUCT_SIZE))
     multiply = jax.jit(jnp.matmul)
-
     return Step(lambda: jax.block_until_ready(multiply(matrix, matrix)), batches=0)
-
-
-PRODUCT_FLOPS = 2 * 2048**3
 
 
 def epoch(network: Network) -> Step:
     """A whole training epoch of `experiments.run` on fashion_mini, and its checkpoint."""
     memory.keep_freed_memory()
+    # Imported here: the other contenders' memory is measured without it.
     from experiments.cli.configuration import Configuration
     from experiments.cli.console import Progress
     from experiments.runs import single
@@ -146,16 +124,12 @@ def epoch(network: Network) -> Step:
     from experiments.runs.stopping import StopSignals
     from experiments.runs.training import Position, TrainingRun
 
-    flags = Configuration(
-        method=network.method,
-        depth=network.depth,
-        width=network.width,
-        batch_size=network.batch_size,
-    )
+    flags = network._asdict()
+    del flags["image_shape"]
     folder = RunFolder(Path(tempfile.mkdtemp()))
     atexit.register(shutil.rmtree, folder.path, ignore_errors=True)
-    trainer = single.prepare(flags, {0: folder}, "")
-    training = TrainingRun(trainer, 1, 0, folder, flags.checkpoint_minutes)
+    trainer = single.prepare(Configuration(**flags), {0: folder}, "")
+    training = TrainingRun(trainer, 1, 0, folder, Configuration.checkpoint_minutes)
     stop = StopSignals()
     stop.__enter__()
     epochs = 0
@@ -170,67 +144,47 @@ def epoch(network: Network) -> Step:
     return Step(take, batches=trainer.steps)
 
 
-def torch_eager(network: Network) -> Step:
-    """PyTorch as it comes."""
-    return _torch_step(network, channels_last=False, compiled=False)
-
-
-def torch_channels_last(network: Network) -> Step:
-    """PyTorch with images in the memory format that its CPU convolutions prefer."""
-    return _torch_step(network, channels_last=True, compiled=False)
-
-
-def torch_compiled(network: Network) -> Step:
-    """As `torch_channels_last`, through `torch.compile`."""
-    return _torch_step(network, channels_last=True, compiled=True)
-
-
-def _torch_step(network: Network, channels_last: bool, compiled: bool) -> Step:
+def _torch(network: Network, channels_last: bool, compiled: bool) -> Step:
     import torch  # pyright: ignore[reportMissingImports]
     from torch import nn as tnn  # pyright: ignore[reportMissingImports]
     from torch.nn.functional import cross_entropy  # pyright: ignore[reportMissingImports]
 
-    ours = _build(network)
+    ours = network.build()
     taps = ours.backbone.taps
     layers = convolutions(network.depth, network.width, "first")
-    per_class = ours.fusion.kind == "class"
+    widths = [network.image_shape[2], *(channels for channels, _ in layers)]
 
     class Torch(tnn.Module):
         def __init__(self):
             super().__init__()
-            channels_in = network.image_shape[2]
-            blocks = []
-            for channels, stride in layers:
-                blocks.append(
-                    tnn.Sequential(
-                        tnn.Conv2d(channels_in, channels, 3, stride, 1, bias=False),
-                        tnn.BatchNorm2d(channels),
-                        tnn.ReLU(),
-                    )
+            self.blocks = tnn.ModuleList(
+                tnn.Sequential(
+                    tnn.Conv2d(channels_in, channels, 3, stride, 1, bias=False),
+                    tnn.BatchNorm2d(channels),
+                    tnn.ReLU(),
                 )
-                channels_in = channels
-            self.blocks = tnn.ModuleList(blocks)
-            self.scores = tnn.ModuleDict(
-                {str(layers[tap - 1][0]): tnn.Linear(layers[tap - 1][0], CLASSES) for tap in taps}
+                for channels_in, (channels, stride) in zip(widths, layers, strict=False)
             )
-            shape = (len(taps), CLASSES) if per_class else (len(taps),)
+            # Branches of equal channels share a layer.
+            self.scores = tnn.ModuleDict(
+                {str(widths[tap]): tnn.Linear(widths[tap], CLASSES) for tap in taps}
+            )
+            shape = (len(taps), CLASSES) if ours.fusion.kind == "class" else (len(taps),)
             self.weights = tnn.Parameter(torch.full(shape, 1 / len(taps)))
 
         def forward(self, x):
             fused = 0
-            for number, (block, (channels, _)) in enumerate(
-                zip(self.blocks, layers, strict=True), start=1
-            ):
+            for number, block in enumerate(self.blocks, start=1):
                 x = block(x)
                 if number in taps:
-                    branch = self.scores[str(channels)](x.mean((2, 3)))
+                    branch = self.scores[str(widths[number])](x.mean((2, 3)))
                     fused = fused + self.weights[taps.index(number)] * branch
             return fused
 
     model = Torch()
     height, width, channels = network.image_shape
     images = torch.randn(network.batch_size, channels, height, width)
-    if channels_last:
+    if channels_last:  # the memory format that its CPU convolutions prefer
         model = model.to(memory_format=torch.channels_last)
         images = images.to(memory_format=torch.channels_last)
     labels = torch.arange(network.batch_size) % CLASSES
@@ -246,7 +200,8 @@ def _torch_step(network: Network, channels_last: bool, compiled: bool) -> Step:
 
 
 Contender = Callable[[Network], Step]
-CONTENDERS: dict[str, Contender] = {
-    contender.__name__: contender
-    for contender in (ours, flax, torch_eager, torch_channels_last, torch_compiled, product, epoch)
+TORCH: dict[str, Contender] = {
+    "torch_eager": partial(_torch, channels_last=False, compiled=False),
+    "torch_channels_last": partial(_torch, channels_last=True, compiled=False),
+    "torch_compiled": partial(_torch, channels_last=True, compiled=True),
 }

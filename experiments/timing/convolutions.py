@@ -63,48 +63,13 @@ SIZES = (
 )
 
 
-def measure(size: Size) -> dict[str, Any]:
-    """Times the passes of one size, ours and XLA's alternating.
-
-    Returns:
-      JSON-able: the size, the `way` that the forward pass of `conv3x3` takes, and for every pass
-      `xla_ms` and `ours_ms`, each with the number of undisturbed repetitions that it is the median
-      of (0: the minimum of disturbed ones), and what ours is `compiled_to`.
-    """
-    pixels, channels_in, channels_out, stride = size
-    outputs = -(-pixels // stride)
-    keys = jax.random.split(jax.random.key(0), 3)
-    x = jax.random.normal(keys[0], (BATCH_SIZE, pixels, pixels, channels_in))
-    kernel = jax.random.normal(keys[1], (3, 3, channels_in, channels_out))
-    gradient = jax.random.normal(keys[2], (BATCH_SIZE, outputs, outputs, channels_out))
-    arrays = [x, kernel, gradient]
-    xla, ours = (
-        {name: _compiled(one, arrays) for name, one in _passes(convolve, stride).items()}
-        for convolve in (convolution._xla, ij.conv3x3)
-    )
-    row = {
-        "size": str(size),
-        **size._asdict(),
-        "way": convolution._choice(x, kernel, stride).__name__.strip("_").replace("_", " "),
-        "passes": {},
-    }
-    for name in ours:
-        (xla_ms, xla_of), (ours_ms, ours_of) = _alternate((xla[name], ours[name]), arrays)
-        row["passes"][name] = {
-            "xla_ms": xla_ms,
-            "xla_repetitions": xla_of,
-            "ours_ms": ours_ms,
-            "ours_repetitions": ours_of,
-            "compiled_to": _contents(ours[name]),
-        }
-    return row
+Pass = Callable[[Array, Array, Array], Array]
 
 
-def _passes(convolve: Callable, stride: int) -> dict[str, Callable]:
+def _passes(convolve: Callable, stride: int) -> dict[str, Pass]:
     """Functions of the input, the kernel and the output's gradient."""
 
-    def forward(x: Array, kernel: Array, gradient: Array) -> Array:
-        del gradient
+    def forward(x: Array, kernel: Array, _: Array) -> Array:
         return convolve(x, kernel, stride)
 
     def input_gradient(x: Array, kernel: Array, gradient: Array) -> Array:
@@ -113,68 +78,90 @@ def _passes(convolve: Callable, stride: int) -> dict[str, Callable]:
     def kernel_gradient(x: Array, kernel: Array, gradient: Array) -> Array:
         return jax.vjp(lambda kernel: convolve(x, kernel, stride), kernel)[1](gradient)[0]
 
-    return {
-        "forward": forward,
-        "input gradient": input_gradient,
-        "kernel gradient": kernel_gradient,
+    one_by_one = (forward, input_gradient, kernel_gradient)
+    return {one_pass.__name__.replace("_", " "): one_pass for one_pass in one_by_one}
+
+
+PASSES = tuple(_passes(ij.conv3x3, 1))
+
+
+def measure(size: Size) -> dict[str, Any]:
+    """Times the passes of one size, ours and XLA's alternating: a row of convolutions.json.
+
+    Its `way` is the forward pass's, and its figures are those of `figure`.
+    """
+    pixels, channels_in, channels_out, stride = size
+    outputs = -(-pixels // stride)
+    shapes = (
+        (BATCH_SIZE, pixels, pixels, channels_in),
+        (3, 3, channels_in, channels_out),
+        (BATCH_SIZE, outputs, outputs, channels_out),
+    )
+    keys = jax.random.split(jax.random.key(0), 3)
+    arrays = x, kernel, _ = list(map(jax.random.normal, keys, shapes))
+    xla, ours = (_passes(convolve, stride) for convolve in (convolution._xla, ij.conv3x3))
+    row = {
+        "size": str(size),
+        **size._asdict(),
+        "way": convolution._choice(x, kernel, stride).__name__.strip("_").replace("_", " "),
+        "passes": {},
     }
+    for name in PASSES:
+        programs = [
+            jax.jit(one_pass, compiler_options=ij.cpu_compiler_options()).lower(*arrays).compile()
+            for one_pass in (xla[name], ours[name])
+        ]
+        (xla_ms, xla_repetitions), (ours_ms, ours_repetitions) = _alternate(programs, arrays)
+        row["passes"][name] = {
+            "xla_ms": xla_ms,
+            "xla_repetitions": xla_repetitions,
+            "ours_ms": ours_ms,
+            "ours_repetitions": ours_repetitions,
+            "compiled_to": _contents(programs[1]),
+        }
+    return row
 
 
-def _compiled(one_pass: Callable, arrays: list[Array]) -> jax.stages.Compiled:
-    options = ij.cpu_compiler_options()
-    return jax.jit(one_pass, compiler_options=options).lower(*arrays).compile()
+def _alternate(programs: list[jax.stages.Compiled], arrays: list[Array]) -> list[tuple[float, int]]:
+    """The figure of each program's repetitions, in milliseconds per call."""
 
-
-def _alternate(
-    programs: tuple[jax.stages.Compiled, ...], arrays: list[Array]
-) -> list[tuple[float, int]]:
-    """Milliseconds a call of each program, and the repetitions that they are the median of."""
-
-    def seconds(program: jax.stages.Compiled, calls: int) -> float:
+    def milliseconds(program: jax.stages.Compiled, calls: int) -> float:
         start = time.perf_counter()
         for _ in range(calls):
             jax.block_until_ready(program(*arrays))
-        return (time.perf_counter() - start) / calls
+        return (time.perf_counter() - start) / calls * 1e3
 
-    calls = []
     for program in programs:
-        seconds(program, 1)  # the first still allocates
-        calls.append(max(1, int(REPETITION_SECONDS / seconds(program, 1))))
+        milliseconds(program, 1)  # the first still allocates
+    calls = [max(1, int(REPETITION_SECONDS * 1e3 / milliseconds(one, 1))) for one in programs]
     repetitions = [[] for _ in programs]
     start = time.perf_counter()
-    while len(repetitions[0]) < FEWEST or (
-        time.perf_counter() - start < SECONDS and len(repetitions[0]) < MOST
+    while (count := len(repetitions[0])) < FEWEST or (
+        time.perf_counter() - start < SECONDS and count < MOST
     ):
-        for number, program in enumerate(programs):
-            taken_before, _ = processor_time()
-            milliseconds = seconds(program, calls[number]) * 1e3
-            repetitions[number].append((milliseconds, processor_time()[0] > taken_before))
-    return [figure(of_one) for of_one in repetitions]
+        for program, program_calls, times in zip(programs, calls, repetitions, strict=True):
+            stolen, _ = processor_time()
+            times.append((milliseconds(program, program_calls), processor_time()[0] > stolen))
+    return list(map(figure, repetitions))
 
 
 def figure(repetitions: list[tuple[float, bool]]) -> tuple[float, int]:
-    """The median of the undisturbed ones and their number; of none, the minimum and 0.
+    """Of times, and whether a hypervisor took some: the median of the undisturbed and their number.
 
-    Args:
-      repetitions: the time of each, and whether the hypervisor took some.
+    Without any, the minimum and 0.
     """
-    undisturbed = [taken for taken, disturbed in repetitions if not disturbed]
-    if not undisturbed:
-        return min(taken for taken, _ in repetitions), 0
-    return median(undisturbed), len(undisturbed)
+    undisturbed = [duration for duration, disturbed in repetitions if not disturbed]
+    return median(undisturbed) if undisturbed else min(repetitions)[0], len(undisturbed)
 
 
 def _contents(compiled: jax.stages.Compiled) -> str:
     """What convolves or multiplies matrices in it, as "9 products"; without either, "loops"."""
     opcodes = Counter(re.findall(r" = \S+ (convolution|dot)\(", compiled.as_text() or ""))
-    counts = {"convolution": opcodes["convolution"], "product": opcodes["dot"]}
-    return (
-        ", ".join(f"{count} {noun}" + "s" * (count > 1) for noun, count in counts.items() if count)
-        or "loops"
-    )
+    nouns = (("convolution", opcodes["convolution"]), ("product", opcodes["dot"]))
+    words = [f"{count} {noun}{'s' * (count > 1)}" for noun, count in nouns if count]
+    return ", ".join(words) or "loops"
 
 
-PASSES = tuple(_passes(ij.conv3x3, 1))
 HEAD = (
     f"| {'size':<16} | {'way':<13} |"
     + "".join(f" {name}: XLA, ms | ours, ms | ratio | compiled to |" for name in PASSES)
@@ -196,17 +183,13 @@ def table_row(row: dict[str, Any]) -> str:
 
 def markdown(report: dict[str, Any]) -> str:
     """The report for people."""
-    return "\n".join(
-        [
-            "# The 3x3 convolution on CPU, pass by pass",
-            "",
-            f"{origin(report)}; float32, batch {BATCH_SIZE}. Ours and XLA's take turns, both with",
-            "`ij.cpu_compiler_options()`; medians of the repetitions in which the hypervisor took",
-            "no time away (*: there were none; their minimum). The ratio is XLA's time over ours.",
-            "A size is the input's channels, map and stride; the way is the forward pass's.",
-            "",
-            HEAD,
-            *map(table_row, report["rows"]),
-            "",
-        ]
-    )
+    return f"""\
+# The 3x3 convolution on CPU, pass by pass
+
+{origin(report)}; float32, batch {BATCH_SIZE}. Ours and XLA's take turns, both with
+`ij.cpu_compiler_options()`; medians of the repetitions in which the hypervisor took
+no time away (*: there were none; their minimum). The ratio is XLA's time over ours.
+A size is the input's channels, map and stride; the way is the forward pass's.
+
+{HEAD}
+""" + "".join(f"{table_row(row)}\n" for row in report["rows"])

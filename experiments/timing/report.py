@@ -4,45 +4,39 @@ from statistics import median
 from typing import Any
 
 from experiments.page.markdown import table
-from experiments.timing.contenders import PRODUCT_FLOPS
+from experiments.timing.contenders import PRODUCT_SIZE, TORCH
 
-TORCH = ("torch_eager", "torch_channels_last", "torch_compiled")
+PRODUCT_FLOPS = 2 * PRODUCT_SIZE**3
+
+
+def _seconds(measured: dict[str, Any], name: str) -> list[float]:
+    """Of a step, per turn; empty for a contender that failed or did not take part."""
+    return measured["contenders"].get(name, {}).get("step_seconds", [])
 
 
 def ratio(measured: dict[str, Any], name: str, to: str) -> float | None:
     """How many times as fast as `to` a contender is: the median over turns, of neighbours."""
-    first, second = (_step_seconds(measured, who) for who in (name, to))
-    if first is None or second is None:
-        return None
-    return median(theirs / ours for ours, theirs in zip(first, second, strict=True))
+    pairs = zip(_seconds(measured, name), _seconds(measured, to), strict=False)
+    ratios = [theirs / ours for ours, theirs in pairs]
+    return median(ratios) if ratios else None
 
 
 def best_torch(measured: dict[str, Any]) -> str | None:
     """PyTorch's fastest mode on this network."""
-    medians = {
-        name: median(seconds) for name in TORCH if (seconds := _step_seconds(measured, name))
-    }
-    return min(medians, key=medians.__getitem__, default=None)
+    names = [name for name in TORCH if _seconds(measured, name)]
+    return min(names, key=lambda name: median(_seconds(measured, name)), default=None)
 
 
 def epoch_overhead(measured: dict[str, Any]) -> float | None:
     """A whole epoch of `experiments.run` over as many bare steps; median over turns."""
-    whole, bare = (_step_seconds(measured, name) for name in ("epoch", "ours"))
-    if whole is None or bare is None:
-        return None
-    batches = measured["contenders"]["epoch"]["batches"]
-    return median(a / (batches * b) for a, b in zip(whole, bare, strict=True))
-
-
-def _step_seconds(measured: dict[str, Any], name: str) -> list[float] | None:
-    """Of every turn; None for a contender that failed or was not there."""
-    return measured["contenders"].get(name, {}).get("step_seconds")
+    of_one_step = ratio(measured, "ours", "epoch")
+    return of_one_step and of_one_step / measured["contenders"]["epoch"]["batches"]
 
 
 def lines(measured: dict[str, Any]) -> list[str]:
     """A network's figures, one line per contender."""
     return [
-        f"{name:<20} {result['error'] if 'error' in result else _figures(measured, name)}"
+        f"{name:<20} {result.get('error') or _figures(measured, name)}"
         for name, result in measured["contenders"].items()
     ]
 
@@ -54,14 +48,13 @@ def _figures(measured: dict[str, Any], name: str) -> str:
         return f"{PRODUCT_FLOPS / seconds / 1e9:7.0f} GFLOP/s"
     if name == "epoch":
         overhead = epoch_overhead(measured)
-        return f"{seconds:7.1f} s" if overhead is None else f"{overhead:7.3f} of its steps' time"
-    against = ratio(measured, "ours", name)
+        return f"{overhead:7.3f} of its steps' time" if overhead else f"{seconds:7.1f} s"
     rate = measured["flops"] / seconds
-    product = _step_seconds(measured, "product")
+    product = _seconds(measured, "product")
     share = 100 * rate * median(product) / PRODUCT_FLOPS if product else None
     return (
         f"{measured['network']['batch_size'] / seconds:7.0f} images/s  "
-        f"ours/it {_or_dash(against, '5.2f')}  {rate / 1e9:5.0f} GFLOP/s "
+        f"ours/it {_or_dash(ratio(measured, 'ours', name), '5.2f')}  {rate / 1e9:5.0f} GFLOP/s "
         f"({_or_dash(share, '3.0f')}% of a product's)  "
         f"compiled in {result['compile_seconds']:5.1f} s  "
         f"peak {result['peak_bytes'] / 1e6:5.0f} MB"
@@ -69,30 +62,26 @@ def _figures(measured: dict[str, Any], name: str) -> str:
 
 
 def _or_dash(figure: float | None, form: str) -> str:
-    return format(figure, form) if figure is not None else "-".rjust(int(form.split(".")[0]))
+    return "-".rjust(int(form[0])) if figure is None else format(figure, form)
 
 
 def markdown(report: dict[str, Any]) -> str:
     """The whole report."""
     text = [
-        "# Training steps on CPU",
-        "",
-        f"{origin(report)}; float32. One process a",
+        "# Training steps on CPU\n",
+        f"{origin(report)}; float32. One process per",
         f"contender, taking turns ({report['turns']}); medians over turns, ratios of neighbouring",
         "turns. GFLOP/s count the convolutions as if padding were data, which ours partly skips",
-        "and partly replaces by fewer products. Peak memory is that of the whole process.",
-        "",
+        "and partly replaces by fewer products. Peak memory is that of the whole process.\n",
     ]
     for measured in report["networks"].values():
-        taken = measured["taken_by_hypervisor"]
-        text += [f"## {measured['description']}", ""]
+        text.append(f"## {measured['description']}\n")
         best = best_torch(measured)
-        against = ratio(measured, "ours", best) if best else None
-        if against is not None:
-            text += [f"Ours / PyTorch's best ({best}): **{against:.2f}**", ""]
-        if taken > 0.01:
-            text += [f"The hypervisor took {100 * taken:.0f}% of the processor time away.", ""]
-        text += ["```", *lines(measured), "```", ""]
+        if best and (factor := ratio(measured, "ours", best)):
+            text.append(f"Ours / PyTorch's best ({best}): **{factor:.2f}**\n")
+        if (taken := measured["taken_by_hypervisor"]) > 0.01:
+            text.append(f"The hypervisor took {100 * taken:.0f}% of the processor time away.\n")
+        text += ["```", *lines(measured), "```\n"]
     return "\n".join(text)
 
 
@@ -103,15 +92,11 @@ def origin(report: dict[str, Any]) -> str:
 
 
 def in_short(report: dict[str, Any]) -> list[str]:
-    """The lines of a Markdown table: a row per network, with ours beside the others' best."""
+    """A Markdown table for docs/speed.md: a row per network, ours beside the others' best."""
     rows = []
     for measured in report["networks"].values():
-        seconds = measured["contenders"]["ours"].get("step_seconds")  # without, it failed
-        rate = measured["network"]["batch_size"] / median(seconds) if seconds else None
-        best = best_torch(measured)
-        flax = ratio(measured, "ours", "flax")
-        torch = best and ratio(measured, "ours", best)
-        figures = ((rate, ".0f"), (flax, ".2f"), (torch, ".2f"))
-        shown = ["-" if figure is None else format(figure, form) for figure, form in figures]
-        rows.append([measured["description"], *shown])
+        seconds, best = _seconds(measured, "ours"), best_torch(measured)
+        rate = f"{measured['network']['batch_size'] / median(seconds):.0f}" if seconds else None
+        ratios = [ratio(measured, "ours", name) for name in ("flax", best) if name]
+        rows.append([measured["description"], rate, *ratios, *[None] * (not best)])
     return table(["", "ours, images/s", "ours / Flax", "ours / PyTorch"], rows)

@@ -26,45 +26,35 @@ def measure(
     """Lets contenders take turns on a network; one that fails or dies is out, the others go on.
 
     Args:
-      network: that they train.
-      contenders: by name.
-      turns: of each.
       trace: folder for a trace of a few steps of the contender named "ours", after its turns.
 
     Returns:
-      JSON-able: the network, its operations per step, the share of processor time that a
-      hypervisor took away, and for every contender an `error` or `compile_seconds`, `batches` (per
-      step), `step_seconds` (one figure per turn, the mean of the turn's steps) and `peak_bytes` (of
-      the process).
+      The network's part of benchmark.json. `step_seconds` is per turn, the mean of its steps;
+      `peak_bytes` is of the contender's whole process.
     """
     results: dict[str, dict[str, Any]] = {}
+    processes: dict[str, Executor] = {}
+    step_counts: dict[str, int] = {}
+
+    def ask(name: str, question: Callable, *arguments: Any) -> Any:
+        """The answer of a contender's process; None, and the contender is out, on an error."""
+        try:
+            return processes[name].submit(_quietly, question, *arguments).result()
+        except BrokenProcessPool:
+            error = "its process ended"
+        except Exception as raised:  # whatever its framework raises
+            error = f"{type(raised).__name__}: {raised}".splitlines()[0]
+        results[name] = {"error": error}
+        del processes[name]
+        return None
+
     with contextlib.ExitStack() as stack:
-        processes: dict[str, Executor] = {}
-        step_counts: dict[str, int] = {}
-
-        def ask(name: str, question: Callable, *arguments: Any) -> Any:
-            """The answer of a contender's process; None, and the contender is out, on an error."""
-            try:
-                return processes[name].submit(_quietly, question, *arguments).result()
-            except BrokenProcessPool:
-                error = "its process ended"
-            except Exception as raised:  # whatever its framework raises
-                error = f"{type(raised).__name__}: {raised}".splitlines()[0]
-            results[name] = {"error": error}
-            del processes[name]
-            return None
-
         for name, contender in contenders.items():
-            context = multiprocessing.get_context("spawn")
-            processes[name] = stack.enter_context(ProcessPoolExecutor(1, context))
+            pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+            processes[name] = stack.enter_context(pool)
             if prepared := ask(name, _prepare, contender, network):
-                seconds, batches, step_seconds = prepared
+                results[name], step_seconds = prepared
                 step_counts[name] = max(1, int(SECONDS_PER_TURN / step_seconds))
-                results[name] = {
-                    "compile_seconds": seconds,
-                    "batches": batches,
-                    "step_seconds": [],
-                }
         before = processor_time()
         for _ in range(turns):
             for name in list(processes):
@@ -86,12 +76,12 @@ def measure(
     }
 
 
-def processor_time() -> tuple[float, float]:
+def processor_time() -> tuple[int, int]:
     """Ticks that a hypervisor gave to others, and all, since the start; zeros where unknown."""
     try:
         ticks = [int(field) for field in Path("/proc/stat").read_text().split("\n")[0].split()[1:]]
     except OSError:
-        return 0.0, 0.0
+        return 0, 0
     return ticks[7], sum(ticks[:8])
 
 
@@ -99,24 +89,23 @@ _step: Step  # of the contender whose process this is
 
 
 def _quietly(question: Callable, *arguments: Any) -> Any:
-    """Runs in a contender's process, where nothing is to be printed."""
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
         return question(*arguments)
 
 
-def _prepare(contender: Contender, network: Network) -> tuple[float, int, float]:
-    """Makes and compiles the step: seconds of that, batches per step, seconds of a later step."""
+def _prepare(contender: Contender, network: Network) -> tuple[dict[str, Any], float]:
+    """Compiles the step; what is known of the contender before its turns, and a step's seconds."""
     global _step
     start = time.perf_counter()
     _step = contender(network)
     _step.take()
     seconds = time.perf_counter() - start
     _step.take()  # the first after compiling still allocates
-    return seconds, _step.batches, _seconds(1)
+    result = {"compile_seconds": seconds, "batches": _step.batches, "step_seconds": []}
+    return result, _seconds(1)
 
 
 def _seconds(steps: int) -> float:
-    """The time of several steps."""
     start = time.perf_counter()
     for _ in range(steps):
         _step.take()
@@ -124,7 +113,6 @@ def _seconds(steps: int) -> float:
 
 
 def _peak_bytes() -> int:
-    """The most memory that the process had."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

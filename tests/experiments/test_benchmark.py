@@ -15,7 +15,7 @@ from experiments import benchmark
 from experiments.runs import training
 from experiments.timing import contenders, turns
 from experiments.timing import report as timing_report
-from experiments.timing.contenders import CONTENDERS, FlaxVGG, Network, Step
+from experiments.timing.contenders import FlaxVGG, Network, Step
 
 SMALL = Network("S1", 13, 1 / 16, (16, 16, 1), 8)
 
@@ -29,7 +29,7 @@ def test_flops_by_hand():
 
 
 def test_flaxs_network_is_ours(key):
-    backbone = contenders._build(SMALL).backbone
+    backbone = SMALL.build().backbone
     plain = FlaxVGG(backbone.taps, backbone.depth, backbone.width)
     images = jnp.zeros((2, *SMALL.image_shape))
 
@@ -45,7 +45,7 @@ def test_flaxs_network_is_ours(key):
 
 def test_torchs_network_is_ours(key):
     torch = pytest.importorskip("torch")
-    step = contenders.torch_channels_last(SMALL)
+    step = contenders.TORCH["torch_channels_last"](SMALL)
     step.take()
     (model,) = (
         cell.cell_contents
@@ -54,7 +54,7 @@ def test_torchs_network_is_ours(key):
     )
     theirs = sum(parameter.numel() for parameter in model.parameters())
     variables = jax.eval_shape(
-        lambda key: contenders._build(SMALL).init(key, jnp.zeros((2, 16, 16, 1)), train=False), key
+        lambda key: SMALL.build().init(key, jnp.zeros((2, 16, 16, 1)), train=False), key
     )
     assert theirs == sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
 
@@ -134,7 +134,7 @@ def test_from_end_to_end(tmp_path, monkeypatch, capsys):
 def test_a_contender_that_fails_is_said_and_the_others_go_on():
     impossible = SMALL._replace(method="S1", depth=15)  # no branches by default
     measured = turns.measure(
-        impossible, {name: CONTENDERS[name] for name in ("ours", "product")}, 1
+        impossible, {"ours": contenders.ours, "product": contenders.product}, 1
     )
     assert "depth 15 has no branches" in measured["contenders"]["ours"]["error"]
     assert len(measured["contenders"]["product"]["step_seconds"]) == 1
