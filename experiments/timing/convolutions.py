@@ -66,8 +66,8 @@ def _passes(convolve: Callable, stride: int) -> dict[str, Pass]:
     def kernel_gradient(x: Array, kernel: Array, gradient: Array) -> Array:
         return jax.vjp(lambda kernel: convolve(x, kernel, stride), kernel)[1](gradient)[0]
 
-    one_by_one = (forward, input_gradient, kernel_gradient)
-    return {one_pass.__name__.replace("_", " "): one_pass for one_pass in one_by_one}
+    passes = (forward, input_gradient, kernel_gradient)
+    return {one.__name__.replace("_", " "): one for one in passes}
 
 
 PASSES = tuple(_passes(ij.conv3x3, 1))
@@ -80,8 +80,9 @@ def measure(size: Size) -> dict[str, Any]:
     """
     pixels, channels_in, channels_out, stride = size
     outputs = -(-pixels // stride)
-    maps = (BATCH_SIZE, pixels, pixels, channels_in), (BATCH_SIZE, outputs, outputs, channels_out)
-    shapes = maps[0], (3, 3, channels_in, channels_out), maps[1]
+    input_shape = (BATCH_SIZE, pixels, pixels, channels_in)
+    output_shape = (BATCH_SIZE, outputs, outputs, channels_out)
+    shapes = (input_shape, (3, 3, channels_in, channels_out), output_shape)
     keys = jax.random.split(jax.random.key(0), 3)
     arrays = x, kernel, _ = list(map(jax.random.normal, keys, shapes))
     xla, ours = (_passes(convolve, stride) for convolve in (convolution._xla, ij.conv3x3))
@@ -92,12 +93,10 @@ def measure(size: Size) -> dict[str, Any]:
         "passes": {},
     }
     for name in PASSES:
-        programs = {
-            whose: jax.jit(passes[name], compiler_options=ij.cpu_compiler_options())
-            .lower(*arrays)
-            .compile()
-            for whose, passes in (("xla", xla), ("ours", ours))
-        }
+        programs = {}
+        for whose, passes in (("xla", xla), ("ours", ours)):
+            program = jax.jit(passes[name], compiler_options=ij.cpu_compiler_options())
+            programs[whose] = program.lower(*arrays).compile()
         contents = {"compiled_to": _contents(programs["ours"])}
         row["passes"][name] = _alternate(programs, arrays) | contents
     return row
