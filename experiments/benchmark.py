@@ -63,9 +63,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--convolutions", action="store_true", help=in_place)
     flags = parser.parse_args(arguments)
     names = flags.networks.split(",")
-    unknown = [name for name in names if name not in NETWORKS]
-    if unknown:
-        parser.error(f"--networks={unknown[0]}: choose from {', '.join(NETWORKS)}")
+    for name in names:
+        if name not in NETWORKS:
+            parser.error(f"--networks={name}: choose from {', '.join(NETWORKS)}")
     if flags.turns < 1:
         parser.error(f"--turns={flags.turns}: choose a number above 0")
     out = Path(flags.out)
@@ -97,10 +97,11 @@ def main(arguments: list[str] | None = None) -> int:
     for number, name in enumerate(names, start=1):
         network = NETWORKS[name]
         print(f"[{number}/{len(names)}] {network}", flush=True)
-        rivals = {"ours": ours, "flax": flax, **(TORCH if PYTORCH else {}), "product": product}
-        rivals |= {"epoch": epoch} if name == EPOCH_OF else {}
+        contenders = {"ours": ours, "flax": flax, **(TORCH if PYTORCH else {}), "product": product}
+        if name == EPOCH_OF:
+            contenders["epoch"] = epoch
         trace = f"{flags.profile}/{name}" if flags.profile else None
-        measured = report["networks"][name] = measure(network, rivals, flags.turns, trace)
+        measured = report["networks"][name] = measure(network, contenders, flags.turns, trace)
         print(textwrap.indent("\n".join(timing_report.lines(measured)), "  "), flush=True)
         _write(out / "benchmark", report, timing_report.markdown(report))
     return 0

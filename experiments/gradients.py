@@ -35,7 +35,7 @@ from interflow_jax.ops import memory
 from interflow_jax.training import make_initializer, mean_losses
 
 BATCHES = 8  # over which a norm is averaged
-WHEN = {"at_start": "at start", "after_epoch": "after epoch"}
+MOMENTS = {"at_start": "at start", "after_epoch": "after epoch"}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -49,31 +49,25 @@ def main(arguments: list[str] | None = None) -> int:
         f"up to {BATCHES} batches, by seed: OUT/gradients.md, .json and .png, of runs in\n"
         "OUT/gradients. Finished runs are skipped.",
     )
-    for name, parse, default in (
-        ("dataset", str, "cifar10"),
-        ("depths", integers, "13,60,100"),
-        ("methods", names, "Normal,S1"),
-        ("seeds", integers, "0,1,2"),
+    add = parser.add_argument
+    for flag, parse, default in (
+        ("--dataset", str, "cifar10"),
+        ("--depths", integers, "13,60,100"),
+        ("--methods", names, "Normal,S1"),
+        ("--seeds", integers, "0,1,2"),
     ):
-        parser.add_argument(
-            f"--{name}", type=parse, default=parse(default), help=f"default: {default}"
-        )
-    parser.add_argument(
-        "--preset", default="cpu", choices=presets.PRESETS, help="but of one epoch (default: cpu)"
-    )
-    parser.add_argument("--out", default="results", help="folder of the report (default: results)")
-    parser.add_argument("--name", help="of a record beside the first: OUT/gradients-NAME.md, ...")
+        add(flag, type=parse, default=parse(default), help=f"default: {default}")
+    about = "but of one epoch (default: cpu)"
+    add("--preset", default="cpu", choices=presets.PRESETS, help=about)
+    add("--out", default="results", help="folder of the report (default: results)")
+    add("--name", help="of a record beside the first: OUT/gradients-NAME.md, ...")
     group = parser.add_argument_group("flags of experiments.run, in place of the preset's values")
     decided = ("method", "dataset", "seed", "seeds", "depth", "epochs", "out")
     configuration.add_flags(group, decided, presets.DECIDED)
     flags = vars(parser.parse_args(arguments))
-    dataset, depths, methods, seeds = (
-        flags.pop(name) for name in ("dataset", "depths", "methods", "seeds")
-    )
-    name = flags.pop("name")
+    depths, methods, seeds, name = map(flags.pop, ("depths", "methods", "seeds", "name"))
     base = Path(flags.pop("out")) / pictures.stem("gradients", name or "")
-    values = {**presets.flags(flags.pop("preset"), dataset), **flags, "epochs": 1}
-    values["dataset"] = dataset
+    values = {**presets.flags(flags.pop("preset"), flags["dataset"]), **flags, "epochs": 1}
 
     def body() -> int:
         groups = [
@@ -98,95 +92,73 @@ def main(arguments: list[str] | None = None) -> int:
         report = {
             "command": command,
             "name": name,
-            "dataset": dataset,
+            "dataset": flags["dataset"],
             "protocol": protocol([run.flags for run in runs], results),
             "networks": [measure(group) for group in groups],
         }
         write_whole(Path(f"{base}.json"), json.dumps(report, indent=1) + "\n")
-        drawn = pictures.save(_picture(base.name, report), base.parent)
-        write_whole(Path(f"{base}.md"), text(report, drawn[0]))
-        print(text(report, drawn[0]))
+        (picture,) = pictures.save(_picture(base.name, report), base.parent)
+        write_whole(Path(f"{base}.md"), text(report, picture))
+        print(text(report, picture))
         return 0
 
     return work.exit_status("gradients", command, body)
 
 
 def measure(group: list[Planned]) -> dict[str, Any]:
-    """Norms of finished runs of one epoch that differ by their seeds.
+    """Norms of finished runs of one epoch that differ by their seeds: a network of the report.
 
-    Returns:
-      method, depth, seeds, batches (how many), and `at_start` and `after_epoch`: per seed and
-      convolution, shallow to deep, the Euclidean norm of the gradient of the batch's mean loss by
-      its kernel.
+    `at_start` and `after_epoch` are [seeds, convolutions], shallow to deep, means over batches.
     """
     flags = group[0].flags
-    auxiliary_loss = {**ij.METHODS, **ij.BASELINES}[flags.method].auxiliary_loss
     trained = [ij.load_run(run.folder.path) for run in group]
     model = trained[0].model
-    norms = jax.jit(
-        partial(kernel_gradient_norms, model, auxiliary_loss=auxiliary_loss),
-        compiler_options=ij.cpu_compiler_options(),
-    )
+    auxiliary_loss = {**ij.METHODS, **ij.BASELINES}[flags.method].auxiliary_loss
+    norms = partial(kernel_gradient_norms, model, auxiliary_loss=auxiliary_loss)
+    norms = jax.jit(norms, compiler_options=ij.cpu_compiler_options())
     optimizer = ij.make_optimizer(ij.learning_rate_schedule(1, 1.0))
     initialize = make_initializer(model, optimizer, trained[0].image_shape)
-    figures: dict[str, Any] = {"method": flags.method, "depth": flags.depth}
-    figures |= {"seeds": [run.flags.seed for run in group], "at_start": [], "after_epoch": []}
+    seeds = [run.flags.seed for run in group]
+    figures: dict[str, Any] = {"method": flags.method, "depth": flags.depth, "seeds": seeds}
+    figures |= {moment: [] for moment in MOMENTS}
     for run, finished in zip(group, trained, strict=True):
-        examples = _batches(run.flags, finished.preprocessing)
+        examples = list(_batches(run.flags, finished.preprocessing))
         start = initialize(initial_key(run.flags.seed))
         before = {"params": start.params, "batch_stats": start.batch_stats}
-        for name, variables in (("at_start", before), ("after_epoch", finished.variables)):
+        for moment, variables in zip(MOMENTS, (before, finished.variables), strict=True):
             mean = np.mean([norms(variables, *batch) for batch in examples], axis=0)
-            figures[name].append(mean.tolist())
+            figures[moment].append(mean.tolist())
         figures["batches"] = len(examples)
     return figures
 
 
 def kernel_gradient_norms(
-    model: Any,
-    variables: dict[str, Any],
-    images: jax.Array,
-    labels: jax.Array,
-    auxiliary_loss: float = 0.0,
+    model: Any, variables: dict, images: jax.Array, labels: jax.Array, auxiliary_loss: float = 0.0
 ) -> jax.Array:
-    """The norm of the loss's gradient by every convolution's kernel, [convolutions], float32.
+    """The norm of the minimised loss's gradient by every kernel of a StrideVGG, [convolutions]."""
 
-    The loss is the one that training minimises.
-
-    Args:
-      model: an `Interflow` over a `StrideVGG`.
-      variables: its parameters and BatchNorm statistics.
-      images: [batch, height, width, channels], float, normalised.
-      labels: [batch], int.
-      auxiliary_loss: as in `ij.train_step`.
-    """
-
-    def loss_of(params):
+    def loss(params):
         prediction, _ = model.apply(
             {**variables, "params": params}, images, train=True, mutable=["batch_stats"]
         )
         return mean_losses(prediction, labels, auxiliary_loss)[0]
 
-    gradients = jax.grad(loss_of)(variables["params"])["backbone"]
-    deepest = model.backbone.taps[-1]
-    kernels = [gradients[f"conv{number}"]["kernel"] for number in range(1, deepest + 1)]
-    return jnp.stack([jnp.linalg.norm(kernel.ravel()) for kernel in kernels])
+    gradients = jax.grad(loss)(variables["params"])["backbone"]
+    numbers = range(1, model.backbone.taps[-1] + 1)
+    return jnp.stack([jnp.linalg.norm(gradients[f"conv{n}"]["kernel"].ravel()) for n in numbers])
 
 
 def _batches(
     flags: Configuration, preprocessing: Preprocessing
-) -> list[tuple[jax.Array, np.ndarray]]:
+) -> Iterator[tuple[jax.Array, np.ndarray]]:
     """The first training batches of the first epoch, without augmentation."""
     train = data.load(flags.dataset, flags.data_dir, flags.image_size).train
     if flags.train_size is not None:
         train = splits.take(train, flags.train_size)
     order = batches.training_order(epoch_keys(flags.seed, 0), len(train))
-    count = min(BATCHES, len(order) // flags.batch_size)
-    examples = []
-    for visited in order[: count * flags.batch_size].reshape(count, flags.batch_size):
-        images, labels = train.read(visited)
-        examples.append((normalize(preprocessing, jnp.asarray(images)), labels))
-    return examples
+    for number in range(min(BATCHES, len(order) // flags.batch_size)):
+        images, labels = train.read(order[number * flags.batch_size :][: flags.batch_size])
+        yield normalize(preprocessing, jnp.asarray(images)), labels
 
 
 def _picture(stem: str, report: dict[str, Any]) -> Iterator[Picture]:
@@ -194,19 +166,14 @@ def _picture(stem: str, report: dict[str, Any]) -> Iterator[Picture]:
         [
             {**network, "when": when, "convolution": convolution, "norm": norm}
             for network in report["networks"]
-            for key, when in WHEN.items()
-            for of_seed in network[key]
-            for convolution, norm in enumerate(of_seed, start=1)
+            for moment, when in MOMENTS.items()
+            for seed_norms in network[moment]
+            for convolution, norm in enumerate(seed_norms, start=1)
         ]
     )
-    grid = pictures.lines(
-        norms,
-        "convolution",
-        "norm",
-        "method",
-        **{"style": "when", "col": "depth", "markers": False, "dashes": True},
-        **{"estimator": stats.gmean, "errorbar": ("pi", 100)},
-    )
+    options = {"style": "when", "col": "depth", "markers": False, "dashes": True}
+    options |= {"estimator": stats.gmean, "errorbar": ("pi", 100)}
+    grid = pictures.lines(norms, "convolution", "norm", "method", **options)
     grid.set(yscale="log", ylabel="norm of the kernel's gradient").set_titles("depth {col_name}")
     shows = "Gradient norms by convolution, lines are geometric means over seeds, bands their range"
     yield stem, shows, grid.figure
@@ -222,21 +189,21 @@ def _factor(ratios: np.ndarray) -> str:
 def text(report: dict[str, Any], picture: dict[str, str]) -> str:
     """The report as Markdown: the first, the middle and the last convolution."""
     networks = report["networks"]
-    rows, apart = [], []
+    rows, factors = [], []
     plain = {network["depth"]: network for network in networks if network["method"] == "Normal"}
     for network in networks:
-        for key, when in WHEN.items():
-            norms = np.array(network[key])  # [seeds, convolutions]
+        for moment, when in MOMENTS.items():
+            norms = np.array(network[moment])  # [seeds, convolutions]
             places = [0, norms.shape[1] // 2, -1]
-            row = f"{network['method']}, depth {network['depth']}, {when}"
+            name = f"{network['method']}, depth {network['depth']}, {when}"
             typical = [f"{norm:.2e}" for norm in stats.gmean(norms[:, places])]
-            rows.append([row, *typical, _factor(norms[:, 0] / norms[:, -1])])
+            rows.append([name, *typical, _factor(norms[:, 0] / norms[:, -1])])
             if network["method"] != "Normal" and network["depth"] in plain:
-                over = norms[:, places] / np.array(plain[network["depth"]][key])[:, places]
-                apart.append([row, *map(_factor, over.T)])
-    title = f"Gradients by layer: {report['name']}" if report["name"] else "Gradients by layer"
+                ratios = (norms / np.array(plain[network["depth"]][moment]))[:, places]
+                factors.append([name, *map(_factor, ratios.T)])
+    title = f": {report['name']}" if report["name"] else ""
     lines = [
-        f"# {title}\n\n```\n{report['command']}\n```\n",
+        f"# Gradients by layer{title}\n\n```\n{report['command']}\n```\n",
         f"On {report['dataset']}: {report['protocol']}.\n",
         f"Norm of the gradient of the loss by a convolution's kernel, mean over "
         f"{networks[0]['batches']} training",
@@ -244,9 +211,9 @@ def text(report: dict[str, Any], picture: dict[str, str]) -> str:
         "confidence interval of the ratio's.\n",
         *markdown.table(["", "first", "middle", "last", "first / last"], rows),
     ]
-    if apart:
+    if factors:
         lines += ["Times Normal's, of paired seeds, with the same intervals:\n"]
-        lines += markdown.table(["", "first", "middle", "last"], apart)
+        lines += markdown.table(["", "first", "middle", "last"], factors)
     return "\n".join([*lines, f"![{picture['shows']}]({picture['file']})\n"])
 
 

@@ -2,11 +2,10 @@
 
 import base64
 import mimetypes
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 from string import Template
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from markdown_it import MarkdownIt
@@ -14,42 +13,15 @@ from markdown_it.token import Token
 
 from experiments.page.markdown import MISSING
 
-_SHORT = 16  # characters of a row's name that stay on one line, as in "Interflow (S1)"
-_PAGE = Template("""\
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>$title</title>
-<style>
-$style</style>
-</head>
-<body>
-<header>
-$lead</header>
-<nav aria-labelledby="contents">
-<h2 id="contents">Contents</h2>
-<ul>
-$contents</ul>
-</nav>
-<main>
-$sections</main>
-</body>
-</html>
-""")
+SHORT = 16  # characters of a row's name that stay on one line, as in "Interflow (S1)"
+FOLDER = Path(__file__).parent
 
 
 def page(lead: str, sections: dict[str, str], folder: Path) -> str:
-    """The page.
+    """The page of a lead and sections in Markdown, with the folder's pictures.
 
-    Args:
-      lead: Markdown of the page's head, which begins with its title.
-      sections: Markdown by anchor; every heading of the first level enters the contents. A link to
-        ANCHOR.md goes to the section.
-      folder: where pictures lie.
+    The lead begins with the page's title. Every section's headings of the first level enter the
+    contents; a link to ANCHOR.md goes to that section.
     """
     parts, contents = [], []
     for anchor, markdown in sections.items():
@@ -57,9 +29,9 @@ def page(lead: str, sections: dict[str, str], folder: Path) -> str:
         parts.append(f'<section aria-labelledby="{anchor}">\n{html}</section>\n')
         contents += [f'<li><a href="#{name}">{escape(text)}</a></li>\n' for name, text in headings]
     head, headings = _render(lead, folder, sections)
-    return _PAGE.substitute(
+    return Template((FOLDER / "page.html").read_text()).substitute(
         title=escape(headings[0][1]),
-        style=Path(__file__).with_name("page.css").read_text(),
+        style=(FOLDER / "page.css").read_text(),
         lead=head,
         contents="".join(contents),
         sections="".join(parts),
@@ -71,13 +43,9 @@ def _render(
 ) -> tuple[str, list[tuple[str, str]]]:
     """The HTML, and anchor and text of every heading of the first level."""
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
-    parser.add_render_rule("table_open", _table_open)
-    parser.add_render_rule("table_close", _table_close)
-    parser.add_render_rule("image", _image)
     tokens = parser.parse(markdown)
-    headings, label = [], ""
+    headings, label = [], "table"
     for place, token in enumerate(tokens):
-        content = tokens[place + 1].content if place + 1 < len(tokens) else ""
         if token.type == "heading_open":
             label = _text(tokens[place + 1])
             if token.tag == "h1":
@@ -87,40 +55,47 @@ def _render(
         if token.type in ("heading_open", "heading_close"):
             token.tag = f"h{min(6, int(token.tag[1]) + deeper)}"
         elif token.type == "table_open":
-            token.meta["label"] = label
+            # A box that scrolls is to be reached with the keyboard, and so needs a name.
+            box = f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(label)}">'
+            _replace(token, f"{box}\n<table>\n")
+        elif token.type == "table_close":
+            _replace(token, "</table>\n</div>\n")
         elif token.type in ("th_open", "td_open"):
-            _mark_cell(tokens, place, content)
-        elif token.type == "paragraph_open":
-            children = tokens[place + 1].children or []
-            if [child.type for child in children] == ["image"]:
-                children[0].meta["figure"] = True
-                token.hidden = tokens[place + 2].hidden = True  # a figure stands for itself
-        for child in token.children or ():
-            if child.type == "image":
-                child.meta["data"] = _data(folder, str(child.attrGet("src")))
-            elif child.type == "link_open":
-                target = Path(str(child.attrGet("href")))
-                if target == Path(f"{target.stem}.md") and target.stem in anchors:
-                    child.attrSet("href", f"#{target.stem}")
+            _mark_cell(*tokens[place - 1 : place + 3])
+        elif token.type == "inline":
+            before, children = tokens[place - 1], token.children or []
+            alone = before.type == "paragraph_open" and [c.type for c in children] == ["image"]
+            if alone:  # a figure stands for itself
+                before.hidden = tokens[place + 1].hidden = True
+            for child in children:
+                if child.type == "image":
+                    _replace(child, _image(child, folder, figure=alone))
+                elif child.type == "link_open":
+                    target = Path(str(child.attrGet("href")))
+                    if target == Path(f"{target.stem}.md") and target.stem in anchors:
+                        child.attrSet("href", f"#{target.stem}")
     return parser.renderer.render(tokens, parser.options, {}), headings
 
 
-def _mark_cell(tokens: Sequence[Token], place: int, content: str) -> None:
+def _replace(token: Token, html: str) -> None:
+    token.type, token.content, token.children = "html_block", html, None
+
+
+def _mark_cell(before: Token, token: Token, inline: Token, closing: Token) -> None:
     """Says what a cell is: a column's head, a row's head (its first cell), or missing."""
-    token, closing = tokens[place], tokens[place + 2]
     align = str(token.attrGet("style") or "").rpartition(":")[2]
     token.attrs = {"class": align} if align in ("right", "center") else {}
     if token.type == "th_open":
-        if content:
+        if inline.content:
             token.attrSet("scope", "col")
         else:
             token.tag = closing.tag = "td"  # the corner names nothing
-    elif tokens[place - 1].type == "tr_open":
+    elif before.type == "tr_open":
         token.tag = closing.tag = "th"
         token.attrSet("scope", "row")
-        if len(content) <= _SHORT:
+        if len(inline.content) <= SHORT:
             token.attrJoin("class", "short")
-    if content == MISSING:
+    if inline.content == MISSING:
         token.attrJoin("class", "missing")
 
 
@@ -128,35 +103,18 @@ def _text(token: Token) -> str:
     return "".join(child.content for child in token.children or ())
 
 
-def _table_open(self, tokens: Sequence[Token], place: int, options: Any, env: Any) -> str:
-    # A box that scrolls is to be reached with the keyboard, and so needs a name.
-    label = escape(tokens[place].meta["label"] or "table")
-    return f'<div class="scroll" role="region" tabindex="0" aria-label="{label}">\n<table>\n'
-
-
-def _table_close(self, tokens: Sequence[Token], place: int, options: Any, env: Any) -> str:
-    return "</table>\n</div>\n"
-
-
-def _data(folder: Path, source: str) -> str | None:
-    """The address that holds a picture's data, if the source is a picture in the folder."""
+def _image(token: Token, folder: Path, figure: bool) -> str:
+    """A picture of the folder with its data; anything else is said to be missing."""
+    shows, source = escape(_text(token)), str(token.attrGet("src"))
     address = urlsplit(source)
     file = folder / unquote(address.path)
     kind = mimetypes.guess_type(file.name)[0] or ""
     if address.scheme or address.netloc or not kind.startswith("image/") or not file.is_file():
-        return None
-    return f"data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"
-
-
-def _image(self, tokens: Sequence[Token], place: int, options: Any, env: Any) -> str:
-    token = tokens[place]
-    shows = escape(_text(token))
-    if token.meta["data"] is None:
-        source = escape(str(token.attrGet("src")))
-        image = f'<span class="missing">missing picture: {shows} ({source})</span>'
+        image = f'<span class="missing">missing picture: {shows} ({escape(source)})</span>'
     else:
-        image = f'<img src="{token.meta["data"]}" alt="{shows}">'
-    if not token.meta.get("figure"):
+        content = base64.b64encode(file.read_bytes()).decode()
+        image = f'<img src="data:{kind};base64,{content}" alt="{shows}">'
+    if not figure:
         return image
     caption = f"<figcaption>{shows}</figcaption>"
     return f'<figure>\n<div class="scroll">{image}</div>\n{caption}\n</figure>\n'

@@ -130,8 +130,7 @@ def epoch(network: Network) -> Step:
     atexit.register(shutil.rmtree, folder.path, ignore_errors=True)
     trainer = single.prepare(Configuration(**flags), {0: folder}, "")
     training = TrainingRun(trainer, 1, 0, folder, Configuration.checkpoint_minutes)
-    stop = StopSignals()
-    stop.__enter__()
+    stop = StopSignals().__enter__()
     epochs = 0
 
     def take() -> None:

@@ -36,30 +36,18 @@ class Size(NamedTuple):
         return f"{channels}@{self.pixels}x{self.pixels}{stride}"
 
 
-SIZES = (
-    # The networks of width 1 ...
-    Size(32, 3, 64),
-    Size(32, 64, 64),
-    Size(32, 64, 128, 2),
-    Size(16, 128, 128),
-    Size(16, 128, 256, 2),
-    Size(8, 256, 256),
-    Size(8, 256, 512, 2),
-    Size(4, 512, 512),
-    Size(2, 512, 512),
-    # ... of a quarter ...
-    Size(32, 3, 16),
-    Size(28, 1, 16),
-    Size(32, 16, 16),
-    Size(32, 16, 32, 2),
-    Size(16, 32, 32),
-    Size(8, 64, 64),
-    Size(2, 128, 128),
-    # ... and of an eighth.
-    Size(28, 8, 8),
-    Size(28, 8, 16, 2),
-    Size(4, 64, 64),
-    Size(2, 64, 64),
+SIZES = tuple(
+    Size(*numbers)
+    for numbers in (
+        # The networks of width 1 ...
+        *((32, 3, 64), (32, 64, 64), (32, 64, 128, 2), (16, 128, 128), (16, 128, 256, 2)),
+        *((8, 256, 256), (8, 256, 512, 2), (4, 512, 512), (2, 512, 512)),
+        # ... of a quarter ...
+        *((32, 3, 16), (28, 1, 16), (32, 16, 16), (32, 16, 32, 2), (16, 32, 32)),
+        *((8, 64, 64), (2, 128, 128)),
+        # ... and of an eighth.
+        *((28, 8, 8), (28, 8, 16, 2), (4, 64, 64), (2, 64, 64)),
+    )
 )
 
 
@@ -78,8 +66,8 @@ def _passes(convolve: Callable, stride: int) -> dict[str, Pass]:
     def kernel_gradient(x: Array, kernel: Array, gradient: Array) -> Array:
         return jax.vjp(lambda kernel: convolve(x, kernel, stride), kernel)[1](gradient)[0]
 
-    one_by_one = (forward, input_gradient, kernel_gradient)
-    return {one_pass.__name__.replace("_", " "): one_pass for one_pass in one_by_one}
+    passes = (forward, input_gradient, kernel_gradient)
+    return {one.__name__.replace("_", " "): one for one in passes}
 
 
 PASSES = tuple(_passes(ij.conv3x3, 1))
@@ -92,11 +80,9 @@ def measure(size: Size) -> dict[str, Any]:
     """
     pixels, channels_in, channels_out, stride = size
     outputs = -(-pixels // stride)
-    shapes = (
-        (BATCH_SIZE, pixels, pixels, channels_in),
-        (3, 3, channels_in, channels_out),
-        (BATCH_SIZE, outputs, outputs, channels_out),
-    )
+    input_shape = (BATCH_SIZE, pixels, pixels, channels_in)
+    output_shape = (BATCH_SIZE, outputs, outputs, channels_out)
+    shapes = (input_shape, (3, 3, channels_in, channels_out), output_shape)
     keys = jax.random.split(jax.random.key(0), 3)
     arrays = x, kernel, _ = list(map(jax.random.normal, keys, shapes))
     xla, ours = (_passes(convolve, stride) for convolve in (convolution._xla, ij.conv3x3))
@@ -107,22 +93,16 @@ def measure(size: Size) -> dict[str, Any]:
         "passes": {},
     }
     for name in PASSES:
-        programs = [
-            jax.jit(one_pass, compiler_options=ij.cpu_compiler_options()).lower(*arrays).compile()
-            for one_pass in (xla[name], ours[name])
-        ]
-        (xla_ms, xla_repetitions), (ours_ms, ours_repetitions) = _alternate(programs, arrays)
-        row["passes"][name] = {
-            "xla_ms": xla_ms,
-            "xla_repetitions": xla_repetitions,
-            "ours_ms": ours_ms,
-            "ours_repetitions": ours_repetitions,
-            "compiled_to": _contents(programs[1]),
-        }
+        programs = {}
+        for whose, passes in (("xla", xla), ("ours", ours)):
+            program = jax.jit(passes[name], compiler_options=ij.cpu_compiler_options())
+            programs[whose] = program.lower(*arrays).compile()
+        contents = {"compiled_to": _contents(programs["ours"])}
+        row["passes"][name] = _alternate(programs, arrays) | contents
     return row
 
 
-def _alternate(programs: list[jax.stages.Compiled], arrays: list[Array]) -> list[tuple[float, int]]:
+def _alternate(programs: dict[str, jax.stages.Compiled], arrays: list[Array]) -> dict[str, Any]:
     """The figure of each program's repetitions, in milliseconds per call."""
 
     def milliseconds(program: jax.stages.Compiled, calls: int) -> float:
@@ -131,18 +111,22 @@ def _alternate(programs: list[jax.stages.Compiled], arrays: list[Array]) -> list
             jax.block_until_ready(program(*arrays))
         return (time.perf_counter() - start) / calls * 1e3
 
-    for program in programs:
+    calls, repetitions = {}, {name: [] for name in programs}
+    for name, program in programs.items():
         milliseconds(program, 1)  # the first still allocates
-    calls = [max(1, int(REPETITION_SECONDS * 1e3 / milliseconds(one, 1))) for one in programs]
-    repetitions = [[] for _ in programs]
+        calls[name] = max(1, int(REPETITION_SECONDS * 1e3 / milliseconds(program, 1)))
     start = time.perf_counter()
-    while (count := len(repetitions[0])) < FEWEST or (
-        time.perf_counter() - start < SECONDS and count < MOST
-    ):
-        for program, program_calls, times in zip(programs, calls, repetitions, strict=True):
+    count = 0
+    while count < FEWEST or (time.perf_counter() - start < SECONDS and count < MOST):
+        for name, program in programs.items():
             stolen, _ = processor_time()
-            times.append((milliseconds(program, program_calls), processor_time()[0] > stolen))
-    return list(map(figure, repetitions))
+            duration = milliseconds(program, calls[name])
+            repetitions[name].append((duration, processor_time()[0] > stolen))
+        count += 1
+    figures = {}
+    for name, durations in repetitions.items():
+        figures[f"{name}_ms"], figures[f"{name}_repetitions"] = figure(durations)
+    return figures
 
 
 def figure(repetitions: list[tuple[float, bool]]) -> tuple[float, int]:

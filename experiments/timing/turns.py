@@ -23,14 +23,10 @@ TRACED_STEPS = 5
 def measure(
     network: Network, contenders: dict[str, Contender], turns: int, trace: str | None = None
 ) -> dict[str, Any]:
-    """Lets contenders take turns on a network; one that fails or dies is out, the others go on.
+    """A network's part of benchmark.json; a contender that fails or dies is out, others go on.
 
-    Args:
-      trace: folder for a trace of a few steps of the contender named "ours", after its turns.
-
-    Returns:
-      The network's part of benchmark.json. `step_seconds` is per turn, the mean of its steps;
-      `peak_bytes` is of the contender's whole process.
+    `step_seconds` has the mean step of every turn, `peak_bytes` is of the whole process. A trace
+    of some of our steps, after the turns, goes to the folder `trace`.
     """
     results: dict[str, dict[str, Any]] = {}
     processes: dict[str, Executor] = {}
@@ -63,10 +59,8 @@ def measure(
                 time.sleep(PAUSE_SECONDS)
         stolen, total = (b - a for a, b in zip(before, processor_time(), strict=True))
         for name in list(processes):
-            if peak := ask(name, _peak_bytes):
+            if peak := ask(name, _finish, trace if name == "ours" else None):
                 results[name]["peak_bytes"] = peak
-        if trace and "ours" in processes:
-            ask("ours", _trace, trace)
     return {
         "network": network._asdict(),
         "description": str(network),
@@ -112,10 +106,10 @@ def _seconds(steps: int) -> float:
     return time.perf_counter() - start
 
 
-def _peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _trace(folder: str) -> None:
-    with jax.profiler.trace(folder):
-        _seconds(TRACED_STEPS)
+def _finish(trace: str | None) -> int:
+    """Peak memory in bytes; then, apart from it, the trace."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if trace:
+        with jax.profiler.trace(trace):
+            _seconds(TRACED_STEPS)
+    return peak

@@ -98,9 +98,9 @@ def test_the_report_copes_without(failed):
     measured = of_turns(**{name: [1.0, 2.0] for name in names if name != failed})
     measured["contenders"][failed] = {"error": "its process ended"}
     measured |= {"description": "small", "taken_by_hypervisor": 0.0}
-    said = dict(line.split(maxsplit=1) for line in timing_report.lines(measured))
-    assert said.pop(failed) == "its process ended"
-    assert sorted([failed, *said]) == sorted(names)
+    lines = dict(line.split(maxsplit=1) for line in timing_report.lines(measured))
+    assert lines.pop(failed) == "its process ended"
+    assert sorted([failed, *lines]) == sorted(names)
     report = {
         "command": "c",
         "device": "d",
@@ -131,7 +131,7 @@ def test_from_end_to_end(tmp_path, monkeypatch, capsys):
     assert list((tmp_path / "traces" / "small").rglob("*.xplane.pb"))
 
 
-def test_a_contender_that_fails_is_said_and_the_others_go_on():
+def test_a_contender_that_fails_is_reported_and_the_others_go_on():
     impossible = SMALL._replace(method="S1", depth=15)  # no branches by default
     measured = turns.measure(
         impossible, {"ours": contenders.ours, "product": contenders.product}, 1
@@ -161,7 +161,7 @@ def _at_step(last, end):
     return Step(lambda: None if next(steps, None) else end())
 
 
-def test_a_contender_that_dies_between_turns_is_said_and_the_others_go_on(monkeypatch):
+def test_a_contender_that_dies_between_turns_is_reported_and_the_others_go_on(monkeypatch):
     monkeypatch.setattr(turns, "SECONDS_PER_TURN", 0.0)
     contenders = {"ours": steady, "flax": dies, "product": breaks}
     results = turns.measure(SMALL, contenders, 3)["contenders"]
@@ -178,10 +178,10 @@ def test_an_epoch_says_how_many_batches_it_has(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("flag", "said"),
+    ("flag", "message"),
     [("--networks=widht1", "choose from width1"), ("--turns=0", "choose a number above 0")],
 )
-def test_what_does_not_fit_is_named(flag, said, capsys):
+def test_what_does_not_fit_is_named(flag, message, capsys):
     with pytest.raises(SystemExit):
         benchmark.main([flag])
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err

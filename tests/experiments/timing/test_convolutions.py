@@ -16,14 +16,14 @@ def test_from_end_to_end(tmp_path, monkeypatch, capsys):
         ("4->6@5x5", "multiples"),
         ("16->32@12x12/2", "xla"),
     ]
-    said, written = capsys.readouterr().out, (tmp_path / "convolutions.md").read_text()
+    printed, written = capsys.readouterr().out, (tmp_path / "convolutions.md").read_text()
     for row in rows:
         assert list(row["passes"]) == ["forward", "input gradient", "kernel gradient"]
         for one in row["passes"].values():
             assert 0 < one["ours_ms"] < 1e3
             assert 0 < one["xla_ms"] < 1e3
         line = convolutions.table_row(row)
-        assert line in said
+        assert line in printed
         assert line in written
     compiled_to = [one["compiled_to"] for row in rows for one in row["passes"].values()]
     assert compiled_to[0] == "loops"
