@@ -66,7 +66,7 @@ def reading(name: str) -> Iterator[None]:
 def _unreadable(name: str, error: Exception) -> ValueError:
     reason = " ".join(str(error).split())[:300] or type(error).__name__
     if name.startswith("folder:"):
-        return ValueError(f"{name} cannot be read ({reason}); remove or replace that file")
+        return ValueError(f"{name} cannot be read: {reason}")
     return ValueError(
         f"{name} cannot be read ({reason}); delete its folder of prepared files and run "
         f"python -m experiments.prepare --dataset={name}"
