@@ -369,7 +369,7 @@ def test_a_run_of_a_sweep_is_the_main_command_s(out, tmp_path):
             "--batch_size=64 is more than the 32",
         ),
         (["--table=8"], "choose from '1', '2'"),
-        (["--table=3", "--methods=S10"], "method is 'S10'; choose one of Normal, S0"),
+        (["--table=3", "--methods=S10"], "--methods=S10: choose from Normal, S0"),
         (["--table=3", "--width=-1"], "width is -1.0"),
         (["--table=6", "--depths=300"], "depth is 300"),
         (["--table=3", "--seeds=-1"], "seed -1"),
