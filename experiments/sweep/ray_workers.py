@@ -33,7 +33,10 @@ class RayPool:
         forwarded = {name: os.environ[name] for name in os.environ if name.startswith(_FORWARDED)}
         try:
             ray.init(
-                runtime_env={"env_vars": forwarded}, log_to_driver=False, logging_level="warning"
+                runtime_env={"env_vars": forwarded},
+                log_to_driver=False,
+                logging_level="warning",
+                ignore_reinit_error=True,
             )
         except (ConnectionError, RuntimeError, ValueError) as error:
             address = os.environ.get("RAY_ADDRESS", "not set")

@@ -13,7 +13,8 @@ import pytest
 from experiments import reproduce
 from experiments.cli.configuration import Configuration
 from experiments.runs.folder import RunFolder
-from experiments.sweep import planning, work
+from experiments.sweep import planning, processes, work
+from experiments.sweep.record import Record
 from tests.experiments.conftest import SMALL
 
 SMALL_TABLE = ["--table=1", "--datasets=fashion_mini", "--depths=4", "--seeds=0", *SMALL[3:]]
@@ -57,15 +58,15 @@ def test_a_run_takes_a_gpu_or_cpus_that_some_machine_has():
 
 
 def test_a_lock_that_outlives_its_process_is_waited_for(tmp_path):
-    held = RunFolder(tmp_path).locked()
-    held.__enter__()
-    release = threading.Timer(0.5, held.__exit__, (None, None, None))
+    lock = RunFolder(tmp_path).locked()
+    lock.__enter__()
+    release = threading.Timer(0.5, lock.__exit__, (None, None, None))
     release.start()
-    ray_workers().wait_for_lock(RunFolder(tmp_path), 60.0)
+    processes.wait_for_lock(RunFolder(tmp_path), 60.0)
     with RunFolder(tmp_path).locked():
         release.join()
         start = time.monotonic()
-        ray_workers().wait_for_lock(RunFolder(tmp_path), 0.0)
+        processes.wait_for_lock(RunFolder(tmp_path), 0.0)
         assert time.monotonic() - start < 1
 
 
@@ -75,7 +76,7 @@ def cluster():
     ray_workers()
     import ray  # pyright: ignore[reportMissingImports]
 
-    cores = len(os.sched_getaffinity(0))  # as many as `work.work` uses: other sums round alike
+    cores = len(os.sched_getaffinity(0))  # as many as the driver uses: other sums round alike
     ray.init("local", num_cpus=2 * cores, include_dashboard=False, log_to_driver=False)
     yield cores
     ray.shutdown()
@@ -109,7 +110,7 @@ def kill_after_a_checkpoint(folder):
 @pytest.mark.slow
 def test_a_killed_worker_costs_nothing_and_no_run_is_done_twice(cluster, tmp_path):
     expected = [plan(tmp_path / "alone", seed) for seed in range(3)]
-    assert work.work(expected, print) == []
+    assert work._work(expected, Record(tmp_path), print) == []
 
     killed, other, done, taken = planned = [plan(tmp_path / "ray", seed) for seed in range(4)]
     shutil.copytree(expected[2].folder.path, done.folder.path)
@@ -118,7 +119,8 @@ def test_a_killed_worker_costs_nothing_and_no_run_is_done_twice(cluster, tmp_pat
     killer.start()
     said = []
     with taken.folder.locked():
-        failed = ray_workers().work(planned, said.append, cpus=cluster)
+        todo = Record(tmp_path).unfinished(planned)
+        failed = processes.work(todo, said.append, ray_workers().RayPool(cluster))
     killer.join()
     print(*said, sep="\n")
 
@@ -141,7 +143,7 @@ def test_a_killed_worker_costs_nothing_and_no_run_is_done_twice(cluster, tmp_pat
 
 
 def die_or_break(planned, directory, wait):
-    """In the place of `_train`: seed 0 dies of a signal, seed 1 of what no run should raise."""
+    """In the place of `train`: seed 0 dies of a signal, seed 1 of what no run should raise."""
     with (planned.folder.path / "starts").open("a") as starts:
         starts.write("x")
     if planned.flags.seed == 0:
@@ -156,12 +158,12 @@ def test_what_dies_again_and_again_fails_and_what_nobody_foresaw_at_once(
     dying, broken = plan(tmp_path, 0), plan(tmp_path, 1)
     for planned in (dying, broken):
         planned.folder.path.mkdir(parents=True)
-    monkeypatch.setattr(ray_workers(), "_train", die_or_break)
-    ((which, error),) = ray_workers().work([dying, dying], print)
+    monkeypatch.setattr(processes, "train", die_or_break)
+    ((which, error),) = processes.work([dying, dying], print, ray_workers().RayPool(None))
     assert which is dying
     assert "3 of its workers died" in str(error)
     assert (dying.folder.path / "starts").read_text() == "xxx"
-    ((which, error),) = ray_workers().work([broken], print)
+    ((which, error),) = processes.work([broken], print, ray_workers().RayPool(None))
     assert which is broken
     assert "a mistake" in str(error)
     assert (broken.folder.path / "starts").read_text() == "x"
