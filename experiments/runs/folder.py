@@ -1,13 +1,13 @@
 """A run's folder: which configuration made it, its metrics and its result."""
 
 import contextlib
-import csv
 import fcntl
-import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from experiments.cli.configuration import Configuration
 from experiments.runs.events import flat
@@ -105,9 +105,5 @@ class RunFolder:
 
     def write_history(self, history: list[dict[str, Any]]) -> None:
         """Replaces metrics.csv: a row per epoch, a column per figure (see `flat`)."""
-        rows = [flat(record) for record in history]
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-        write_whole(self.path / "metrics.csv", text.getvalue())
+        rows = pd.DataFrame([flat(record) for record in history])
+        write_whole(self.path / "metrics.csv", rows.to_csv(index=False))
