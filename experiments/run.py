@@ -8,8 +8,7 @@ import sys
 
 from experiments.cli import configuration, console
 from experiments.runs import single
-from experiments.runs.stopping import NonFiniteLossError, OutOfMemoryError, StoppedError
-from interflow_jax.checkpoints import UnreadableError, UnwritableError
+from experiments.sweep.work import exit_status
 from interflow_jax.ops import memory
 
 
@@ -18,10 +17,10 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     flags = configuration.parse(arguments)
     command = shlex.join(["python", "-m", "experiments.run", *arguments])
-    try:
+
+    def body() -> int:
         folders = single.check(flags)
-        trainer = None
-        results = []
+        trainer, results = None, []
         for seed, folder in folders.items():
             result = folder.result()
             if result is None:
@@ -32,24 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
         if len(results) > 1:
             print(console.several(results))
         return 0
-    except ValueError as error:
-        print(f"run: error: {error}", file=sys.stderr)
-        return 2
-    except (
-        NonFiniteLossError,
-        OutOfMemoryError,
-        UnreadableError,
-        UnwritableError,
-        OSError,
-    ) as error:
-        print(f"run: stopped: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("run: interrupted before training", file=sys.stderr)
-        return 130
-    except StoppedError as stopped:
-        print(console.stopped(stopped, command), flush=True)
-        return 128 + stopped.signal
+
+    return exit_status("run", command, body)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import difflib
 import math
-import textwrap
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, get_args
@@ -16,34 +16,28 @@ import interflow_jax as ij
 from interflow_jax.backbones import Downsample
 from interflow_jax.data import datasets
 from interflow_jax.model import FullyConnected
-from interflow_jax.optimizer import (
-    LEARNING_RATE,
-    MOMENTUM,
-    WEIGHT_DECAY,
-    Optimizer,
-    Schedule,
-)
+from interflow_jax.optimizer import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, Optimizer, Schedule
 from interflow_jax.training import BATCH_SIZE
 
-DTYPES = ("float32", "bfloat16")
 PLACES = ("data_dir", "out", "checkpoint_minutes", "seeds")
 """Flags that say where and how often, and so are no part of what a run computes."""
 
 
+def _list(text: str, kind: Callable[[str], Any], example: str) -> tuple[Any, ...]:
+    try:
+        return tuple(kind(part) for part in names(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list as {example}") from error
+
+
 def integers(text: str) -> tuple[int, ...]:
     """Reads "7,9,11" from the command line."""
-    try:
-        return tuple(int(part) for part in names(text))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list as 7,9,11") from error
+    return _list(text, int, "7,9,11")
 
 
 def numbers(text: str) -> tuple[float, ...]:
     """Reads "1e-3,1e-2" from the command line."""
-    try:
-        return tuple(float(part) for part in names(text))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list as 1e-3,1e-2") from error
+    return _list(text, float, "1e-3,1e-2")
 
 
 def names(text: str) -> tuple[str, ...]:
@@ -60,12 +54,11 @@ def as_flag(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _flag(
-    default: Any, meaning: str, parse: Any = None, choices: Any = None, unset: str | None = None
-) -> Any:
-    """A field with what its flag needs; `unset` says what the default None stands for."""
-    parse = parse or type(default)
-    metadata = {"parse": parse, "help": meaning, "choices": choices, "unset": unset}
+def _flag(default: Any, meaning: str, kind: Any = None, unset: str | None = None) -> Any:
+    """A field with its flag: `kind` reads a value or has the choices; `unset` is None in words."""
+    choices = kind if isinstance(kind, tuple) else None
+    parse = str if choices else kind or type(default)
+    metadata = {"help": meaning, "parse": parse, "choices": choices, "unset": unset}
     return field(default=default, metadata=metadata)
 
 
@@ -76,7 +69,7 @@ class Configuration:
     method: str = _flag(
         "S7",
         "what to train: a method of Table II or a baseline (both below)",
-        choices=(*ij.METHODS, *ij.BASELINES),
+        (*ij.METHODS, *ij.BASELINES),
     )
     dataset: str = _flag(
         "fashion_mini",
@@ -91,50 +84,42 @@ class Configuration:
         None,
         "passes over the training split",
         int,
-        unset="the paper's: CIFAR 100, others 40; "
+        "the paper's: CIFAR 100, others 40; "
         f"fashion_mini {datasets.RECIPES['fashion_mini'].epochs}",
     )
     batch_size: int = _flag(BATCH_SIZE, "examples per step, over all devices")
     depth: int = _flag(13, "convolutions, 4 to 200 (Table I: 4 to 13, Table VI: 40 to 100)")
     width: float = _flag(1.0, "multiplies the channels 64 to 512")
     downsample: Downsample = _flag(
-        "first", "which convolution of a block has stride 2", choices=get_args(Downsample)
+        "first", "which convolution of a block has stride 2", get_args(Downsample)
     )
     taps: tuple[int, ...] | None = _flag(
-        None, "convolutions that branches follow, as 7,9,11,13", integers, unset="the method's"
+        None, "convolutions that branches follow, as 7,9,11,13", integers, "the method's"
     )
     fc: FullyConnected = _flag(
         "shared",
         "fully connected layers: one for all branches of equal channels, or one per branch",
-        choices=get_args(FullyConnected),
+        get_args(FullyConnected),
     )
-    dtype: str = _flag("float32", "of the backbone's computation", choices=DTYPES)
+    dtype: str = _flag("float32", "of the backbone's computation", ("float32", "bfloat16"))
     train_size: int | None = _flag(
-        None, "train on the first n examples of the split's fixed permutation", int, unset="all"
+        None, "train on the first n examples of the split's fixed permutation", int, "all"
     )
-    image_size: int | None = _flag(
-        None, "resize images to n x n", int, unset="the dataset's own size"
-    )
-    optimizer: Optimizer = _flag("sgd", "of the parameters", choices=get_args(Optimizer))
+    image_size: int | None = _flag(None, "resize images to n x n", int, "the dataset's own size")
+    optimizer: Optimizer = _flag("sgd", "of the parameters", get_args(Optimizer))
     learning_rate: float = _flag(LEARNING_RATE, "at the start, or after the warmup")
-    momentum: float | None = _flag(None, "of sgd, not Nesterov's", float, unset=str(MOMENTUM))
+    momentum: float | None = _flag(None, "of sgd, not Nesterov's", float, str(MOMENTUM))
     weight_decay: float = _flag(WEIGHT_DECAY, "of every parameter; of adamw decoupled")
     schedule: Schedule = _flag(
-        "step",
-        "of the learning rate: a drop to a tenth, or half a cosine",
-        choices=get_args(Schedule),
+        "step", "of the learning rate: a drop to a tenth, or half a cosine", get_args(Schedule)
     )
     drop_after: float | None = _flag(
-        None,
-        "share of the training before the drop",
-        float,
-        unset="the paper's: CIFAR 0.8, others 0.5",
+        None, "share of the training before the drop", float, "the paper's: CIFAR 0.8, others 0.5"
     )
     warmup_epochs: float = _flag(0.0, "over which the learning rate rises from zero")
     augment: str | None = _flag(
         None,
         "random crops and flips of training images",
-        str,
         ("none", "crop_flip"),
         "the paper's: crop_flip for CIFAR",
     )
@@ -142,10 +127,7 @@ class Configuration:
         0.0, "weight of the mean of all branches' own losses, added to the loss"
     )
     data_dir: str | None = _flag(
-        None,
-        "folder of prepared tfds datasets",
-        str,
-        unset="$TFDS_DATA_DIR, then ~/tensorflow_datasets",
+        None, "folder of prepared tfds datasets", str, "$TFDS_DATA_DIR, then ~/tensorflow_datasets"
     )
     out: str = _flag("runs", "results go to OUT/DATASET/METHOD/seedN")
     checkpoint_minutes: float = _flag(3.0, "between checkpoints within an epoch")
@@ -167,16 +149,17 @@ class Configuration:
 
     def identity(self, seed: int) -> dict[str, Any]:
         """What a run of this seed computes, JSON-able; resuming needs an equal one."""
-        values = {
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in dataclasses.asdict(self).items()
-            if key not in PLACES
-        }
         return {
-            **values,
+            **{name: value for name, value in vars(self).items() if name not in PLACES},
             "seed": seed,
             "epochs": self.resolved_epochs(),
             "taps": list(self.taps or ij.default_taps(self.method, self.depth)),
+        }
+
+    def changes(self) -> dict[str, Any]:
+        """The values that are not the flags' defaults."""
+        return {
+            name: value for name, value in vars(self).items() if value != getattr(type(self), name)
         }
 
     def augments(self) -> bool:
@@ -188,11 +171,9 @@ class Configuration:
     def make_optimizer(self, steps: int) -> optax.GradientTransformation:
         """The optimizer of a training of so many steps per epoch, with its schedule."""
         drop_after = self.drop_after
-        if drop_after is None:
-            drop_after = datasets.recipe(self.dataset).drop_after
         schedule = ij.learning_rate_schedule(
             steps * self.resolved_epochs(),
-            drop_after,
+            datasets.recipe(self.dataset).drop_after if drop_after is None else drop_after,
             self.learning_rate,
             self.schedule,
             round(steps * self.warmup_epochs),
@@ -239,21 +220,12 @@ class Configuration:
         self.build(num_classes=2)
 
 
-def default(name: str) -> Any:
-    """What a flag is without being given, JSON-able; None for what is no flag."""
-    value = getattr(Configuration(), name, None)
-    return list(value) if isinstance(value, tuple) else value
-
-
 def of_result(result: dict[str, Any]) -> Configuration:
-    """The configuration of a finished run, but for its places.
-
-    Args:
-      result: what its result.json holds.
-    """
-    names = {item.name for item in dataclasses.fields(Configuration)} & set(result)
+    """The configuration of a finished run, but for its places."""
+    names = Configuration.__dataclass_fields__.keys() & result.keys()
     values: dict[str, Any] = {name: result[name] for name in names}
-    return Configuration(**{**values, "taps": tuple(result["taps"])})
+    values["taps"] = tuple(values["taps"])
+    return Configuration(**values)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -296,14 +268,11 @@ def parse(arguments: list[str] | None = None) -> Configuration:
         "command again goes on where it stopped, and returns at once when it is finished.",
         f"methods (paper, Table II):\n{methods}\n\n"
         "baselines (not the paper's methods; their branches only help to train, see II-A):\n"
-        f"{baselines}\n\n"
-        + textwrap.dedent("""\
-            examples:
-              python -m experiments.run --method=S7
-              python -m experiments.run --method=S7 --dataset=svhn
-              python -m experiments.run --method=S3 --dataset=cifar10 --seeds=0,1,2
-              python -m experiments.run --method=S1 --dataset=cifar10 --depth=60 --width=0.25
-            """),
+        f"{baselines}\n\nexamples:\n"
+        "  python -m experiments.run --method=S7\n"
+        "  python -m experiments.run --method=S7 --dataset=svhn\n"
+        "  python -m experiments.run --method=S3 --dataset=cifar10 --seeds=0,1,2\n"
+        "  python -m experiments.run --method=S1 --dataset=cifar10 --depth=60 --width=0.25\n",
     )
     add_flags(flags)
     return Configuration(**vars(flags.parse_args(arguments)))
@@ -316,26 +285,22 @@ def add_flags(
 ) -> None:
     """Adds the fields of `Configuration` as flags.
 
-    Args:
-      parser: a parser, or a group of its flags.
-      leave_out: fields that are no flags.
-      elsewhere: what decides some of them where the command line does not, by name, in words; with
-        it, parsing leaves out what the command line does not give.
+    With `elsewhere`, which says in words what decides some of them where the command line does not,
+    parsing leaves out what the command line does not give.
     """
     for item in dataclasses.fields(Configuration):
         if item.name in leave_out:
             continue
+        meaning, choices = item.metadata["help"], item.metadata["choices"]
+        if choices and len(choices) < 4:
+            meaning += f": {' or '.join(choices)}"
         unset = item.metadata["unset"] if item.default is None else item.default
         default = (elsewhere or {}).get(item.name, unset)
-        choices = item.metadata["choices"]
-        allowed = f": {' or '.join(choices)}" if choices and len(choices) < 4 else ""
         parser.add_argument(
             f"--{item.name}",
             default=item.default if elsewhere is None else argparse.SUPPRESS,
             type=item.metadata["parse"],
             choices=choices,
             metavar=item.name.upper().split("_")[-1],
-            help=item.metadata["help"]
-            + allowed
-            + ("" if default is None else f" (default: {default})"),
+            help=meaning if default is None else f"{meaning} (default: {default})",
         )

@@ -14,9 +14,7 @@ SECONDS_BETWEEN_LINES = 30.0  # of progress, where there is no terminal to redra
 class Progress:
     """Progress of a run in images: a bar on a terminal, else a plain line now and then.
 
-    Args:
-      total: images of the whole run, in training.
-      done: images of earlier sittings.
+    `done` images of `total` are of earlier sittings.
     """
 
     def __init__(self, total: int, done: int):
@@ -32,6 +30,7 @@ class Progress:
         self._done, self._total = done, total
         self._timed_from: tuple[float, int] | None = None  # when, and with how many images done
         self._last_line = time.monotonic()
+        self.close = self._bar.close
 
     def add(self, images: int, epoch: str) -> None:
         """Counts images of an epoch, named as "2/40"."""
@@ -54,9 +53,6 @@ class Progress:
         tqdm.write(line)
         sys.stdout.flush()
 
-    def close(self) -> None:
-        self._bar.close()
-
 
 def reading(chunks: list, words: str) -> Iterable:
     """Wraps the list of a split's chunks with a progress bar, on a terminal."""
@@ -68,15 +64,6 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def beginning(identity: dict[str, Any], epochs: int, trainer: Any, device: str) -> str:
-    """What is about to be trained, before the step is compiled."""
-    return (
-        f"{identity['method']} on {identity['dataset']}, seed {identity['seed']}: "
-        f"{epochs} epoch(s) of {trainer.steps} steps of {trainer.batch_size} images, "
-        f"branches after {', '.join(map(str, trainer.labels))}, on {device}"
-    )
 
 
 def epoch_line(record: dict[str, Any], epochs: int) -> str:
@@ -93,28 +80,24 @@ def epoch_line(record: dict[str, Any], epochs: int) -> str:
 def summary(result: dict[str, Any], folder: Any) -> str:
     """A finished run, for a person."""
     part = "" if result["test_split"] == "test" else f" ({result['test_split']})"
-    width = max(12, *(len(str(label)) for label in result["branches"]))
-    lines = [
+    labels = [str(label) for label in result["branches"]]
+    width = max(12, *map(len, labels))
+    rows = [f"  {'branch after':<{width}}    accuracy alone    weight"]
+    columns = labels, result["branch_accuracy"], result["weights"]
+    for label, accuracy, weight in zip(*columns, strict=True):
+        row = f"  {label:<{width}}{accuracy:>17.2f}%{np.mean(weight):>+10.3f}"
+        if isinstance(weight, list):
+            row += f" (mean of {len(weight)} classes: {min(weight):+.3f} to {max(weight):+.3f})"
+        rows.append(row)
+    branches = "\n".join(rows)
+    return (
         f"{result['method']} on {result['dataset']}, seed {result['seed']}: "
         f"{result['test_accuracy']:.2f}% of {result['test_examples']:,} test images{part} "
-        f"after {result['epochs']} epoch(s) of {result['train_size']:,} images",
-        "",
-        f"  {'branch after':<{width}}    accuracy alone    weight",
-    ]
-    for tap, accuracy, weight in zip(
-        result["branches"], result["branch_accuracy"], result["weights"], strict=True
-    ):
-        spread = ""
-        if isinstance(weight, list):
-            spread = f" (mean of {len(weight)} classes: {min(weight):+.3f} to {max(weight):+.3f})"
-        lines.append(f"  {tap!s:<{width}}{accuracy:>17.2f}%{np.mean(weight):>+10.3f}{spread}")
-    lines += [
-        "",
+        f"after {result['epochs']} epoch(s) of {result['train_size']:,} images\n\n{branches}\n\n"
         f"  {result['parameters']:,} parameters, {result['images_per_second']:,.0f} images/s, "
-        f"{duration(result['train_seconds'])} of training on {result['device']}",
-        f"  figures, pictures and checkpoints in {folder}",
-    ]
-    return "\n".join(lines)
+        f"{duration(result['train_seconds'])} of training on {result['device']}\n"
+        f"  figures, pictures and checkpoints in {folder}"
+    )
 
 
 def stopped(error: Any, command: str) -> str:

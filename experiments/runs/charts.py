@@ -49,10 +49,7 @@ def _by_epoch(figures: pd.DataFrame, axes: Any, ylabel: str) -> None:
 
 
 def _of_branches(epochs: pd.DataFrame, figure: str) -> pd.DataFrame:
-    columns = {
-        name: f"after {str(name).partition('/')[2]}" for name in epochs if figure in str(name)
-    }
-    return epochs[[*columns]].rename(columns=columns)
+    return epochs.filter(like=figure).rename(columns=lambda name: name.replace(figure, "after "))
 
 
 def _learning_curves(epochs: pd.DataFrame) -> Figure:

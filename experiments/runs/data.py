@@ -18,11 +18,9 @@ def load(
     image_size: int | None,
     before_download: Callable[[], None] = lambda: None,
 ) -> Dataset:
-    """Opens a dataset; one that no folder holds is downloaded and prepared by tfds first.
+    """Opens a dataset as `datasets.load`; tfds downloads and prepares one that no folder has.
 
-    Args:
-      name, data_dir, image_size: as in `datasets.load`.
-      before_download: called before a download, so that what else can be wrong is found first.
+    What else can be wrong is checked by `before_download`.
     """
     try:
         return _open(name, data_dir, image_size)

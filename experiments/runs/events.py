@@ -33,9 +33,8 @@ class Events:
             for record in history[self._written :]:
                 for name, value in flat(record).items():
                     if name != "epoch":
-                        event = Event(step=record["epoch"], summary=scalar(name, value))
-                        event.wall_time = time.time()
-                        self._writer.write_event(event)
+                        facts = {"step": record["epoch"], "wall_time": time.time()}
+                        self._writer.write_event(Event(**facts, summary=scalar(name, value)))
             self._writer.flush()
             self._written = len(history)
         except OSError:
@@ -54,10 +53,9 @@ def flat(record: dict[str, Any]) -> dict[str, float]:
     """An epoch's figures with a name each: "weights/7" of tap 7, "weights/7/0" of its class 0."""
     figures: dict[str, float] = {}
     for name, value in record.items():
-        if isinstance(value, dict):
-            figures |= flat({f"{name}/{key}": part for key, part in value.items()})
-        elif isinstance(value, list):
-            figures |= {f"{name}/{index}": part for index, part in enumerate(value)}
+        parts = dict(enumerate(value)) if isinstance(value, list) else value
+        if isinstance(parts, dict):
+            figures |= flat({f"{name}/{key}": part for key, part in parts.items()})
         else:
-            figures[name] = value
+            figures[name] = parts
     return figures

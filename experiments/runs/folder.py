@@ -1,15 +1,15 @@
 """A run's folder: which configuration made it, its metrics and its result."""
 
 import contextlib
-import csv
 import fcntl
-import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from experiments.cli import configuration
+import pandas as pd
+
+from experiments.cli.configuration import Configuration
 from experiments.runs.events import flat
 from experiments.runs.files import write_whole
 
@@ -30,16 +30,16 @@ class RunFolder:
         self.pictures = path / "pictures"
 
     def check(self, identity: dict[str, Any]) -> None:
-        """Checks that what the folder holds, if anything, was made by the same configuration."""
+        """Checks that what the folder has, if anything, is work of the same configuration."""
         if not self._has_work():
             return
-        stored = self.read_json("config.json").get("configuration", {})
         # A flag that is younger than the folder had its default.
-        stored = {**{key: configuration.default(key) for key in identity}, **stored}
+        stored = {name: getattr(Configuration, name, None) for name in identity}
+        stored |= self.read_json("config.json").get("configuration", {})
         difference = ", ".join(
-            f"{key} {stored[key]!r} there, {identity.get(key)!r} asked for"
-            for key in stored
-            if stored[key] != identity.get(key)
+            f"{name} {value!r} there, {identity.get(name)!r} asked for"
+            for name, value in stored.items()
+            if value != identity.get(name)
         )
         if difference:
             raise ValueError(
@@ -54,19 +54,17 @@ class RunFolder:
             if not self._has_work():
                 self.write_json("config.json", {"configuration": identity, **facts})
 
-    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    def statistics(self) -> dict[str, tuple[float, ...]]:
         """The channels' mean and deviation that the folder's work, if any, began with."""
-        if not self._has_work():
-            return None
-        kept = self.read_json("config.json").get("statistics")
-        return kept and (tuple(kept["mean"]), tuple(kept["deviation"]))
+        facts = self.read_json("config.json") if self._has_work() else {}
+        return {name: tuple(values) for name, values in facts.get("statistics", {}).items()}
 
     def keep_statistics(self, mean: tuple[float, ...], deviation: tuple[float, ...]) -> None:
         """Adds them to config.json: a split that streams is not read again for them."""
-        kept = {"mean": list(mean), "deviation": list(deviation)}
+        statistics = {"statistics": {"mean": list(mean), "deviation": list(deviation)}}
         facts = self.read_json("config.json")
-        if facts.get("statistics") != kept:
-            self.write_json("config.json", {**facts, "statistics": kept})
+        if facts != facts | statistics:
+            self.write_json("config.json", facts | statistics)
 
     def _has_work(self) -> bool:
         return self.has_checkpoints() or self.is_finished()
@@ -88,7 +86,6 @@ class RunFolder:
             yield
 
     def is_finished(self) -> bool:
-        """Whether the run has its result."""
         return (self.path / "result.json").exists()
 
     def result(self) -> dict[str, Any] | None:
@@ -96,7 +93,6 @@ class RunFolder:
         return self.read_json("result.json") if self.is_finished() else None
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """Reads a file of the folder."""
         try:
             return json.loads((self.path / name).read_text())
         except (OSError, ValueError) as error:
@@ -105,14 +101,9 @@ class RunFolder:
             ) from error
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
-        """Replaces a file of the folder."""
         write_whole(self.path / name, json.dumps(content, indent=1) + "\n")
 
     def write_history(self, history: list[dict[str, Any]]) -> None:
         """Replaces metrics.csv: a row per epoch, a column per figure (see `flat`)."""
-        rows = [flat(record) for record in history]
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-        write_whole(self.path / "metrics.csv", text.getvalue())
+        rows = pd.DataFrame([flat(record) for record in history])
+        write_whole(self.path / "metrics.csv", rows.to_csv(index=False))

@@ -1,5 +1,6 @@
 """One configuration's runs: checked, made ready, trained."""
 
+import contextlib
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -22,11 +23,7 @@ from interflow_jax.trainer import Trainer
 
 
 def check(flags: Configuration) -> dict[int, RunFolder]:
-    """Checks all that can be wrong without the data; returns a folder for every seed.
-
-    Raises:
-      ValueError: in a line: what was given, what is allowed, what to do.
-    """
+    """Checks all that can be wrong without the data; returns a folder for every seed."""
     flags.check()
     devices = jax.local_device_count()
     if flags.batch_size % devices:
@@ -40,39 +37,41 @@ def check(flags: Configuration) -> dict[int, RunFolder]:
 
 
 def check_sizes(flags: Configuration, examples: int) -> None:
-    """Checks the flags against a training split of so many examples.
-
-    Raises:
-      ValueError: naming the flag, what is allowed and what to do.
-    """
-    taken = flags.train_size or examples
-    if taken > examples:
+    """Checks the flags against a training split of so many examples."""
+    size = flags.train_size or examples
+    if size > examples:
         raise ValueError(
-            f"--train_size={taken}: {flags.dataset} has {examples} training examples; choose at "
+            f"--train_size={size}: {flags.dataset} has {examples} training examples; choose at "
             "most as many, or leave it out for all"
         )
-    if taken < flags.batch_size:
+    if size < flags.batch_size:
         raise ValueError(
-            f"--batch_size={flags.batch_size} is more than the {taken} training "
+            f"--batch_size={flags.batch_size} is more than the {size} training "
             "examples; choose a smaller batch or a larger --train_size"
         )
 
 
 def prepare(flags: Configuration, folders: dict[int, RunFolder], command: str) -> Trainer:
-    """Opens the data, claims the folders, and makes all ready to train.
-
-    Raises:
-      ValueError: as `check`, or for data that cannot be read.
-      OutOfMemoryError: for data or programs that are too large.
-    """
-    claimed = partial(claim, flags, folders, command)
-    dataset = data.load(flags.dataset, flags.data_dir, flags.image_size, before_download=claimed)
+    """Opens the data, claims the folders, and makes all ready to train."""
+    claims = partial(claim, flags, folders, command)
+    dataset = data.load(flags.dataset, flags.data_dir, flags.image_size, before_download=claims)
     check_sizes(flags, len(dataset.train))
-    claimed()
-    kept = (folder.statistics() for folder in folders.values())
-    statistics = next((each for each in kept if each), None)
+    claims()
+    augment = flags.augments()
+    stored = [statistics for each in folders.values() if (statistics := each.statistics())]
     with memory_errors(), data.reading(dataset.name):
-        trainer = _trainer(flags, _subset(flags, dataset), statistics)
+        dataset = _subset(flags, dataset)
+        trainer = Trainer(
+            flags.build(len(dataset.class_names)),
+            dataset,
+            batch_size=flags.batch_size,
+            optimizer=flags.make_optimizer(len(dataset.train) // flags.batch_size),
+            preprocessing=Preprocessing(**stored[0], augment=augment) if stored else None,
+            augment=augment,
+            auxiliary_loss=(ij.METHODS | ij.BASELINES)[flags.method].auxiliary_loss,
+            auxiliary_mean=flags.auxiliary_mean,
+            progress=partial(console.reading, words=dataset.name),
+        )
     for folder in folders.values():
         folder.keep_statistics(trainer.preprocessing.mean, trainer.preprocessing.deviation)
     return trainer
@@ -87,32 +86,8 @@ def _subset(flags: Configuration, dataset: Dataset) -> Dataset:
     return dataset._replace(train=splits.take(train, size), validation=validation)
 
 
-def _trainer(
-    flags: Configuration,
-    dataset: Dataset,
-    statistics: tuple[tuple[float, ...], tuple[float, ...]] | None,
-) -> Trainer:
-    method = (ij.METHODS | ij.BASELINES)[flags.method]
-    augment = flags.augments()
-    return Trainer(
-        flags.build(len(dataset.class_names)),
-        dataset,
-        batch_size=flags.batch_size,
-        optimizer=flags.make_optimizer(len(dataset.train) // flags.batch_size),
-        preprocessing=statistics and Preprocessing(*statistics, augment),
-        augment=augment,
-        auxiliary_loss=method.auxiliary_loss,
-        auxiliary_mean=flags.auxiliary_mean,
-        progress=partial(console.reading, words=dataset.name),
-    )
-
-
 def claim(flags: Configuration, folders: dict[int, RunFolder], command: str) -> None:
-    """Writes the configuration of every seed into its folder.
-
-    Raises:
-      ValueError: as `check`, or for a folder that cannot be written.
-    """
+    """Writes the configuration of every seed into its folder."""
     for seed, folder in folders.items():
         writable(folder.path)
         folder.claim(flags.identity(seed), {"command": command, "versions": machine.versions()})
@@ -121,28 +96,22 @@ def claim(flags: Configuration, folders: dict[int, RunFolder], command: str) -> 
 def run(
     flags: Configuration, trainer: Trainer, seed: int, folder: RunFolder, command: str
 ) -> dict[str, Any]:
-    """Trains one seed to the end, or from where it stopped to the end; returns its result.
-
-    Raises:
-      LockedError: if another process is training in the folder.
-      ValueError: for data that cannot be read.
-      StoppedError, NonFiniteLossError, OutOfMemoryError, UnreadableError, UnwritableError
-    """
+    """Trains one seed to the end, or from where it stopped to the end; returns its result."""
     with folder.locked(), StopSignals() as stop:
-        finished = folder.result()
-        if finished is not None:  # another process has done it meanwhile
-            return finished
+        if (result := folder.result()) is not None:  # another process has done it meanwhile
+            return result
         epochs = flags.resolved_epochs()
+        print(
+            f"{flags.method} on {flags.dataset}, seed {seed}: {epochs} epoch(s) of "
+            f"{trainer.steps} steps of {trainer.batch_size} images, branches after "
+            f"{', '.join(map(str, trainer.labels))}, on {machine.device()}",
+            flush=True,
+        )
         with memory_errors(), data.reading(trainer.dataset.name):
             training = TrainingRun(trainer, epochs, seed, folder, flags.checkpoint_minutes)
-            try:
-                identity = flags.identity(seed)
-                print(console.beginning(identity, epochs, trainer, machine.device()), flush=True)
-                training.resume(lambda line: print(line, flush=True))
+            with contextlib.closing(training):
+                training.resume(partial(print, flush=True))
                 training.train(stop)
-                training.check_saved()
-            finally:
-                training.close()
         history = training.position.history
         result = _result(flags.identity(seed), training, command)
         charts.draw(history, result, trainer.dataset.class_names, folder.pictures)
@@ -156,23 +125,21 @@ def _result(identity: dict[str, Any], training: TrainingRun, command: str) -> di
     """What result.json holds: accuracies in percent, after the last epoch."""
     trainer, last = training.trainer, training.position.history[-1]
     dataset, parameters = trainer.dataset, training.state.params
+    figures = ("test_accuracy", "images_per_second", "train_loss", "test_loss")
     return {
         **identity,
+        **{figure: last[figure] for figure in figures},
         "train_size": len(dataset.train),
-        "test_accuracy": last["test_accuracy"],
         "validation_accuracy": last.get("validation_accuracy"),
         "branch_accuracy": list(last["branch_accuracy"].values()),
         "branches": list(trainer.labels),
         "weights": list(last["weights"].values()),
         "train_seconds": training.position.seconds,
-        "images_per_second": last["images_per_second"],
         "device": machine.device(),
         "cores": training.position.cores,
         "versions": machine.versions(),
         "command": command,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "train_loss": last["train_loss"],
-        "test_loss": last["test_loss"],
         "test_split": dataset.test_name,
         "test_examples": len(dataset.test),
         "validation_examples": dataset.validation and len(dataset.validation),

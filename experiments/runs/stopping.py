@@ -9,12 +9,9 @@ import jax
 
 
 class StoppedError(Exception):
-    """A signal asked the run to stop.
+    """A signal, by its number, asked the run to stop.
 
-    Attributes:
-      signal: its number.
-      unsaved: why the state at that moment could not be saved; None if it was.
-      training: whether there was one; before training there is nothing to save.
+    `unsaved` is why the state could not be saved, None if it was; before training there was none.
     """
 
     def __init__(self, signal: int, unsaved: str | None = None, training: bool = True):
@@ -26,11 +23,15 @@ class NonFiniteLossError(RuntimeError):
     """The loss is not a finite number."""
 
 
+class OutOfMemoryError(RuntimeError):
+    """The host's or a device's memory is too small."""
+
+
 class StopSignals:
     """While entered, the first SIGINT or SIGTERM is noted; a second one ends the process."""
 
     def __enter__(self) -> "StopSignals":
-        self.received: int | None = None
+        self._received: int | None = None
         self._before = {number: signal.signal(number, self._note) for number in (2, 15)}
         return self
 
@@ -39,18 +40,14 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _note(self, number: int, _: FrameType | None) -> None:
-        self.received = number
+        self._received = number
         for other in self._before:
             signal.signal(other, signal.SIG_DFL)
 
     def check(self) -> None:
         """Raises StoppedError once a signal has come."""
-        if self.received is not None:
-            raise StoppedError(self.received)
-
-
-class OutOfMemoryError(RuntimeError):
-    """The host's or a device's memory is too small."""
+        if self._received is not None:
+            raise StoppedError(self._received)
 
 
 @contextlib.contextmanager

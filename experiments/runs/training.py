@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,30 +18,22 @@ from interflow_jax.checkpoints import Checkpoints, UnwritableError
 from interflow_jax.trainer import Trainer
 from interflow_jax.training import TrainMetrics, TrainState
 
+Say = Callable[[str], None]
+
 
 @dataclass
 class Position:
-    """How far a run is, and what it has measured; saved with every checkpoint.
+    """How far a run is, and what it has measured; saved with every checkpoint."""
 
-    Attributes:
-      epoch: finished epochs.
-      step: steps taken in the epoch after them.
-      loss_sum, correct, count: over those steps (see `TrainMetrics`).
-      seconds: of training, without evaluation and the dispatches that compile.
-      timed: images trained on in that time.
-      history: a record per finished epoch.
-      cores: processor cores of each sitting, where that changed; sums round otherwise on others.
-    """
-
-    epoch: int = 0
-    step: int = 0
+    epoch: int = 0  # finished epochs
+    step: int = 0  # steps taken in the epoch after them; over those:
     loss_sum: float = 0.0
     correct: int = 0
     count: int = 0
-    seconds: float = 0.0
-    timed: int = 0
-    history: list[dict[str, Any]] = field(default_factory=list)
-    cores: list[int] = field(default_factory=list)
+    seconds: float = 0.0  # of training, without evaluation and the dispatches that compile
+    timed: int = 0  # images trained on in that time
+    history: list[dict[str, Any]] = field(default_factory=list)  # a record per finished epoch
+    cores: list[int] = field(default_factory=list)  # as they change: they round sums
 
     def number(self, steps: int) -> int:
         """A checkpoint number that grows with every step and every finished epoch."""
@@ -54,6 +47,7 @@ class TrainingRun:
         self.trainer, self.epochs, self.seed, self.folder = trainer, epochs, seed, folder
         self._seconds_between_saves = 60 * minutes
         self._checkpoints = Checkpoints(folder.checkpoints)
+        self.close = self._checkpoints.close
         self._events = Events(folder.path / "events")
         self.state: TrainState = trainer.init(seed)
         self.position = Position(cores=[machine.cores()])
@@ -61,12 +55,8 @@ class TrainingRun:
         self._compiled: set[int] = set()  # dispatch sizes; the first of each is not timed
         self._last_save = time.monotonic()
 
-    def resume(self, say) -> None:
-        """Resumes from the newest readable checkpoint, if there is one.
-
-        Raises:
-          checkpoints.UnreadableError: if there are some and none can be read.
-        """
+    def resume(self, say: Say) -> None:
+        """Resumes from the newest readable checkpoint, if there is one."""
         self._checkpoints.remove_drafts()
         restored = self._checkpoints.restore(self.state, say)
         if restored is None:
@@ -83,18 +73,13 @@ class TrainingRun:
         )
 
     def train(self, stop: StopSignals) -> None:
-        """Trains to the end.
+        """Trains to the end; a signal raises StoppedError once the state is saved or cannot be.
 
-        Raises:
-          StoppedError: after a signal, once the state is saved or could not be.
-          NonFiniteLossError: at once; the checkpoint before stays the last one.
+        A loss that is not finite ends it at once: the checkpoint before stays the last one.
         """
-        position = self.position
-        images_per_epoch = self.trainer.steps * self.trainer.batch_size
-        progress = Progress(
-            images_per_epoch * self.epochs,
-            images_per_epoch * position.epoch + self.trainer.batch_size * position.step,
-        )
+        steps, batch_size, position = self.trainer.steps, self.trainer.batch_size, self.position
+        done = steps * position.epoch + position.step
+        progress = Progress(batch_size * steps * self.epochs, batch_size * done)
         self._write_history(progress.say)  # a kill may have come between checkpoint and metrics
         try:
             while position.epoch < self.epochs:
@@ -110,27 +95,23 @@ class TrainingRun:
         except StoppedError as stopped:
             try:
                 self.save(progress.say)
-                self.check_saved()
+                self._check_saved()
             except (UnwritableError, NonFiniteLossError) as error:
                 raise StoppedError(stopped.signal, str(error)) from error
             raise
         finally:
             self._events.close()
             progress.close()
+        self._check_saved()
 
-    def check_saved(self) -> None:
-        """Raises UnwritableError if the state that `train` left could not be saved."""
+    def _check_saved(self) -> None:
         if self._saved != self.position.number(self.trainer.steps):
             raise UnwritableError(
                 f"the last state could not be saved in {self.folder.checkpoints}; make room and "
                 "run the same command again: it goes on from the checkpoint before"
             )
 
-    def close(self) -> None:
-        """Ends the threads that write checkpoints."""
-        self._checkpoints.close()
-
-    def _write_history(self, say) -> None:
+    def _write_history(self, say: Say) -> None:
         """Writes the metrics; a failure costs nothing, for every checkpoint has them too."""
         try:
             if self.position.history:
@@ -142,7 +123,6 @@ class TrainingRun:
     def train_epoch(self, stop: StopSignals, progress: Progress) -> None:
         """Trains to the end of the epoch that the run is in, without evaluation."""
         trainer, position = self.trainer, self.position
-        epoch = f"{position.epoch + 1}/{self.epochs}"
         start = time.monotonic()
         dispatches = trainer.dispatches(self.state, position.epoch, self.seed, position.step)
         for self.state, metrics in dispatches:
@@ -153,7 +133,7 @@ class TrainingRun:
                 position.seconds += time.monotonic() - start
                 position.timed += images
             self._compiled.add(steps)
-            progress.add(images, epoch)
+            progress.add(images, f"{position.epoch + 1}/{self.epochs}")
             stop.check()
             due = time.monotonic() - self._last_save >= self._seconds_between_saves
             if due and position.step < trainer.steps:
@@ -197,7 +177,7 @@ class TrainingRun:
             "images_per_second": position.timed / position.seconds if position.seconds else 0.0,
         }
 
-    def save(self, say) -> None:
+    def save(self, say: Say) -> None:
         """Saves state and position; after a failure the next save tries again."""
         self._last_save = time.monotonic()
         number = self.position.number(self.trainer.steps)

@@ -31,13 +31,10 @@ class Planned(NamedTuple):
 
     def command(self) -> str:
         """The command that does this run alone."""
-        default = Configuration()
-        given = [
-            f"--{name}={as_flag(value)}"
-            for name, value in dataclasses.asdict(self.flags).items()
-            if name in ("method", "dataset", "seed") or value != getattr(default, name)
-        ]
-        return shlex.join(["python", "-m", "experiments.run", *given])
+        given = {"method": self.flags.method, "dataset": self.flags.dataset}
+        given |= {"seed": self.flags.seed, **self.flags.changes()}
+        flags = [f"--{name}={as_flag(value)}" for name, value in given.items()]
+        return shlex.join(["python", "-m", "experiments.run", *flags])
 
 
 Failed = tuple[Planned, str]
@@ -45,17 +42,15 @@ Failed = tuple[Planned, str]
 
 
 def plan(flags: Configuration, runs: Path) -> Planned:
-    """Places a run where no other configuration's is: RUNS/VARIANT/DATASET/METHOD/seedN."""
-    flags = dataclasses.replace(flags, out=str(runs / _variant(flags)), seeds=None)
-    return Planned(flags, RunFolder(flags.folder(flags.seed)))
+    """Places a run where no other configuration's is: RUNS/VARIANT/DATASET/METHOD/seedN.
 
-
-def _variant(flags: Configuration) -> str:
-    """What differs from the main command's defaults, beside dataset, method and seed."""
-    default = Configuration()
-    different = [
-        f"{name}{'.'.join(map(str, value)) if isinstance(value, tuple) else value}"
-        for name, value in dataclasses.asdict(flags).items()
-        if name not in (*PLACES, "dataset", "method", "seed") and value != getattr(default, name)
+    VARIANT is what differs from the main command's defaults.
+    """
+    variant = [
+        f"{name}{as_flag(value).replace(',', '.')}"
+        for name, value in flags.changes().items()
+        if name not in (*PLACES, "dataset", "method", "seed")
     ]
-    return "-".join(different) or "paper"
+    out = runs / ("-".join(variant) or "paper")
+    flags = dataclasses.replace(flags, out=str(out), seeds=None)
+    return Planned(flags, RunFolder(flags.folder(flags.seed)))

@@ -15,10 +15,10 @@ import socket
 import time
 import traceback
 from collections import Counter, deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from experiments.cli.console import SECONDS_BETWEEN_LINES, duration
 from experiments.runs import single
@@ -37,49 +37,42 @@ class WorkerDiedError(RuntimeError):
 
 
 class Pool(Protocol):
-    """Where runs are trained.
-
-    Attributes:
-      slots: how many runs it takes at once.
-    """
+    """Where up to `slots` runs are trained at once; a handle stands for each of them."""
 
     slots: int
 
     def start(self, planned: Planned, wait: float) -> Any:
         """Hands a run to a worker, which waits so many seconds for the folder's lock."""
-        ...
 
     def ended(self, running: list[Any]) -> list[tuple[Any, Exception | None]]:
         """Those that end within a second, each with what `train` returned or how it died."""
         ...
 
-    def interrupt(self, running: list[Any]) -> list[tuple[Any, Exception | None]]:
-        """Interrupts workers and waits for them; each with what it ended with."""
-        ...
+    def interrupt(self, running: list[Any]) -> None:
+        """Does to workers what Ctrl-C does to this process."""
 
 
 def work(todo: list[Planned], say: Callable[[str], None], pool: Pool) -> list[Failed]:
-    """Does unfinished runs in a pool, the largest first.
+    """Does unfinished runs in a pool, the largest first; returns those that failed.
 
     A run whose worker dies goes on from its checkpoint in another.
-
-    Returns:
-      The runs that failed; the others go on.
     """
     todo = list({planned.name: planned for planned in todo}.values())
     todo.sort(key=lambda planned: time_left.operations(planned.flags), reverse=True)
     queue = deque((planned, 0.0) for planned in todo)
     running: dict[Any, Planned] = {}
-    progress = _Progress(todo)
     failed: list[Failed] = []
     deaths: Counter[tuple[str, int]] = Counter()
+    trained_before, start = sum(map(_trained, todo)), time.monotonic()
+    last_line = start
     with StopSignals() as stop:
         try:
             while queue or running:
                 while queue and len(running) < pool.slots:
                     planned, seconds = queue.popleft()
                     running[pool.start(planned, seconds)] = planned
-                for handle, error in pool.ended(list(running)):
+                ended = pool.ended(list(running))
+                for handle, error in ended:
                     planned = running.pop(handle)
                     if isinstance(error, WorkerDiedError | StoppedError):
                         place = planned.name, _newest_checkpoint(planned.folder)
@@ -94,18 +87,22 @@ def work(todo: list[Planned], say: Callable[[str], None], pool: Pool) -> list[Fa
                     else:
                         say(f"  failed: {planned.folder.path}: {error}")
                         failed.append((planned, str(error)))
-                    say(progress.line([*running.values(), *(each for each, _ in queue)]))
-                if progress.due():
-                    say(progress.line([*running.values(), *(each for each, _ in queue)]))
+                if ended or time.monotonic() - last_line >= SECONDS_BETWEEN_LINES:
+                    last_line = time.monotonic()
+                    left = [*running.values(), *(planned for planned, _ in queue)]
+                    say(_progress(todo, left, last_line - start, trained_before))
                 stop.check()
         finally:
             if running:
                 say(f"stopping {len(running)} run(s); those in training save first")
-            for handle, error in pool.interrupt(list(running)) if running else ():
-                if isinstance(error, StoppedError):
-                    error = error.unsaved
-                if error:
-                    say(f"  failed: {running[handle].folder.path}: {error}")
+                pool.interrupt(list(running))
+            while running:
+                for handle, error in pool.ended(list(running)):
+                    planned = running.pop(handle)
+                    if isinstance(error, StoppedError):
+                        error = error.unsaved
+                    if error:
+                        say(f"  failed: {planned.folder.path}: {error}")
     return failed
 
 
@@ -143,12 +140,6 @@ def wait_for_lock(folder: RunFolder, seconds: float) -> None:
             time.sleep(1)
 
 
-class _Worker(NamedTuple):
-    process: Any
-    pipe: Connection
-    cores: tuple[int, ...]
-
-
 class LocalPool:
     """Processes on this machine, which share its cores evenly."""
 
@@ -160,40 +151,41 @@ class LocalPool:
                 "or ray"
             )
         share = len(cores) // workers
-        self._free = [tuple(cores[i * share : (i + 1) * share]) for i in range(workers)]
+        self._free = [cores[i * share : (i + 1) * share] for i in range(workers)]
+        self._workers: dict[Connection, tuple[Any, list[int]]] = {}
         self.slots = workers
 
-    def start(self, planned: Planned, wait: float) -> _Worker:
+    def start(self, planned: Planned, wait: float) -> Connection:
         cores = self._free.pop()
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe(duplex=False)
         process = context.Process(target=_serve, args=(theirs, planned, Path.cwd(), wait, cores))
         process.start()
         theirs.close()
-        return _Worker(process, ours, cores)
+        self._workers[ours] = process, cores
+        return ours
 
-    def ended(self, running: list[_Worker]) -> list[tuple[_Worker, Exception | None]]:
-        ready = wait([worker.process.sentinel for worker in running], timeout=1.0)
-        ended = [worker for worker in running if worker.process.sentinel in ready]
-        return [(worker, self._outcome(worker)) for worker in ended]
+    def ended(self, running: list[Any]) -> list[tuple[Any, Exception | None]]:
+        return [(pipe, self._outcome(pipe)) for pipe in wait(running, 1.0)]
 
-    def interrupt(self, running: list[_Worker]) -> list[tuple[_Worker, Exception | None]]:
-        for worker in running:
-            os.kill(worker.process.pid, signal.SIGINT)
-        return [(worker, self._outcome(worker)) for worker in running]
+    def interrupt(self, running: list[Any]) -> None:
+        for process in (self._workers[pipe][0] for pipe in running):
+            if process.is_alive():
+                os.kill(process.pid, signal.SIGINT)
 
-    def _outcome(self, worker: _Worker) -> Exception | None:
+    def _outcome(self, pipe: Any) -> Exception | None:
+        process, cores = self._workers.pop(pipe)
         try:
-            outcome = worker.pipe.recv()
+            outcome = pipe.recv()
         except EOFError:
             outcome = WorkerDiedError("its process ended without a result")
-        worker.process.join()
-        self._free.append(worker.cores)
+        process.join()
+        self._free.append(cores)
         return outcome
 
 
 def _serve(
-    pipe: Connection, planned: Planned, directory: Path, seconds: float, cores: tuple[int, ...]
+    pipe: Connection, planned: Planned, directory: Path, seconds: float, cores: list[int]
 ) -> None:
     """A worker's process: sends what `train` returns."""
     os.setpgrp()  # Ctrl-C on a terminal is for the driver, which passes it on once
@@ -210,31 +202,19 @@ def _newest_checkpoint(folder: RunFolder) -> int:
     return max(map(int, numbers), default=-1)
 
 
-class _Progress:
-    """How far a sweep is, by the operations of the epochs that its runs have finished."""
-
-    def __init__(self, todo: list[Planned]):
-        self._todo = todo
-        self._before = sum(map(_trained, todo))
-        self._start = self._last_line = time.monotonic()
-
-    def due(self) -> bool:
-        """Whether it is time for a line."""
-        return time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES
-
-    def line(self, unfinished: Collection[Planned]) -> str:
-        """The share that is done, and the time left at the pace since the start."""
-        self._last_line = time.monotonic()
-        total = sum(time_left.operations(planned.flags) for planned in self._todo)
-        trained = sum(map(_trained, self._todo))
-        left = sum(time_left.operations(each.flags) - _trained(each) for each in unfinished)
-        done = f"[{len(self._todo) - len(unfinished)}/{len(self._todo)}] {trained / total:.1%}"
-        if not unfinished:
-            return done
-        if trained == self._before:
-            return f"{done}; time to go unknown before an epoch ends"
-        seconds = left / (trained - self._before) * (self._last_line - self._start)
-        return f"{done}; about {duration(seconds)} to go"
+def _progress(
+    todo: list[Planned], left: list[Planned], seconds: float, trained_before: float
+) -> str:
+    """The share that is done, and the time left at the pace of the seconds since the start."""
+    trained = sum(map(_trained, todo))
+    share = trained / sum(time_left.operations(planned.flags) for planned in todo)
+    done = f"[{len(todo) - len(left)}/{len(todo)}] {share:.1%}"
+    if not left:
+        return done
+    if trained == trained_before:
+        return f"{done}; time to go unknown before an epoch ends"
+    to_train = sum(time_left.operations(planned.flags) - _trained(planned) for planned in left)
+    return f"{done}; about {duration(to_train / (trained - trained_before) * seconds)} to go"
 
 
 def _trained(planned: Planned) -> float:

@@ -59,20 +59,16 @@ class RayPool:
         ready = ray.wait(running, num_returns=len(running), timeout=1.0)[0]
         return [(reference, _outcome(reference)) for reference in ready]
 
-    def interrupt(self, running: list[Any]) -> list[tuple[Any, Exception | None]]:
+    def interrupt(self, running: list[Any]) -> None:
         for reference in running:
             ray.cancel(reference)
-        ray.wait(running, num_returns=len(running))
-        return [(reference, _outcome(reference)) for reference in running]
 
 
 def share(nodes: list[dict[str, float]], cpus: int | None) -> dict[str, int]:
     """What a run takes of a machine, as Ray's options: one GPU where there are some, and CPUs.
 
-    Args:
-      nodes: the resources of each machine of the cluster, by Ray's names.
-      cpus: that are asked for; default: CPUS, or CPUS_BESIDE_GPU. At most what a machine has: Ray
-        would wait for a larger one.
+    `nodes` are the resources of each machine by Ray's names; `cpus` are those asked for, of which a
+    run takes at most what a machine has: Ray would wait for a larger one.
     """
     with_gpus = [node for node in nodes if node.get("GPU", 0) >= 1]
     asked = cpus or (CPUS_BESIDE_GPU if with_gpus else CPUS)

@@ -8,14 +8,11 @@ One line per run: `run`, the name of its folder below OUT/runs; the fields of it
 import csv
 import fcntl
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from experiments.cli import configuration
-from experiments.cli.configuration import Configuration
 from experiments.runs.files import write_whole
-from experiments.runs.folder import RunFolder
 from experiments.sweep.planning import Planned
 
 
@@ -34,21 +31,18 @@ class Record:
         """The run's line, or None while it is unfinished."""
         if planned.name not in self._from_folders and planned.folder.is_finished():
             self._from_folders.add(planned.name)
-            self._runs[planned.name] = _line(planned.name, planned.folder)
+            self._runs[planned.name] = _line(planned)
         return self._runs.get(planned.name)
 
     def finished(self, sweep: Iterable[Planned]) -> list[Planned]:
-        """The runs with a result."""
         return [planned for planned in sweep if self.result(planned) is not None]
 
     def unfinished(self, sweep: Iterable[Planned]) -> list[Planned]:
-        """The runs without a result."""
         return [planned for planned in sweep if self.result(planned) is None]
 
-    def configurations(self) -> Iterator[tuple[Configuration, dict[str, Any]]]:
-        """All finished runs that are known, of whatever sweep, with their configurations."""
-        for run in self._runs.values():
-            yield configuration.of_result(run), run
+    def all(self) -> Iterable[dict[str, Any]]:
+        """All finished runs that are known, of whatever sweep."""
+        return self._runs.values()
 
     def write(self) -> None:
         """Adds what the run folders brought to runs.jsonl; lines of other sweeps stay."""
@@ -64,8 +58,7 @@ class Record:
 def _read(file: Path) -> dict[str, dict[str, Any]]:
     """The lines of runs.jsonl by the runs' names; none without the file."""
     runs = {}
-    lines = file.read_text().splitlines() if file.exists() else []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(file.read_text().splitlines() if file.exists() else (), start=1):
         try:
             run = json.loads(line)
             runs[run["run"]] = run
@@ -76,11 +69,11 @@ def _read(file: Path) -> dict[str, dict[str, Any]]:
     return runs
 
 
-def _line(name: str, folder: RunFolder) -> dict[str, Any]:
-    metrics = folder.path / "metrics.csv"
+def _line(planned: Planned) -> dict[str, Any]:
+    metrics = planned.folder.path / "metrics.csv"
     rows = csv.DictReader(metrics.read_text().splitlines()) if metrics.exists() else ()
     history = [
-        {key: int(value) if key == "epoch" else float(value) for key, value in row.items()}
+        {name: float(value) for name, value in row.items()} | {"epoch": int(row["epoch"])}
         for row in rows
     ]
-    return {"run": name, **folder.read_json("result.json"), "history": history}
+    return {"run": planned.name, **planned.folder.read_json("result.json"), "history": history}

@@ -2,7 +2,7 @@
 
 from statistics import median
 
-from experiments.cli.configuration import Configuration
+from experiments.cli.configuration import Configuration, of_result
 from experiments.cli.console import duration
 from experiments.sweep.planning import Planned
 from experiments.sweep.record import Record
@@ -31,16 +31,15 @@ def seconds_left(sweep: list[Planned], record: Record) -> dict[str, float | None
         if rate := (record.result(planned) or {}).get("images_per_second"):
             alike.setdefault(planned.but_for_seed(), []).append(rate)
     paces = [
-        run["images_per_second"] * _flops(flags)
-        for flags, run in record.configurations()
-        if run.get("images_per_second") and _is_known(flags)
+        run["images_per_second"] * _flops(of_result(run))
+        for run in record.all()
+        if run.get("images_per_second") and run["dataset"] in datasets.RECIPES
     ]
     seconds: dict[str, float | None] = {}
     for planned in record.unfinished(sweep):
+        seconds[planned.name] = None
         rates = alike.get(planned.but_for_seed())
-        if not _is_known(planned.flags) or not (rates or paces):
-            seconds[planned.name] = None
-        else:
+        if planned.flags.dataset in datasets.RECIPES and (rates or paces):
             rate = median(rates) if rates else median(paces) / _flops(planned.flags)
             seconds[planned.name] = _passes(planned.flags) / rate
     return seconds
@@ -69,11 +68,6 @@ def operations(flags: Configuration) -> float:
 def examples(dataset: str) -> tuple[int, int]:
     """Of the training and of the test split of one of the paper's datasets, or of the sample."""
     return _EXAMPLES.get(dataset, _OTHER_EXAMPLES)
-
-
-def _is_known(flags: Configuration) -> bool:
-    """Whether the number and the size of the images are known without reading them."""
-    return flags.dataset in datasets.RECIPES
 
 
 def _flops(flags: Configuration) -> float:

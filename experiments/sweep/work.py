@@ -34,21 +34,32 @@ Workers = int | str | None
 """How many processes train at once; "ray" for a Ray cluster; None for this process alone."""
 
 
-def exit_status(name: str, command: str, body: Callable[[], int]) -> int:
-    """What a command that does a sweep exits with, each error told in a line."""
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C where nothing is training means what it means there: an end, and no traceback."""
     try:
-        return body()
+        yield
+    except KeyboardInterrupt:
+        raise StoppedError(signal.SIGINT, training=False) from None
+
+
+def exit_status(name: str, command: str, body: Callable[[], int]) -> int:
+    """What a command that trains exits with, each error told in a line."""
+    try:
+        with _interruptible():
+            return body()
     except StoppedError as stopped:
-        print(console.stopped(stopped, command))
+        print(console.stopped(stopped, command), flush=True)
         return 128 + stopped.signal
     except ValueError as error:
         print(f"{name}: error: {error}", file=sys.stderr)
         return 2
-    except OSError as error:
+    except FAILURES as error:
         print(f"{name}: stopped: {error}", file=sys.stderr)
         return 1
 
 
+@_interruptible()
 def carry_out(
     title: str,
     sweep: list[Planned],
@@ -57,16 +68,7 @@ def carry_out(
     workers: Workers = None,
     cpus: int | None = None,
 ) -> list[Failed]:
-    """Checks a sweep, does its unfinished runs, adds them to the record, and says which failed.
-
-    Args:
-      title: of what is made of the runs.
-      sweep: the runs.
-      record: of OUT.
-      out: folder of what is made of them.
-      workers: that train.
-      cpus: of a run on Ray.
-    """
+    """Checks a sweep, does its unfinished runs, adds them to OUT's record, says which failed."""
     make_pool = _pool(workers, cpus)
     check(sweep, record, out)
     todo = record.unfinished(sweep)
@@ -113,16 +115,15 @@ def check(sweep: list[Planned], record: Record, out: Path) -> None:
         check_without_data(sweep)
         writable(out)
 
+    for planned in sweep:
+        single.check(planned.flags)
     sizes = {}
-    with _interruptible():
-        for planned in sweep:
-            single.check(planned.flags)
-        for flags in (planned.flags for planned in record.unfinished(sweep)):
-            place = flags.dataset, flags.data_dir, flags.image_size
-            if place not in sizes:
-                sizes[place] = len(data.load(*place, before_download=before_download).train)
-            single.check_sizes(flags, sizes[place])
-        writable(out)
+    for flags in (planned.flags for planned in record.unfinished(sweep)):
+        place = flags.dataset, flags.data_dir, flags.image_size
+        if place not in sizes:
+            sizes[place] = len(data.load(*place, before_download=before_download).train)
+        single.check_sizes(flags, sizes[place])
+    writable(out)
 
 
 def check_without_data(sweep: Iterable[Planned]) -> None:
@@ -136,57 +137,44 @@ def check_without_data(sweep: Iterable[Planned]) -> None:
             data.check(flags.dataset, flags.data_dir)
 
 
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """Ctrl-C where nothing is training means what it means there: an end, and no traceback."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise StoppedError(signal.SIGINT, training=False) from None
-
-
 def _work(sweep: list[Planned], record: Record, say: Callable[[str], None]) -> list[Failed]:
     """Does the unfinished runs, one after the other; runs that differ by seed share programs.
 
-    Returns:
-      The runs that failed; the others go on. One that another process trains has failed if that
-      is still so in the end.
+    Returns the runs that failed; the others go on. One that another process trains has failed if
+    that is still so in the end.
     """
     failed: list[Failed] = []
-    taken: list[Failed] = []  # by other processes
+    locked: list[Failed] = []
     todo = record.unfinished(sweep)
     seconds = time_left.seconds_left(sweep, record)
-    start, done = time.monotonic(), 0
-    for _, group in groupby(todo, Planned.but_for_seed):
+    start = time.monotonic()
+    for _, group in groupby(enumerate(todo), lambda item: item[1].but_for_seed()):
         trainer = None
-        for planned in group:
-            if planned.folder.is_finished():  # another sweep has done it meanwhile
-                done += 1
+        for done, planned in group:
+            flags, folder, command = planned.flags, planned.folder, planned.command()
+            if folder.is_finished():  # another sweep has done it meanwhile
                 continue
             line = f"[{done + 1}/{len(todo)}] {planned}"
             left = [seconds[run.name] or 0.0 for run in todo[done:]]
             elapsed = time.monotonic() - start
             remaining = sum(left) if all(left) else elapsed / max(1, done) * len(left)
             say(f"{line}; about {duration(remaining)} to go" if done else line)
-            command, folders = planned.command(), {planned.flags.seed: planned.folder}
             try:
-                with _interruptible():
-                    single.claim(planned.flags, folders, command)
-                    trainer = trainer or single.prepare(planned.flags, folders, command)
-                    single.run(planned.flags, trainer, planned.flags.seed, planned.folder, command)
+                single.claim(flags, {flags.seed: folder}, command)
+                trainer = trainer or single.prepare(flags, {flags.seed: folder}, command)
+                single.run(flags, trainer, flags.seed, folder, command)
             except StoppedError:
                 raise
             except LockedError as error:
                 say(f"  left for now: {error}")
-                taken.append((planned, str(error)))
+                locked.append((planned, str(error)))
             except Exception as error:  # a failure of one run is none of the others'
                 reason = str(error)
                 if not isinstance(error, FAILURES):
                     traceback.print_exc()
                     reason = f"{type(error).__name__}: {error}"
-                say(f"  failed: {planned.folder.path}: {reason}")
+                say(f"  failed: {folder.path}: {reason}")
                 failed.append((planned, reason))
                 trainer = None
-            done += 1
         jax.clear_caches()  # the programs of a configuration that does not come again
-    return failed + [each for each in taken if not each[0].folder.is_finished()]
+    return failed + [each for each in locked if not each[0].folder.is_finished()]
