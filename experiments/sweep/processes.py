@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import threading
 import time
 import traceback
 from collections import Counter, deque
@@ -189,12 +190,20 @@ def _serve(
 ) -> None:
     """A worker's process: sends what `train` returns."""
     os.setpgrp()  # Ctrl-C on a terminal is for the driver, which passes it on once
+    threading.Thread(target=_end_with_driver, daemon=True).start()
     os.sched_setaffinity(0, cores)  # before XLA starts its threads
     os.environ["PJRT_NPROC"] = str(len(cores))
     try:
         pipe.send(train(planned, directory, seconds))
     except Exception as error:  # whatever else a run may raise; its traceback is in words
         pipe.send(RuntimeError("".join(traceback.format_exception(error))))
+
+
+def _end_with_driver() -> None:
+    """Ends this process when the driver does, however that ends; a group of its own would not."""
+    if (driver := multiprocessing.parent_process()) is not None:
+        driver.join()
+        os._exit(1)
 
 
 def _newest_checkpoint(folder: RunFolder) -> int:

@@ -3,7 +3,6 @@
 from statistics import median
 from typing import Any
 
-from experiments.page.markdown import table
 from experiments.timing.contenders import PRODUCT_SIZE, TORCH
 
 PRODUCT_FLOPS = 2 * PRODUCT_SIZE**3
@@ -89,14 +88,3 @@ def origin(report: dict[str, Any]) -> str:
     """The command, the device and the versions of a report."""
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     return f"`{report['command']}`: {report['device']}; {versions}"
-
-
-def in_short(report: dict[str, Any]) -> list[str]:
-    """A Markdown table for docs/speed.md: a row per network, ours beside the others' best."""
-    rows = []
-    for measured in report["networks"].values():
-        seconds, best = _seconds(measured, "ours"), best_torch(measured)
-        rate = f"{measured['network']['batch_size'] / median(seconds):.0f}" if seconds else None
-        ratios = [ratio(measured, "ours", name) for name in ("flax", best) if name]
-        rows.append([measured["description"], rate, *ratios, *[None] * (not best)])
-    return table(["", "ours, images/s", "ours / Flax", "ours / PyTorch"], rows)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -113,18 +114,39 @@ def long_sweep_in(out):
     return [plan(Configuration(**{**flags, "seed": seed}), out / "runs") for seed in (0, 1)]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_what_trains(number, tmp_path):
+def wait_for(condition, seconds):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def training_driver(out):
+    """A driver whose two workers train, and the folders of their runs."""
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("needs two cores")
     driver = subprocess.Popen(
-        [sys.executable, "-c", INTERRUPTED, str(tmp_path)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", INTERRUPTED, str(out)], stdout=subprocess.PIPE, text=True
     )
-    folders = [planned.folder for planned in long_sweep_in(tmp_path)]
-    deadline = time.monotonic() + 120
-    while not all((folder.path / "metrics.csv").exists() for folder in folders):
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    folders = [planned.folder for planned in long_sweep_in(out)]
+    wait_for(lambda: all((folder.path / "metrics.csv").exists() for folder in folders), 120)
+    return driver, folders
+
+
+def test_workers_end_with_a_driver_that_is_killed(tmp_path):
+    driver, folders = training_driver(tmp_path)
+    workers = [
+        Path("/proc") / (folder.path / "output.txt").read_text().split()[1] for folder in folders
+    ]
+    assert all(worker.exists() for worker in workers)
+    driver.kill()
+    driver.wait()
+    wait_for(lambda: not any(worker.exists() for worker in workers), 20)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_what_trains(number, tmp_path):
+    driver, folders = training_driver(tmp_path)
     driver.send_signal(number)
     output, _ = driver.communicate(timeout=60)
     assert driver.returncode == 128 + number
