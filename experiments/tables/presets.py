@@ -5,7 +5,7 @@ from typing import Any
 PRESETS: dict[str, dict[str, Any]] = {
     # Paper, IV-B: full width, all training examples, 100 epochs on CIFAR and 40 on the others.
     "paper": {},
-    # To where learning is over, on a sixth to a fifth of the examples; CIFAR as `_CIFAR_EPOCHS`.
+    # To where little more is learned, on 10,000 examples; CIFAR trains for `_CIFAR_EPOCHS`.
     "end": {"width": 0.125, "train_size": 10_000},
     # The first minutes of training, in which two cores do a table in hours; chosen by
     # `python -m experiments.reproduce --table=study`.
