@@ -19,6 +19,9 @@ def main(arguments: list[str] | None = None) -> int:
     command = shlex.join(["python", "-m", "experiments.run", *arguments])
 
     def body() -> int:
+        if flags.list_layers:
+            single.print_layers(flags)
+            return 0
         folders = single.check(flags)
         trainer, results = None, []
         for seed, folder in folders.items():

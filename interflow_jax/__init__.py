@@ -9,10 +9,12 @@ from interflow_jax.backbones import StrideVGG
 from interflow_jax.fusion import Fusion
 from interflow_jax.methods import BASELINES, METHODS, Method, build, default_taps
 from interflow_jax.model import Interflow, Prediction
+from interflow_jax.networks import load_network, network_layers
 from interflow_jax.nnx_taps import NNXTaps
 from interflow_jax.ops.convolution import conv3x3, cpu_compiler_options
 from interflow_jax.ops.memory import keep_freed_memory
 from interflow_jax.optimizer import learning_rate_schedule, make_optimizer
+from interflow_jax.pretrained import read_pretrained, with_backbone
 from interflow_jax.switch import switch_arguments
 from interflow_jax.taps import Layer, Taps, layers
 from interflow_jax.trained import TrainedRun, load_run
@@ -45,9 +47,13 @@ __all__ = [
     "keep_freed_memory",
     "layers",
     "learning_rate_schedule",
+    "load_network",
     "load_run",
     "make_optimizer",
+    "network_layers",
     "predict",
+    "read_pretrained",
     "switch_arguments",
     "train_step",
+    "with_backbone",
 ]

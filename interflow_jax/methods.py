@@ -2,11 +2,15 @@
 
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax.numpy as jnp
 
 from interflow_jax.backbones import VGG_DEPTH, Downsample, StrideVGG
 from interflow_jax.fusion import Fusion, FusionKind
-from interflow_jax.model import FullyConnected, Interflow
+from interflow_jax.model import FullyConnected, Interflow, Pool
+from interflow_jax.networks import Network
+from interflow_jax.nnx_taps import NNXTaps
+from interflow_jax.taps import Taps
 
 
 class Method(NamedTuple):
@@ -111,11 +115,19 @@ def build(
     depth: int = VGG_DEPTH,
     width: float = 1.0,
     downsample: Downsample = "first",
-    taps: tuple[int, ...] | None = None,
+    taps: tuple[int, ...] | tuple[str, ...] | None = None,
     fully_connected: FullyConnected = "shared",
     dtype: Any = jnp.float32,
+    *,
+    network: Network | None = None,
+    initial_weights: tuple[float, ...] | None = None,
+    pool: Pool = "mean",
+    frozen: bool = False,
 ) -> Interflow:
     """Builds the model of one of the paper's methods (Tables I, II and VI) or of a baseline.
+
+    On a network of your own a method is its fusion, its start and its loss, over any number of
+    taps; `Normal` and `Scaled` predict from the last tap alone.
 
     A model knows nothing of its loss: to train a baseline, give `train_step` its `auxiliary_loss`.
 
@@ -129,6 +141,11 @@ def build(
       taps: the convolutions that branches follow; None for `default_taps(method, depth)`.
       fully_connected: "shared" by channel count (paper, IV-C) or "separate".
       dtype: of the backbone's computation, float32 or bfloat16; all else is float32.
+      network: a Linen module, or what makes an NNX module (see `NNXTaps`), in place of the paper's:
+        `taps` are then the names of its layers (see `layers`), and depth, width, downsample and
+        dtype are without meaning.
+      initial_weights: one per tap, in place of those that the method gives.
+      pool, frozen: as in `Interflow`.
 
     Returns:
       A Linen module; call it with images, [batch, height, width, channels], float, and `train=`.
@@ -139,20 +156,42 @@ def build(
     row = _look_up(method)
     if num_classes < 2:
         raise ValueError(f"num_classes is {num_classes}; there must be 2 or more")
-    if taps is None:
-        taps = default_taps(method, depth)
+    if network is None:
+        taps = default_taps(method, depth) if taps is None else tuple(taps)
+        backbone: nn.Module = StrideVGG(taps, depth, width, downsample, dtype)
+        backbone.check()
+    else:
+        if not taps:
+            raise ValueError("a network needs taps, the names of its layers; ij.layers lists them")
+        taps = tuple(taps[-1:] if row.taps == (VGG_DEPTH,) else taps)
+        backbone = (Taps if isinstance(network, nn.Module) else NNXTaps)(network, taps)
+    fusion = Fusion(row.fusion, _weights(method, row, taps, initial_weights))
+    return Interflow(backbone, num_classes, fusion, fully_connected, pool=pool, frozen=frozen)
+
+
+def _weights(
+    method: str, row: Method, taps: tuple, given: tuple[float, ...] | None
+) -> tuple[float, ...] | None:
+    """The initial weights of the branches, or None for Xavier."""
     weights = row.initial_weights
-    if weights is None and row.fusion == "fixed":
+    gives = [name for name, other in METHODS.items() if len(other.initial_weights or ()) > 1]
+    if given is not None:
+        if method not in gives:
+            raise ValueError(
+                f"initial_weights are {given}, but {method} gives none of its own; leave them out, "
+                f"or choose one of {', '.join(gives)}"
+            )
+        weights = given
+    elif weights is None and row.fusion == "fixed":
         weights = (0.0,) * (len(taps) - 1) + (1.0,)
     if weights is not None and len(weights) != len(taps):
         learned = [name for name, other in METHODS.items() if other.initial_weights is None]
         raise ValueError(
-            f"{method} gives {len(weights)} branch weights, but there are {len(taps)} "
-            f"taps {taps}; choose as many taps, or one of {', '.join(learned)}"
+            f"{method} gives {len(weights)} branch weights, but there are {len(taps)} taps {taps}; "
+            f"give initial_weights, one per tap, or choose as many taps, or one of "
+            f"{', '.join(learned)}"
         )
-    backbone = StrideVGG(tuple(taps), depth, width, downsample, dtype)
-    backbone.check()
-    return Interflow(backbone, num_classes, Fusion(row.fusion, weights), fully_connected)
+    return weights
 
 
 def _look_up(method: str) -> Method:

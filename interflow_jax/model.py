@@ -3,6 +3,7 @@
 from typing import Any, Literal, NamedTuple, get_args
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -10,6 +11,7 @@ from interflow_jax.fusion import Fusion
 from interflow_jax.switch import switch_arguments
 
 FullyConnected = Literal["shared", "separate"]
+Pool = Literal["mean", "first"]
 
 
 class Prediction(NamedTuple):
@@ -51,6 +53,10 @@ class Interflow(nn.Module):
       fully_connected: "shared" by channel count, or "separate" for one layer per branch.
       switch: the backbone's training switch, where its signature does not tell (see
         `switch_arguments`).
+      pool: what stands for [batch, tokens, channels]: the "mean" over the tokens, or the "first", a
+        class token. Other maps are averaged over their places.
+      frozen: whether the backbone is kept as it is: it runs in evaluation mode and gets no
+        gradient. Give `make_optimizer` frozen=("backbone",), for weight decay needs no gradient.
     """
 
     backbone: nn.Module
@@ -58,6 +64,8 @@ class Interflow(nn.Module):
     fusion: Fusion
     fully_connected: FullyConnected = "shared"
     switch: str | None = None
+    pool: Pool = "mean"
+    frozen: bool = False
 
     @property
     def labels(self) -> tuple[Any, ...] | None:
@@ -73,16 +81,16 @@ class Interflow(nn.Module):
           train: whether the backbone trains, if its call tells that apart.
 
         Raises:
-          ValueError: for feature maps, `fully_connected` or a switch other than those above, or a
-            fusion that does not fit the branches.
+          ValueError: for feature maps, `fully_connected`, `pool` or a switch other than those
+            above, or a fusion that does not fit the branches.
         """
-        if self.fully_connected not in get_args(FullyConnected):
-            raise ValueError(
-                f"fully_connected is {self.fully_connected!r}; choose one of "
-                f"{', '.join(get_args(FullyConnected))}"
-            )
-        arguments = switch_arguments(self.backbone, train, self.switch)
+        for name, kinds in (("fully_connected", FullyConnected), ("pool", Pool)):
+            if (value := getattr(self, name)) not in get_args(kinds):
+                raise ValueError(f"{name} is {value!r}; choose one of {', '.join(get_args(kinds))}")
+        arguments = switch_arguments(self.backbone, train and not self.frozen, self.switch)
         feature_maps = list(self.backbone(images, **arguments))
+        if self.frozen:
+            feature_maps = jax.lax.stop_gradient(feature_maps)
         shapes = [feature_map.shape for feature_map in feature_maps]
         if not shapes or any(len(shape) not in (2, 3, 4) for shape in shapes):
             raise ValueError(
@@ -101,8 +109,11 @@ class Interflow(nn.Module):
                     kernel_init=nn.initializers.xavier_uniform(),
                     name=f"fully_connected_{name}",
                 )
-            places = tuple(range(1, feature_map.ndim - 1))
-            pooled = jnp.mean(feature_map.astype(jnp.float32), axis=places)
+            feature_map = feature_map.astype(jnp.float32)
+            if self.pool == "first" and feature_map.ndim == 3:
+                pooled = feature_map[:, 0]
+            else:
+                pooled = jnp.mean(feature_map, axis=tuple(range(1, feature_map.ndim - 1)))
             branches.append(layers[name](pooled))
         branch_logits = jnp.stack(branches, axis=1)
         logits, weights = self.fusion(branch_logits)

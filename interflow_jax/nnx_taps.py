@@ -1,10 +1,14 @@
 """A backbone out of any NNX module, by the names of its layers (paper, III-C)."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
+import jax
 from jax import Array
+
+from interflow_jax.taps import Layer, unknown_layer
 
 
 class NNXTaps(nn.Module):
@@ -37,33 +41,63 @@ class NNXTaps(nn.Module):
             evaluation, deterministic and by running averages.
 
         Returns:
-          An array per tap, in their order.
+          An array per tap, in their order; of a layer that returns a tuple, its first.
 
         Raises:
-          ValueError: for a tap that the network does not have, with those that it has.
+          ValueError: for a tap that the network does not have, with the closest that it has, or
+            one whose output is not one per image, as of blocks that nnx.scan stacks.
         """
-
-        from flax import nnx  # slow to import, and of no use to the rest of the library
-
-        def tapped(network: Any, images: Array) -> list[Array]:
-            (network.train if train else network.eval)()
-            forward = nnx.capture(network, nnx.Intermediate, method_outputs=nnx.Intermediate)
-            outputs = {
-                "/".join(map(str, path[:-1])): calls.get_value()[-1]
-                for path, calls in nnx.to_flat_state(forward(images)[1])
-                if path[-1] == "__call__" and path[:-1]
-            }
-            unknown = [tap for tap in self.taps if tap not in outputs]
-            if unknown:
+        network = _to_linen(self.make, name="network")
+        outputs = network(images, nnx_method=partial(_outputs, train=train))
+        for tap in self.taps:
+            if tap not in outputs:
+                raise unknown_layer(tap, {path: str(x.shape) for path, x in outputs.items()})
+            if outputs[tap].shape[:1] != images.shape[:1]:
                 raise ValueError(
-                    f"the network has no layer {unknown[0]!r}; choose from {', '.join(outputs)}"
+                    f"layer {tap!r} gives {outputs[tap].shape} for a batch of {len(images)}: it is "
+                    "inside nnx.scan, or has no output per image; tap another"
                 )
-            return [outputs[tap] for tap in self.taps]
+        return [outputs[tap] for tap in self.taps]
 
-        def make(rngs: Any) -> Any:
-            # The bridge gives only the streams that Linen has, at initialisation "params" alone.
-            streams = {name: stream() for name, stream in rngs.items()}
-            default = {"default": next(iter(streams.values()))}
-            return self.make(rngs=nnx.Rngs(**default | streams))
 
-        return nnx.bridge.ToLinen(make, name="network")(images, nnx_method=tapped)
+def nnx_layers(make: Callable[..., Any], images: Any) -> list[Layer]:
+    """What `NNXTaps` can tap in a network, from shapes alone, in the order of their paths.
+
+    What has no output per image, as blocks that nnx.scan stacks, is left out.
+
+    Args:
+      make: as in `NNXTaps`.
+      images: as for a call of the network; `jax.ShapeDtypeStruct` will do.
+    """
+    run = partial(_to_linen(make).init_with_output, nnx_method=partial(_outputs, train=False))
+    outputs, _ = jax.eval_shape(run, jax.random.key(0), images)
+    return [
+        Layer(path, array.shape, array.dtype)
+        for path, array in outputs.items()
+        if array.shape[:1] == images.shape[:1]
+    ]
+
+
+def _to_linen(make: Callable[..., Any], name: str | None = None) -> nn.Module:
+    from flax import nnx  # slow to import, and of no use to the rest of the library
+
+    def with_streams(rngs: Any) -> Any:
+        # The bridge gives only the streams that Linen has, at initialisation "params" alone.
+        streams = {name: stream() for name, stream in rngs.items()}
+        default = {"default": next(iter(streams.values()))}
+        return make(rngs=nnx.Rngs(**default | streams))
+
+    return nnx.bridge.ToLinen(with_streams, name=name)
+
+
+def _outputs(network: Any, images: Array, train: bool) -> dict[str, Array]:
+    """What every module of a network computes, by its attribute path."""
+    from flax import nnx
+
+    (network.train if train else network.eval)()
+    forward = nnx.capture(network, nnx.Intermediate, method_outputs=nnx.Intermediate)
+    return {
+        "/".join(map(str, path[:-1])): jax.tree.leaves(calls.get_value()[-1])[0]
+        for path, calls in nnx.to_flat_state(forward(images)[1])
+        if path[-1] == "__call__" and path[:-1]
+    }

@@ -1,7 +1,8 @@
 """The optimiser and its learning rate; the paper's by default (IV-B)."""
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+import jax
 import optax
 
 LEARNING_RATE = 1e-3  # paper, IV-B, as are the three below
@@ -51,6 +52,7 @@ def make_optimizer(
     name: Optimizer = "sgd",
     momentum: float | None = None,
     weight_decay: float = WEIGHT_DECAY,
+    frozen: tuple[str, ...] = (),
 ) -> optax.GradientTransformation:
     """SGD with momentum 0.95 (not Nesterov's) and weight decay 5e-4 on every parameter.
 
@@ -62,10 +64,17 @@ def make_optimizer(
       name: "sgd", or "adamw" with its decoupled weight decay (not the paper's).
       momentum: of "sgd"; None for 0.95.
       weight_decay: of every parameter.
+      frozen: the parameters that stay as they are, by the beginnings of their paths: ("backbone",)
+        or ("backbone/network/stem", ...). `Interflow.frozen` keeps BatchNorm's statistics, too.
 
     Raises:
-      ValueError: for another name, or a momentum for "adamw".
+      ValueError: for another name, or a momentum for "adamw"; when the optimizer is initialised,
+        for a frozen path that no parameter has.
     """
+    if frozen:
+        trained = make_optimizer(learning_rate, name, momentum, weight_decay)
+        parts = {True: optax.set_to_zero(), False: trained}
+        return optax.multi_transform(parts, lambda params: _is_frozen(params, frozen))
     if name not in get_args(Optimizer):
         raise ValueError(f"optimizer is {name!r}; choose one of {', '.join(get_args(Optimizer))}")
     if name == "adamw":
@@ -76,3 +85,18 @@ def make_optimizer(
         return optax.adamw(learning_rate, weight_decay=weight_decay)
     momentum = MOMENTUM if momentum is None else momentum
     return optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(learning_rate, momentum))
+
+
+def _is_frozen(params: Any, frozen: tuple[str, ...]) -> Any:
+    """Whether each parameter's path begins with one of `frozen`, as a tree like `params`."""
+    paths = jax.tree_util.tree_map_with_path(
+        lambda path, _: jax.tree_util.keystr(path, simple=True, separator="/"), params
+    )
+    named = jax.tree.leaves(paths)
+    for part in frozen:
+        if not any(f"{path}/".startswith(f"{part}/") for path in named):
+            raise ValueError(
+                f"frozen is {part!r}, but no parameter is below it; they begin with "
+                f"{', '.join(sorted({path.partition('/')[0] for path in named}))}"
+            )
+    return jax.tree.map(lambda path: any(f"{path}/".startswith(f"{p}/") for p in frozen), paths)

@@ -118,15 +118,17 @@ class Taps(nn.Module):
                 context.module.put_variable(_TAPPED, str(call[1]), jax.tree.leaves(output)[0])
             return output
 
-        rngs = {name: self.make_rng(name) for name in ("params", "dropout") if self.has_rng(name)}
+        streams = self.scope.rngs if self.scope else {}
+        rngs = {name: self.make_rng(name) for name in streams}
         rngs |= _new_trace()
         with contextlib.ExitStack() as traces, nn.intercept_methods(tap):
             if self.is_initializing():
                 updates: dict[str, Any] = dict(network.init(rngs, images, **keywords))
             else:
                 variables = self.network.variables
-                mutable = [name for name in variables if self.is_mutable_collection(name)]
-                mutable.append(_TAPPED)
+                # Some networks tell that they train by statistics that may change.
+                changing = [name for name in variables if self.is_mutable_collection(name)]
+                mutable = [*(changing if train else ()), _TAPPED]
                 changes = network.apply(variables, images, rngs=rngs, mutable=mutable, **keywords)
                 updates = dict(cast(tuple, changes)[1])
         tapped: Any = updates.pop(_TAPPED)
@@ -196,11 +198,7 @@ def _find(tap: str, outputs: dict[_Call, Any]) -> _Call:
             for (path, call), output in outputs.items()
             if path and call != _INSIDE
         }
-        close = difflib.get_close_matches(path, shapes, n=3, cutoff=0.0)
-        raise ValueError(
-            f"the network has no layer {tap!r}; the closest are "
-            f"{', '.join(f'{name} {shapes[name]}' for name in close)}"
-        )
+        raise unknown_layer(tap, shapes)
     if calls[-1][1] == _INSIDE:
         around = path
         while around and (around, 0) not in outputs:
@@ -210,3 +208,10 @@ def _find(tap: str, outputs: dict[_Call, Any]) -> _Call:
             + (f"the layer around it, {around!r}" if around else "one before or after it")
         )
     return calls[-1]
+
+
+def unknown_layer(tap: str, shapes: dict[str, str]) -> ValueError:
+    """The error for a tap that is none of a network's layers, which have these shapes in words."""
+    close = difflib.get_close_matches(tap.partition(":")[0], shapes, n=3, cutoff=0.0)
+    named = ", ".join(f"{name} {shapes[name]}" for name in close)
+    return ValueError(f"the network has no layer {tap!r}; the closest are {named}")

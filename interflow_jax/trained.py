@@ -14,6 +14,7 @@ from interflow_jax.checkpoints import Checkpoints, UnreadableError, fingerprint
 from interflow_jax.data.preprocessing import Preprocessing, normalize
 from interflow_jax.methods import build
 from interflow_jax.model import Prediction
+from interflow_jax.networks import load_network
 from interflow_jax.switch import switch_arguments
 
 _BATCH_SIZE = 64  # predictions compile once
@@ -78,7 +79,9 @@ def load_run(folder: str | Path) -> TrainedRun:
         raise ValueError(f"{folder} holds no result.json: give the folder of a finished run")
     try:
         result = json.loads(file.read_text())
-        taps = result.get("taps")
+        taps, weights = result.get("taps"), result.get("initial_weights")
+        name = result.get("backbone", "vgg")
+        network = load_network(name, result["backbone_options"]) if name != "vgg" else None
         model = build(
             result["method"],
             len(result["class_names"]),
@@ -88,6 +91,9 @@ def load_run(folder: str | Path) -> TrainedRun:
             taps=taps and tuple(taps),
             fully_connected=result["fc"],
             dtype=jnp.dtype(result["dtype"]),
+            network=network,
+            initial_weights=weights and tuple(weights),
+            pool=result.get("pool", "mean"),
         )
     except (OSError, LookupError, TypeError, ValueError) as error:
         hint = f"is {folder} a run's folder?"

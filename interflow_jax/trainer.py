@@ -28,6 +28,7 @@ from interflow_jax.data.preprocessing import (
 from interflow_jax.model import Prediction
 from interflow_jax.ops.convolution import cpu_compiler_options
 from interflow_jax.optimizer import learning_rate_schedule, make_optimizer
+from interflow_jax.pretrained import with_backbone
 from interflow_jax.switch import switch_arguments
 from interflow_jax.training import BATCH_SIZE, EvalMetrics, TrainMetrics, TrainState
 
@@ -59,6 +60,7 @@ class Trainer:
         augment: bool = False,
         auxiliary_loss: float = 0.0,
         auxiliary_mean: float = 0.0,
+        pretrained: Any = None,
         progress: splits.Progress = iter,
     ):
         """Reads the data if it fits; compiles nothing yet.
@@ -72,11 +74,13 @@ class Trainer:
           preprocessing: None to normalise by the channels' mean and deviation in training.
           augment: without `preprocessing`, whether training images are cropped and flipped.
           auxiliary_loss, auxiliary_mean: as in `train_step`.
+          pretrained: the backbone's variables that `init` begins from, as in `with_backbone`.
           progress: wraps the chunks of a split that is read whole, as `tqdm.tqdm` does.
 
         Raises:
           ValueError: for a batch that the devices do not divide or the training split does not
-            fill, or a model that returns no `Prediction` or has not one label per branch.
+            fill, a model that returns no `Prediction` or has not one label per branch, or
+            pretrained variables that do not fit its backbone.
           splits.UnreadableExamplesError: for data that cannot be read.
         """
         self.mesh = batches.local_mesh()
@@ -104,9 +108,12 @@ class Trainer:
         self.preprocessing = preprocessing
         if optimizer is None:
             drop_after = recipe(dataset.name).drop_after
-            optimizer = make_optimizer(learning_rate_schedule(self.steps * epochs, drop_after))
-        self.optimizer = optimizer
+            schedule = learning_rate_schedule(self.steps * epochs, drop_after)
+            frozen = ("backbone",) if getattr(model, "frozen", False) else ()
+            optimizer = make_optimizer(schedule, frozen=frozen)
+        self.optimizer, self._pretrained = optimizer, pretrained
         self._initialize = training.make_initializer(model, optimizer, dataset.image_shape)
+        self._begin(jax.eval_shape(self._initialize, initial_key(0)))
         losses = {"auxiliary_loss": auxiliary_loss, "auxiliary_mean": auxiliary_mean}
         step = partial(training.train_step, model, optimizer, **losses)
         programs = _programs(model, step, preprocessing, self.mesh, batch_size)
@@ -114,7 +121,14 @@ class Trainer:
 
     def init(self, seed: int = 0) -> TrainState:
         """A new state on every device."""
-        return self.put(self._initialize(initial_key(seed)))
+        return self.put(self._begin(self._initialize(initial_key(seed))))
+
+    def _begin(self, state: TrainState) -> TrainState:
+        """The state with the pretrained variables, if there are some."""
+        if self._pretrained is None:
+            return state
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        return state.replace(**with_backbone(variables, self._pretrained))
 
     def put(self, state: TrainState) -> TrainState:
         """Copies a state, such as one that was saved, to every device."""

@@ -265,7 +265,7 @@ def test_an_nnx_network_trains_and_predicts_each_image_by_itself():
     together = ij.predict(model, after, IMAGES).logits
     alone = ij.predict(model, after, IMAGES[2:3]).logits
     np.testing.assert_allclose(together[2:3], alone, rtol=1e-5, atol=1e-6)
-    with pytest.raises(ValueError, match=r"no layer 'tail'; choose from .*stem/conv"):
+    with pytest.raises(ValueError, match=r"no layer 'tail'; the closest are .*head \(4, 10\)"):
         NNXTaps(NNXNetwork, ("tail",)).init(jax.random.key(0), IMAGES)
 
 

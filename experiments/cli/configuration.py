@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import difflib
+import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,14 +14,19 @@ import jax.numpy as jnp
 import optax
 
 import interflow_jax as ij
+from interflow_jax import networks
 from interflow_jax.backbones import Downsample
 from interflow_jax.data import datasets
-from interflow_jax.model import FullyConnected
+from interflow_jax.model import FullyConnected, Pool
 from interflow_jax.optimizer import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, Optimizer, Schedule
 from interflow_jax.training import BATCH_SIZE
 
-PLACES = ("data_dir", "out", "checkpoint_minutes", "seeds")
-"""Flags that say where and how often, and so are no part of what a run computes."""
+PLACES = ("data_dir", "out", "checkpoint_minutes", "seeds", "list_layers")
+"""Flags that say where, how often and what to print, and so are no part of what a run computes."""
+
+VGG = "vgg"
+_OF_VGG = ("depth", "width", "downsample", "dtype")
+"""Flags of the paper's backbone; another takes its own by --backbone_options."""
 
 
 def _list(text: str, kind: Callable[[str], Any], example: str) -> tuple[Any, ...]:
@@ -33,6 +39,11 @@ def _list(text: str, kind: Callable[[str], Any], example: str) -> tuple[Any, ...
 def integers(text: str) -> tuple[int, ...]:
     """Reads "7,9,11" from the command line."""
     return _list(text, int, "7,9,11")
+
+
+def taps(text: str) -> tuple[int, ...] | tuple[str, ...]:
+    """Reads "7,9,11" or "stage1,stage2/block1" from the command line."""
+    return integers(text) if all(part.isdigit() for part in text.split(",")) else names(text)
 
 
 def numbers(text: str) -> tuple[float, ...]:
@@ -93,8 +104,43 @@ class Configuration:
     downsample: Downsample = _flag(
         "first", "which convolution of a block has stride 2", get_args(Downsample)
     )
-    taps: tuple[int, ...] | None = _flag(
-        None, "convolutions that branches follow, as 7,9,11,13", integers, "the method's"
+    taps: tuple[int, ...] | tuple[str, ...] | None = _flag(
+        None,
+        "convolutions that branches follow, as 7,9,11,13; of another backbone the names of layers, "
+        "as stage1,stage2/block1",
+        taps,
+        "the method's",
+    )
+    backbone: str = _flag(
+        VGG,
+        "vgg, the paper's, or package.module:function for any other: it returns a Flax Linen or "
+        "NNX module",
+    )
+    backbone_options: str | None = _flag(
+        None, "what that function is called with, as n_classes=10,stage_sizes=(2,2)", str
+    )
+    list_layers: bool = _flag(False, "print what can be tapped in the backbone, and end")
+    initial_weights: tuple[float, ...] | None = _flag(
+        None,
+        "of the branches, as 0.2,0.3,0.5, for methods that start from given ones",
+        numbers,
+        "the method's",
+    )
+    pool: Pool = _flag(
+        "mean",
+        "of a map of tokens: their mean, or the first, a class token",
+        get_args(Pool),
+    )
+    pretrained: str | None = _flag(
+        None, "file of the backbone's parameters to start from: *.safetensors or Flax msgpack", str
+    )
+    frozen: str = _flag(
+        "none", "what is kept as it starts, statistics included", ("none", "backbone")
+    )
+    normalize: str = _flag(
+        "dataset",
+        "by the mean and deviation of the training images, or of ImageNet's",
+        ("dataset", "imagenet"),
     )
     fc: FullyConnected = _flag(
         "shared",
@@ -154,7 +200,24 @@ class Configuration:
             "seed": seed,
             "epochs": self.resolved_epochs(),
             "taps": list(self.taps or ij.default_taps(self.method, self.depth)),
+            "initial_weights": self.initial_weights and list(self.initial_weights),
+            **self._digests(),
         }
+
+    def _digests(self) -> dict[str, str]:
+        """What tells a backbone's source and pretrained parameters from others of their names."""
+        digests = {}
+        if self.backbone != VGG:
+            digests["backbone_sha256"] = networks.source(self.backbone)["sha256"]
+        if self.pretrained is not None:
+            digests["pretrained_sha256"] = hashlib.sha256(_bytes(self.pretrained)).hexdigest()
+        return digests
+
+    def network(self) -> networks.Network | None:
+        """The network to tap, None for the paper's; raises ValueError if it cannot be made."""
+        if self.backbone == VGG:
+            return None
+        return ij.load_network(self.backbone, self.backbone_options)
 
     def changes(self) -> dict[str, Any]:
         """The values that are not the flags' defaults."""
@@ -178,7 +241,10 @@ class Configuration:
             self.schedule,
             round(steps * self.warmup_epochs),
         )
-        return ij.make_optimizer(schedule, self.optimizer, self.momentum, self.weight_decay)
+        frozen = ("backbone",) if self.frozen == "backbone" else ()
+        return ij.make_optimizer(
+            schedule, self.optimizer, self.momentum, self.weight_decay, frozen=frozen
+        )
 
     def build(self, num_classes: int) -> ij.Interflow:
         """The model; raises ValueError for values that do not fit together."""
@@ -191,6 +257,10 @@ class Configuration:
             taps=self.taps,
             fully_connected=self.fc,
             dtype=jnp.dtype(self.dtype),
+            network=self.network(),
+            initial_weights=self.initial_weights,
+            pool=self.pool,
+            frozen=self.frozen == "backbone",
         )
 
     def check(self) -> None:
@@ -217,7 +287,39 @@ class Configuration:
                 raise ValueError(f"seed {seed}: choose 0 to {2**32 - 1}")
         if self.seeds is not None and self.seed != 0:
             raise ValueError(f"--seed={self.seed} and --seeds={self.seeds} together: give one")
+        self._check_backbone()
         self.build(num_classes=2)
+
+    def _check_backbone(self) -> None:
+        if self.backbone == VGG:
+            if self.backbone_options is not None:
+                raise ValueError(
+                    f"--backbone_options={self.backbone_options} is for another --backbone than "
+                    f"vgg, which has --{', --'.join(_OF_VGG)}"
+                )
+            if any(isinstance(tap, str) for tap in self.taps or ()):
+                raise ValueError(
+                    f"--taps={as_flag(self.taps)}: vgg has convolutions, as 7,9,11,13; names are "
+                    "for another --backbone"
+                )
+            return
+        for name in _OF_VGG:
+            if name in self.changes():
+                raise ValueError(
+                    f"--{name}={getattr(self, name)} is for --backbone=vgg; give {self.backbone} "
+                    "what it takes by --backbone_options"
+                )
+        if self.taps is None:
+            raise ValueError(
+                f"--backbone={self.backbone} needs --taps; --list_layers prints what can be tapped"
+            )
+
+
+def _bytes(file: str) -> bytes:
+    try:
+        return Path(file).read_bytes()
+    except OSError as error:
+        raise ValueError(f"--pretrained={file} cannot be read: {error}") from error
 
 
 def of_result(result: dict[str, Any]) -> Configuration:
@@ -225,6 +327,7 @@ def of_result(result: dict[str, Any]) -> Configuration:
     names = Configuration.__dataclass_fields__.keys() & result.keys()
     values: dict[str, Any] = {name: result[name] for name in names}
     values["taps"] = tuple(values["taps"])
+    values["initial_weights"] = values.get("initial_weights") and tuple(values["initial_weights"])
     return Configuration(**values)
 
 
@@ -272,7 +375,11 @@ def parse(arguments: list[str] | None = None) -> Configuration:
         "  python -m experiments.run --method=S7\n"
         "  python -m experiments.run --method=S7 --dataset=svhn\n"
         "  python -m experiments.run --method=S3 --dataset=cifar10 --seeds=0,1,2\n"
-        "  python -m experiments.run --method=S1 --dataset=cifar10 --depth=60 --width=0.25\n",
+        "  python -m experiments.run --method=S1 --dataset=cifar10 --depth=60 --width=0.25\n"
+        "  python -m experiments.run --backbone=jax_resnet:ResNet18 \\\n"
+        "      --backbone_options=n_classes=10 --list_layers\n"
+        "  python -m experiments.run --backbone=jax_resnet:ResNet18 \\\n"
+        "      --backbone_options=n_classes=10 --taps=layers_3,layers_5,layers_7 --method=S1\n",
     )
     add_flags(flags)
     return Configuration(**vars(flags.parse_args(arguments)))
@@ -296,6 +403,9 @@ def add_flags(
             meaning += f": {' or '.join(choices)}"
         unset = item.metadata["unset"] if item.default is None else item.default
         default = (elsewhere or {}).get(item.name, unset)
+        if isinstance(item.default, bool):
+            parser.add_argument(f"--{item.name}", action="store_true", help=meaning)
+            continue
         parser.add_argument(
             f"--{item.name}",
             default=item.default if elsewhere is None else argparse.SUPPRESS,

@@ -9,16 +9,18 @@ import jax
 
 import interflow_jax as ij
 from experiments.cli import console
-from experiments.cli.configuration import Configuration
+from experiments.cli.configuration import VGG, Configuration
 from experiments.runs import charts, data, machine
 from experiments.runs.files import writable
 from experiments.runs.folder import RunFolder
 from experiments.runs.stopping import StopSignals, memory_errors
 from experiments.runs.training import TrainingRun
+from interflow_jax import networks
+from interflow_jax.backbones import StrideVGG, forward_flops
 from interflow_jax.checkpoints import fingerprint
 from interflow_jax.data import splits
 from interflow_jax.data.datasets import Dataset
-from interflow_jax.data.preprocessing import Preprocessing
+from interflow_jax.data.preprocessing import Preprocessing, imagenet_preprocessing
 from interflow_jax.trainer import Trainer
 
 
@@ -34,6 +36,17 @@ def check(flags: Configuration) -> dict[int, RunFolder]:
     for seed, folder in folders.items():
         folder.check(flags.identity(seed))
     return folders
+
+
+def print_layers(flags: Configuration) -> None:
+    """Prints what can be tapped in the backbone, for the dataset's images."""
+    dataset = data.load(flags.dataset, flags.data_dir, flags.image_size)
+    network = flags.network()
+    if network is None:
+        network = StrideVGG((flags.depth,), flags.depth, flags.width, flags.downsample)
+    print(f"layers for --taps, and the shapes that they give for one {flags.dataset} image:")
+    for layer in ij.network_layers(network, dataset.image_shape):
+        print(f"  {layer.path}  {' x '.join(map(str, layer.shape[1:]))}")
 
 
 def check_sizes(flags: Configuration, examples: int) -> None:
@@ -58,7 +71,12 @@ def prepare(flags: Configuration, folders: dict[int, RunFolder], command: str) -
     check_sizes(flags, len(dataset.train))
     claims()
     augment = flags.augments()
+    preprocessing = None
     stored = [statistics for each in folders.values() if (statistics := each.statistics())]
+    if stored:
+        preprocessing = Preprocessing(**stored[0], augment=augment)
+    elif flags.normalize == "imagenet":
+        preprocessing = imagenet_preprocessing(dataset.image_shape, augment)
     with memory_errors(), data.reading(dataset.name):
         dataset = _subset(flags, dataset)
         trainer = Trainer(
@@ -66,10 +84,11 @@ def prepare(flags: Configuration, folders: dict[int, RunFolder], command: str) -
             dataset,
             batch_size=flags.batch_size,
             optimizer=flags.make_optimizer(len(dataset.train) // flags.batch_size),
-            preprocessing=Preprocessing(**stored[0], augment=augment) if stored else None,
+            preprocessing=preprocessing,
             augment=augment,
             auxiliary_loss=(ij.METHODS | ij.BASELINES)[flags.method].auxiliary_loss,
             auxiliary_mean=flags.auxiliary_mean,
+            pretrained=flags.pretrained and ij.read_pretrained(flags.pretrained),
             progress=partial(console.reading, words=dataset.name),
         )
     for folder in folders.values():
@@ -90,7 +109,10 @@ def claim(flags: Configuration, folders: dict[int, RunFolder], command: str) -> 
     """Writes the configuration of every seed into its folder."""
     for seed, folder in folders.items():
         writable(folder.path)
-        folder.claim(flags.identity(seed), {"command": command, "versions": machine.versions()})
+        facts = {"command": command, "versions": machine.versions()}
+        if flags.backbone != VGG:
+            facts["backbone_source"] = networks.source(flags.backbone)
+        folder.claim(flags.identity(seed), facts)
 
 
 def run(
@@ -143,6 +165,7 @@ def _result(identity: dict[str, Any], training: TrainingRun, command: str) -> di
         "test_split": dataset.test_name,
         "test_examples": len(dataset.test),
         "validation_examples": dataset.validation and len(dataset.validation),
+        "forward_flops": forward_flops(trainer.model.backbone, dataset.image_shape),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(parameters)),
         "fingerprint": fingerprint(parameters),
         "class_names": list(dataset.class_names),

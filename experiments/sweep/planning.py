@@ -1,6 +1,8 @@
 """The runs of a sweep: what each is, and where its folder is."""
 
 import dataclasses
+import hashlib
+import re
 import shlex
 from pathlib import Path
 from typing import NamedTuple
@@ -37,6 +39,9 @@ class Planned(NamedTuple):
         return shlex.join(["python", "-m", "experiments.run", *flags])
 
 
+_NOT_OF_FILES = r"[^\w.=+-]"  # characters that a file's name had better not have
+_LONGEST = 200  # of a file's name, which may have 255 bytes
+
 Failed = tuple[Planned, str]
 """A run that failed, and why, in a line."""
 
@@ -46,11 +51,14 @@ def plan(flags: Configuration, runs: Path) -> Planned:
 
     VARIANT is what differs from the main command's defaults.
     """
-    variant = [
-        f"{name}{as_flag(value).replace(',', '.')}"
+    variant = "-".join(
+        f"{name}{re.sub(_NOT_OF_FILES, '.', as_flag(value))}"
         for name, value in flags.changes().items()
         if name not in (*PLACES, "dataset", "method", "seed")
-    ]
-    out = runs / ("-".join(variant) or "paper")
+    )
+    if len(variant) > _LONGEST:
+        digest = hashlib.sha256(variant.encode()).hexdigest()[:8]
+        variant = f"{variant[:_LONGEST]}-{digest}"
+    out = runs / (variant or "paper")
     flags = dataclasses.replace(flags, out=str(out), seeds=None)
     return Planned(flags, RunFolder(flags.folder(flags.seed)))

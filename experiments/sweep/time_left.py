@@ -1,8 +1,10 @@
 """How long unfinished runs will take, by what finished ones took."""
 
+from dataclasses import replace
+from functools import lru_cache
 from statistics import median
 
-from experiments.cli.configuration import Configuration, of_result
+from experiments.cli.configuration import VGG, Configuration, of_result
 from experiments.cli.console import duration
 from experiments.sweep.planning import Planned
 from experiments.sweep.record import Record
@@ -22,8 +24,8 @@ _EVALUATION = 1 / 3  # of a training step's work: the forward pass
 def seconds_left(sweep: list[Planned], record: Record) -> dict[str, float | None]:
     """Seconds that each unfinished run will take, by its name, from what finished ones took.
 
-    A run like it but for the seed counts most; others of the record are scaled by the operations of
-    their convolutions. None where nothing was measured, or the data is none of the paper's. Start,
+    A run like it but for the seed counts most; others of the paper's backbone are scaled by the
+    operations of their convolutions. None where nothing was measured, or the data is none of the paper's. Start,
     compilation and what an interrupted run has done already are not counted.
     """
     alike: dict[str, list[float]] = {}
@@ -33,13 +35,17 @@ def seconds_left(sweep: list[Planned], record: Record) -> dict[str, float | None
     paces = [
         run["images_per_second"] * _flops(of_result(run))
         for run in record.all()
-        if run.get("images_per_second") and run["dataset"] in datasets.RECIPES
+        if run.get("images_per_second")
+        and run["dataset"] in datasets.RECIPES
+        and run.get("backbone", VGG) == VGG
     ]
     seconds: dict[str, float | None] = {}
     for planned in record.unfinished(sweep):
         seconds[planned.name] = None
         rates = alike.get(planned.but_for_seed())
-        if planned.flags.dataset in datasets.RECIPES and (rates or paces):
+        if planned.flags.dataset not in datasets.RECIPES:
+            continue
+        if rates or (paces and planned.flags.backbone == VGG):
             rate = median(rates) if rates else median(paces) / _flops(planned.flags)
             seconds[planned.name] = _passes(planned.flags) / rate
     return seconds
@@ -61,7 +67,7 @@ def listing(sweep: list[Planned], record: Record) -> str:
 
 
 def operations(flags: Configuration) -> float:
-    """Of all epochs of a run, in its convolutions: what runs of a sweep are weighed by."""
+    """Of all epochs of a run: what runs of a sweep are weighed by."""
     return _flops(flags) * _passes(flags)
 
 
@@ -71,6 +77,11 @@ def examples(dataset: str) -> tuple[int, int]:
 
 
 def _flops(flags: Configuration) -> float:
+    return _flops_of(replace(flags, seed=0, seeds=None, epochs=None, out=""))
+
+
+@lru_cache  # XLA counts those of a foreign network, which takes seconds
+def _flops_of(flags: Configuration) -> float:
     size, channels = (32, 3) if flags.dataset in ("cifar10", "cifar100", "svhn") else (28, 1)
     shape = (flags.image_size or size, flags.image_size or size, channels)
     return forward_flops(flags.build(num_classes=2).backbone, shape)

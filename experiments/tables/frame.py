@@ -14,7 +14,7 @@ from experiments.tables import statistics
 
 RESULT = (
     *("run", "test_accuracy", "branch_accuracy", "branches", "weights", "history"),
-    *("train_seconds", "device", "versions"),
+    *("train_seconds", "device", "versions", "image_shape"),
 )
 """Columns of runs.jsonl that a table needs, beside the configuration's."""
 

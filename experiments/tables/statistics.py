@@ -6,8 +6,6 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from interflow_jax.backbones import Downsample, convolutions
-
 CONFIDENCE = 0.95
 _OUTLYING = 3.5
 
@@ -108,16 +106,3 @@ def with_comparable_signs(weights: np.ndarray, groups: list[list[int]]) -> np.nd
         sign = np.where(turned[..., group[-1]] < 0, -1.0, 1.0)
         turned[..., group] *= sign[..., None]
     return turned
-
-
-def sharing_groups(
-    taps: tuple[int, ...], depth: int, width: float, downsample: Downsample, shared: bool
-) -> list[list[int]]:
-    """The branches, counted from 0, of every fully connected layer, shallow to deep."""
-    if not shared:
-        return [[branch] for branch in range(len(taps))]
-    layers = convolutions(depth, width, downsample)
-    by_channels: dict[int, list[int]] = {}
-    for branch, tap in enumerate(taps):
-        by_channels.setdefault(layers[tap - 1][0], []).append(branch)
-    return list(by_channels.values())

@@ -1,6 +1,7 @@
 """What the fusion weighs in repeated runs (the paper's Tables IV and V, Figure 4)."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+import interflow_jax as ij
 from experiments.cli.configuration import Configuration
 from experiments.tables import paper, pictures, statistics
 from experiments.tables.frame import Frame, Results
@@ -27,7 +29,9 @@ standard deviations (the median distance from the median, scaled) from the media
 absolute weight is above its own at the run's start."""
 
 
-def at_start(flags: Configuration, classes: int, seeds: list[int]) -> np.ndarray:
+def at_start(
+    flags: Configuration, classes: int, seeds: list[int], image_shape: tuple[int, ...]
+) -> np.ndarray:
     """What a model's fusion weighs before any training: [seeds, ...] as `Fusion` returns them.
 
     Only the weights' own draws are computed, none of the layers'.
@@ -36,13 +40,26 @@ def at_start(flags: Configuration, classes: int, seeds: list[int]) -> np.ndarray
       classes: any number, where there is one weight per branch: its draws do not depend on it.
     """
     model = flags.build(classes)
-    images = jnp.zeros((1, 32, 32, 1))  # their size and channels do not matter to the weights
+    images = jnp.zeros((1, *image_shape))
 
     @jax.jit
     def draw(key: jax.Array) -> jax.Array:
         return model.init_with_output(key, images, train=False)[0].weights
 
     return np.array([draw(initial_key(seed)) for seed in seeds], dtype=float)
+
+
+def sharing_groups(model: ij.Interflow, image_shape: tuple[int, ...]) -> list[list[int]]:
+    """The branches, counted from 0, of every fully connected layer, shallow to deep."""
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    init = partial(model.backbone.init_with_output, **ij.switch_arguments(model.backbone, False))
+    feature_maps, _ = jax.eval_shape(init, jax.random.key(0), images)
+    if model.fully_connected == "separate":
+        return [[branch] for branch in range(len(feature_maps))]
+    by_channels: dict[int, list[int]] = {}
+    for branch, feature_map in enumerate(feature_maps):
+        by_channels.setdefault(feature_map.shape[-1], []).append(branch)
+    return list(by_channels.values())
 
 
 class Weights(NamedTuple):
@@ -62,15 +79,15 @@ def of_runs(flags: Configuration, runs: Frame) -> Weights:
     learned = np.array(runs["weights"].tolist())
     per_class = learned.ndim == 3
     taps = runs["branches"].iloc[0]
-    groups = statistics.sharing_groups(
-        tuple(taps), flags.depth, flags.width, flags.downsample, flags.fc == "shared"
-    )
+    image_shape = tuple(runs["image_shape"].iloc[0])
+    groups = sharing_groups(flags.build(2), image_shape)
     # Branches go last: of `class` fusion, every class is turned by itself.
     turned = statistics.with_comparable_signs(learned.swapaxes(1, -1), groups).swapaxes(1, -1)
     outlying = np.zeros(len(runs), bool)
     if not per_class:
         outlying = statistics.outlying(np.column_stack([runs["test_accuracy"], turned]))
-    start = at_start(flags, learned.shape[2] if per_class else 2, runs["seed"].tolist())
+    classes = learned.shape[2] if per_class else 2
+    start = at_start(flags, classes, runs["seed"].tolist(), image_shape)
     return Weights(start, learned, turned, outlying, [f"after {tap}" for tap in taps])
 
 

@@ -24,6 +24,20 @@ class Preprocessing(NamedTuple):
     augment: bool  # training images, by random crops and flips
 
 
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of its training images, as most weights for it expect
+_IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
+
+
+def imagenet_preprocessing(image_shape: tuple[int, int, int], augment: bool) -> Preprocessing:
+    """ImageNet's statistics; raises ValueError for images that have not three channels."""
+    if image_shape[-1] != len(_IMAGENET_MEAN):
+        raise ValueError(
+            f"ImageNet's mean and deviation are of 3 channels, and the images have "
+            f"{image_shape[-1]}; normalize by the dataset's"
+        )
+    return Preprocessing(_IMAGENET_MEAN, _IMAGENET_DEVIATION, augment)
+
+
 def initial_key(seed: int) -> Array:
     """The key of a run's initial parameters."""
     return jax.random.fold_in(jax.random.key(seed), 0)

@@ -219,7 +219,7 @@ def test_weights_by_class_at_the_start_are_those_of_the_seed():
     flags = Configuration(method="S3", width=1 / 16)
     model = flags.build(10)
     state = ij.create_state(model, ij.make_optimizer(1e-3), initial_key(4), (28, 28, 1))
-    (start,) = weights.at_start(flags, 10, [4])
+    (start,) = weights.at_start(flags, 10, [4], (28, 28, 1))
     np.testing.assert_array_equal(start, state.params["fusion"]["weights"])
 
 

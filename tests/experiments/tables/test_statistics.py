@@ -1,10 +1,13 @@
 """Intervals, outlying runs and signs, against values worked out by hand."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.tables import statistics
+import interflow_jax as ij
+from experiments.tables import statistics, weights
 
 
 def test_interval_of_paired_seeds():
@@ -50,18 +53,14 @@ def test_signs_are_turned_a_group_at_a_time():
 
 def test_branches_of_equal_channels_share_a_layer():
     """Paper, IV-C: 256 channels after convolution 7, 512 after 9, 11 and 13."""
-    assert statistics.sharing_groups((7, 9, 11, 13), 13, 1.0, "first", True) == [[0], [1, 2, 3]]
-    separate = statistics.sharing_groups((7, 9, 11, 13), 13, 1.0, "first", False)
+    shape = (32, 32, 3)
+    assert weights.sharing_groups(ij.build("S1", 10), shape) == [[0], [1, 2, 3]]
+    separate = weights.sharing_groups(ij.build("S1", 10, fully_connected="separate"), shape)
     assert separate == [[0], [1], [2], [3]]
 
 
 def test_turned_signs_are_those_of_an_equal_model():
     """A group's weights and their layer negated together predict the same."""
-    import jax
-    import jax.numpy as jnp
-
-    import interflow_jax as ij
-
     model = ij.build("S1", 10, width=1 / 16)
     images = jax.random.normal(jax.random.key(0), (2, 16, 16, 1))
     variables = model.init(jax.random.key(1), images, train=False)
@@ -70,7 +69,7 @@ def test_turned_signs_are_those_of_an_equal_model():
     variables = {**variables, "params": dict(params)}
     (layer,) = [name for name in params if name.endswith("channels_32")]
     params[layer] = jax.tree.map(jnp.negative, params[layer])
-    groups = statistics.sharing_groups((7, 9, 11, 13), 13, 1 / 16, "first", True)
+    groups = weights.sharing_groups(model, (32, 32, 3))
     turned = statistics.with_comparable_signs(np.array([0.3, -0.2, 0.5, -0.7]), groups)
     params["fusion"] = {"weights": jnp.asarray(turned, jnp.float32)}
     before = model.apply(variables, images, train=False).logits
