@@ -25,8 +25,8 @@ def seconds_left(sweep: list[Planned], record: Record) -> dict[str, float | None
     """Seconds that each unfinished run will take, by its name, from what finished ones took.
 
     A run like it but for the seed counts most; others of the paper's backbone are scaled by the
-    operations of their convolutions. None where nothing was measured, or the data is none of the paper's. Start,
-    compilation and what an interrupted run has done already are not counted.
+    operations of their convolutions. None where nothing was measured, or the data is none of the
+    paper's. Start, compilation and what an interrupted run has done already are not counted.
     """
     alike: dict[str, list[float]] = {}
     for planned in record.finished(sweep):

@@ -42,7 +42,9 @@ def _weights(results: Results) -> Iterator[Detail]:
     for cell, runs in results.with_runs():
         if cell.flags.method != "S1":
             continue
-        start = at_start(cell.flags, 2, runs["seed"].tolist()).tolist()
+        start = at_start(
+            cell.flags, 2, runs["seed"].tolist(), tuple(runs["image_shape"].iloc[0])
+        ).tolist()
         branches = [str(place) for place in range(1, len(start[0]) + 1)]
         printed = paper.table("6")["cells"].get(str(cell.flags.depth), {})
         weights = {}
