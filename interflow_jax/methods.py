@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from interflow_jax.backbones import VGG_DEPTH, Downsample, StrideVGG
+from interflow_jax.backbones import VGG_DEPTH, Downsample, Layout, StrideVGG
 from interflow_jax.fusion import Fusion, FusionKind
 from interflow_jax.model import FullyConnected, Interflow
 
@@ -111,6 +111,7 @@ def build(
     depth: int = VGG_DEPTH,
     width: float = 1.0,
     downsample: Downsample = "first",
+    layout: Layout = "spread",
     taps: tuple[int, ...] | None = None,
     fully_connected: FullyConnected = "shared",
     dtype: Any = jnp.float32,
@@ -126,6 +127,7 @@ def build(
         and 40 to 100 (Table VI).
       width: multiplies the channel counts.
       downsample: where the stride-2 convolutions are, "first" or "last" in a block.
+      layout: what depth above 13 adds to VGG: "spread" over its blocks, or "append" to the last.
       taps: the convolutions that branches follow; None for `default_taps(method, depth)`.
       fully_connected: "shared" by channel count (paper, IV-C) or "separate".
       dtype: of the backbone's computation, float32 or bfloat16; all else is float32.
@@ -150,7 +152,7 @@ def build(
             f"{method} gives {len(weights)} branch weights, but there are {len(taps)} "
             f"taps {taps}; choose as many taps, or one of {', '.join(learned)}"
         )
-    backbone = StrideVGG(tuple(taps), depth, width, downsample, dtype)
+    backbone = StrideVGG(tuple(taps), depth, width, downsample, layout, dtype)
     backbone.check()
     return Interflow(backbone, num_classes, Fusion(row.fusion, weights), fully_connected)
 

@@ -85,6 +85,7 @@ def load_run(folder: str | Path) -> TrainedRun:
             depth=result["depth"],
             width=result["width"],
             downsample=result["downsample"],
+            layout=result.get("layout", "spread"),  # older than the choice
             taps=taps and tuple(taps),
             fully_connected=result["fc"],
             dtype=jnp.dtype(result["dtype"]),

@@ -180,6 +180,24 @@ def test_deep_networks_have_the_branches_of_table_vi(depth, branches):
     assert ij.default_taps("Normal", depth) == (depth,)
 
 
+@pytest.mark.parametrize(
+    ("layout", "widths", "branch_widths"),
+    [
+        ("spread", [64] * 6 + [128] * 6 + [256] * 9 + [512] * 19, (256, 512)),
+        ("append", [64] * 2 + [128] * 2 + [256] * 3 + [512] * 33, (512,)),
+    ],
+)
+def test_layouts_at_depth_40_by_hand(key, layout, widths, branch_widths):
+    """Branches after 20, 25, 30, 35, 40: of one channel count, and of one layer, if appended."""
+    model = ij.build("S1", 10, depth=40, layout=layout)
+    variables = jax.eval_shape(partial(model.init, train=False), key, jnp.zeros((1, 32, 32, 3)))
+    layers = {f"fully_connected_channels_{channels}" for channels in branch_widths}
+    assert variables["params"].keys() == {"backbone", "fusion"} | layers
+    by_hand = sum(9 * a * b + 2 * b for a, b in pairwise([3, *widths]))
+    by_hand += sum(channels * 10 + 10 for channels in branch_widths) + 5
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == by_hand
+
+
 @pytest.mark.parametrize("depth", range(4, 13))
 def test_table_i_is_normal_at_each_depth(key, tiny, depth):
     model = tiny("Normal", depth=depth)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 import interflow_jax as ij
-from interflow_jax.backbones import Downsample
+from interflow_jax.backbones import Downsample, Layout
 from interflow_jax.data import datasets
 from interflow_jax.model import FullyConnected
 from interflow_jax.optimizer import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, Optimizer, Schedule
@@ -92,6 +92,11 @@ class Configuration:
     width: float = _flag(1.0, "multiplies the channels 64 to 512")
     downsample: Downsample = _flag(
         "first", "which convolution of a block has stride 2", get_args(Downsample)
+    )
+    layout: Layout = _flag(
+        "spread",
+        "convolutions above depth 13: over VGG's five blocks, or after its 13th",
+        get_args(Layout),
     )
     taps: tuple[int, ...] | None = _flag(
         None, "convolutions that branches follow, as 7,9,11,13", integers, "the method's"
@@ -188,6 +193,7 @@ class Configuration:
             depth=self.depth,
             width=self.width,
             downsample=self.downsample,
+            layout=self.layout,
             taps=self.taps,
             fully_connected=self.fc,
             dtype=jnp.dtype(self.dtype),

@@ -112,7 +112,7 @@ def _by_epoch(name: str, results: Results) -> Iterator[Picture]:
 
 def _axes(*methods: str, **axes: tuple) -> dict[str, tuple]:
     """Of the tables that the paper does not have."""
-    deep = {"dataset": ("fashion_mnist",), "depth": (BASELINE_DEPTH,)}
+    deep = {"dataset": ("fashion_mnist",), "depth": (BASELINE_DEPTH,), "layout": ("spread",)}
     return {**deep, **axes, "method": methods}
 
 
@@ -124,6 +124,7 @@ TABLES = (
         axes={
             "dataset": ("cifar10",),
             "depth": tuple(range(40, DEEPEST + 1, 10)),
+            "layout": ("spread",),
             "method": ("Normal", "S1", "Aux", "DSN"),
         },
         sections=("dataset", "depth"),

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from interflow_jax.backbones import Downsample, convolutions
+from interflow_jax.backbones import Downsample, Layout, convolutions
 
 CONFIDENCE = 0.95
 _OUTLYING = 3.5
@@ -111,12 +111,17 @@ def with_comparable_signs(weights: np.ndarray, groups: list[list[int]]) -> np.nd
 
 
 def sharing_groups(
-    taps: tuple[int, ...], depth: int, width: float, downsample: Downsample, shared: bool
+    taps: tuple[int, ...],
+    depth: int,
+    width: float,
+    downsample: Downsample,
+    shared: bool,
+    layout: Layout = "spread",
 ) -> list[list[int]]:
     """The branches, counted from 0, of every fully connected layer, shallow to deep."""
     if not shared:
         return [[branch] for branch in range(len(taps))]
-    layers = convolutions(depth, width, downsample)
+    layers = convolutions(depth, width, downsample, layout)
     by_channels: dict[int, list[int]] = {}
     for branch, tap in enumerate(taps):
         by_channels.setdefault(layers[tap - 1][0], []).append(branch)

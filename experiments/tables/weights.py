@@ -63,7 +63,12 @@ def of_runs(flags: Configuration, runs: Frame) -> Weights:
     per_class = learned.ndim == 3
     taps = runs["branches"].iloc[0]
     groups = statistics.sharing_groups(
-        tuple(taps), flags.depth, flags.width, flags.downsample, flags.fc == "shared"
+        tuple(taps),
+        flags.depth,
+        flags.width,
+        flags.downsample,
+        flags.fc == "shared",
+        flags.layout,
     )
     # Branches go last: of `class` fusion, every class is turned by itself.
     turned = statistics.with_comparable_signs(learned.swapaxes(1, -1), groups).swapaxes(1, -1)

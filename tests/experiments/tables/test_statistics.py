@@ -53,6 +53,9 @@ def test_branches_of_equal_channels_share_a_layer():
     assert statistics.sharing_groups((7, 9, 11, 13), 13, 1.0, "first", True) == [[0], [1, 2, 3]]
     separate = statistics.sharing_groups((7, 9, 11, 13), 13, 1.0, "first", False)
     assert separate == [[0], [1], [2], [3]]
+    deep = (13, 20, 30, 40)  # spread, 128 channels up to 12, 256 up to 21
+    assert statistics.sharing_groups(deep, 40, 1.0, "first", True) == [[0, 1], [2, 3]]
+    assert statistics.sharing_groups(deep, 40, 1.0, "first", True, "append") == [[0, 1, 2, 3]]
 
 
 def test_turned_signs_are_those_of_an_equal_model():
