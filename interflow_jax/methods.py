@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from interflow_jax.backbones import VGG_DEPTH, Downsample, Layout, StrideVGG
-from interflow_jax.fusion import Fusion, FusionKind
+from interflow_jax.fusion import Fusion, FusionKind, FusionStart
 from interflow_jax.model import FullyConnected, Interflow
 
 
@@ -114,6 +114,7 @@ def build(
     layout: Layout = "spread",
     taps: tuple[int, ...] | None = None,
     fully_connected: FullyConnected = "shared",
+    fusion_start: FusionStart = "xavier",
     dtype: Any = jnp.float32,
 ) -> Interflow:
     """Builds the model of one of the paper's methods (Tables I, II and VI) or of a baseline.
@@ -130,6 +131,7 @@ def build(
       layout: what depth above 13 adds to VGG: "spread" over its blocks, or "append" to the last.
       taps: the convolutions that branches follow; None for `default_taps(method, depth)`.
       fully_connected: "shared" by channel count (paper, IV-C) or "separate".
+      fusion_start: of learned weights that the method does not give, "xavier" or "unit" (`Fusion`).
       dtype: of the backbone's computation, float32 or bfloat16; all else is float32.
 
     Returns:
@@ -154,7 +156,8 @@ def build(
         )
     backbone = StrideVGG(tuple(taps), depth, width, downsample, layout, dtype)
     backbone.check()
-    return Interflow(backbone, num_classes, Fusion(row.fusion, weights), fully_connected)
+    fusion = Fusion(row.fusion, weights, fusion_start)
+    return Interflow(backbone, num_classes, fusion, fully_connected)
 
 
 def _look_up(method: str) -> Method:

@@ -88,6 +88,7 @@ def load_run(folder: str | Path) -> TrainedRun:
             layout=result.get("layout", "spread"),  # older than the choice
             taps=taps and tuple(taps),
             fully_connected=result["fc"],
+            fusion_start=result.get("fusion_start", "xavier"),
             dtype=jnp.dtype(result["dtype"]),
         )
     except (OSError, LookupError, TypeError, ValueError) as error:

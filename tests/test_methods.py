@@ -155,6 +155,18 @@ def test_baselines_have_the_branches_of_s1_at_every_depth(key, method, depth, ta
     np.testing.assert_array_equal(logits, scores[:, -1])
 
 
+@pytest.mark.parametrize("method", [name for name in ij.METHODS if name != "Normal"])
+def test_a_start_is_of_weights_that_a_method_does_not_give(key, tiny, method):
+    logits = jnp.zeros((1, len(ALL[method].taps), 10))
+    xavier, unit = (
+        tiny(method, fusion_start=start).fusion.init_with_output(key, logits)[0][1]
+        for start in ("xavier", "unit")
+    )
+    branches = len(ALL[method].taps)
+    ratio = 1.0 if ALL[method].initial_weights else np.sqrt((branches + 1) / (2 * branches))
+    np.testing.assert_allclose(unit, xavier * ratio, atol=1e-6)
+
+
 def test_scaled_is_normal_times_the_expected_gain_of_s1(key, tiny):
     """E[w0^2] of one Xavier-uniform weight of n = 4 in and 1 out is 2 / 5; there are four."""
     weights = jax.vmap(lambda key: ij.Fusion("shared").init(key, jnp.zeros((1, 4, 2))))(

@@ -15,6 +15,7 @@ import optax
 import interflow_jax as ij
 from interflow_jax.backbones import Downsample, Layout
 from interflow_jax.data import datasets
+from interflow_jax.fusion import FusionStart
 from interflow_jax.model import FullyConnected
 from interflow_jax.optimizer import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, Optimizer, Schedule
 from interflow_jax.training import BATCH_SIZE
@@ -100,6 +101,11 @@ class Configuration:
     )
     taps: tuple[int, ...] | None = _flag(
         None, "convolutions that branches follow, as 7,9,11,13", integers, "the method's"
+    )
+    fusion_start: FusionStart = _flag(
+        "xavier",
+        "fans of Xavier's draws of fusion weights: n and 1, or n and n for squares that sum to 1",
+        get_args(FusionStart),
     )
     fc: FullyConnected = _flag(
         "shared",
@@ -196,6 +202,7 @@ class Configuration:
             layout=self.layout,
             taps=self.taps,
             fully_connected=self.fc,
+            fusion_start=self.fusion_start,
             dtype=jnp.dtype(self.dtype),
         )
 

@@ -56,6 +56,7 @@ def test_help_has_a_line_on_every_method(capsys):
         (["--dtype=float16"], ["float16", "float32", "bfloat16"]),
         (["--downsample=middle"], ["middle", "first", "last"]),
         (["--layout=even"], ["even", "spread", "append"]),
+        (["--fusion_start=zero"], ["zero", "xavier", "unit"]),
         (["--fc=none"], ["none", "shared", "separate"]),
         (["--depth=3"], ["depth is 3", "4 to 200"]),
         (["--depth=10"], ["no convolution 11, 12, 13", "choose taps"]),
