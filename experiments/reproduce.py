@@ -26,6 +26,7 @@ AXES = {
     "datasets": ("dataset", names, "a,b,c"),
     "methods": ("method", names, "a,b,c"),
     "depths": ("depth", integers, "7,9,11"),
+    "layouts": ("layout", names, "spread,append"),
     "learning_rates": ("learning_rate", numbers, "1e-3,1e-2"),
     "candidates": (study.CANDIDATE, study.candidates, "WIDTHxEXAMPLESxEPOCHS,..."),
 }
@@ -166,7 +167,7 @@ def _parser() -> argparse.ArgumentParser:
     table("--cpus", type=int, help="of a run on --workers=ray (default: 4, or 1 beside a GPU)")
     table("--out", default="results", help="folder of reports (default: results)")
     group = parser.add_argument_group("flags of experiments.run, in place of the preset's values")
-    of_table = dict.fromkeys(("downsample", "fc"), "the table's")
+    of_table = dict.fromkeys(("downsample", "fc", "layout"), "the table's")
     configuration.add_flags(group, DECIDED, presets.DECIDED | of_table)
     return parser
 

@@ -14,6 +14,7 @@ from interflow_jax.ops.normalization import BatchNormRelu
 from interflow_jax.switch import switch_arguments
 
 Downsample = Literal["first", "last"]
+Layout = Literal["spread", "append"]
 
 BLOCK_CHANNELS = (64, 128, 256, 512, 512)  # VGG-16, the paper's reference 27
 BLOCK_CONVOLUTIONS = (2, 2, 3, 3, 3)
@@ -26,8 +27,8 @@ class StrideVGG(nn.Module):
     """VGG-16 without its fully connected layers, strided convolutions doing the downsampling.
 
     Every 3x3 convolution is without bias and is followed by BatchNorm and ReLU (paper, IV-B).
-    Depth 4 to 12 drops the deepest of VGG's 13 convolutions (III-D, Table I); depth 14 to 200
-    spreads the convolutions over the five blocks as 2:2:3:3:3 (Table VI).
+    Depth 4 to 12 drops the deepest of VGG's 13 convolutions (III-D, Table I); `layout` says
+    what depth 14 to 200 adds (Table VI).
 
     Attributes:
       taps: the convolutions, counted from 1, whose outputs are returned; ascending.
@@ -35,6 +36,9 @@ class StrideVGG(nn.Module):
       width: multiplies VGG's channel counts 64, 128, 256, 512 and 512 (rounded, at least 1).
       downsample: where the stride-2 convolutions are: "first" in blocks 2 to 5, or "last" in
         every block.
+      layout: above depth 13, "spread" shares out the convolutions over the five blocks as
+        2:2:3:3:3; "append" keeps VGG's 13 and adds to them at the last scale, with as many
+        channels as the 13th.
       dtype: of the computation; parameters and BatchNorm's statistics stay float32.
     """
 
@@ -42,6 +46,7 @@ class StrideVGG(nn.Module):
     depth: int = VGG_DEPTH
     width: float = 1.0
     downsample: Downsample = "first"
+    layout: Layout = "spread"
     dtype: Any = jnp.float32
 
     @property
@@ -61,13 +66,13 @@ class StrideVGG(nn.Module):
           One [batch, height_i, width_i, channels_i] of `dtype` per tap, shallow to deep.
 
         Raises:
-          ValueError: for a depth, width, downsample or taps outside those above.
+          ValueError: for a depth, width, downsample, layout or taps outside those above.
         """
         self.check()
         x = images.astype(self.dtype)
         feature_maps = []
         for number, (channels, stride) in enumerate(
-            convolutions(self.depth, self.width, self.downsample), start=1
+            convolutions(self.depth, self.width, self.downsample, self.layout), start=1
         ):
             x = _ConvNormRelu(channels, stride, self.dtype, name=f"conv{number}")(x, train)
             if number in self.taps:
@@ -82,11 +87,11 @@ class StrideVGG(nn.Module):
             raise ValueError(f"depth is {self.depth}; choose {MIN_DEPTH} to {MAX_DEPTH}")
         if not 0 < self.width < math.inf:
             raise ValueError(f"width is {self.width}; choose a number above 0 (1 is the paper's)")
-        if self.downsample not in get_args(Downsample):
-            raise ValueError(
-                f"downsample is {self.downsample!r}; "
-                f"choose one of {', '.join(get_args(Downsample))}"
-            )
+        for name, choices in (("downsample", Downsample), ("layout", Layout)):
+            value = getattr(self, name)
+            if value not in get_args(choices):
+                allowed = ", ".join(get_args(choices))
+                raise ValueError(f"{name} is {value!r}; choose one of {allowed}")
         if not self.taps or list(self.taps) != sorted(set(self.taps)):
             raise ValueError(f"taps are {self.taps}; give one or more convolutions, ascending")
         lacking = [tap for tap in self.taps if not 1 <= tap <= self.depth]
@@ -112,11 +117,12 @@ class _ConvNormRelu(nn.Module):
         return BatchNormRelu(self.dtype, name="norm")(x, train)
 
 
-def convolutions(depth: int, width: float, downsample: Downsample) -> list[tuple[int, int]]:
+def convolutions(
+    depth: int, width: float, downsample: Downsample, layout: Layout = "spread"
+) -> list[tuple[int, int]]:
     """The (output channels, stride) of each convolution of a StrideVGG, shallow to deep."""
-    if depth <= VGG_DEPTH:
-        counts = BLOCK_CONVOLUTIONS
-    else:
+    counts = BLOCK_CONVOLUTIONS
+    if layout == "spread" and depth > VGG_DEPTH:
         spread = [depth * share // VGG_DEPTH for share in BLOCK_CONVOLUTIONS[:-1]]
         counts = (*spread, depth - sum(spread))
     layers = []
@@ -127,7 +133,8 @@ def convolutions(depth: int, width: float, downsample: Downsample) -> list[tuple
         elif block > 0:
             strides[0] = 2
         layers += [(max(1, round(channels * width)), stride) for stride in strides]
-    return layers[:depth]
+    appended = [(layers[-1][0], 1)] * (depth - len(layers))
+    return (layers + appended)[:depth]
 
 
 def forward_flops(backbone: nn.Module, image_shape: tuple[int, ...]) -> float:
@@ -143,7 +150,7 @@ def forward_flops(backbone: nn.Module, image_shape: tuple[int, ...]) -> float:
     if not isinstance(backbone, StrideVGG):
         return _compiled_flops(backbone, image_shape)
     height, columns, channels_in = image_shape
-    layers = convolutions(backbone.depth, backbone.width, backbone.downsample)
+    layers = convolutions(backbone.depth, backbone.width, backbone.downsample, backbone.layout)
     total = 0.0
     for channels, stride in layers[: backbone.taps[-1]]:
         height, columns = -(-height // stride), -(-columns // stride)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 FusionKind = Literal["fixed", "shared", "class"]
+FusionStart = Literal["xavier", "unit"]
 
 
 class Fusion(nn.Module):
@@ -21,10 +22,14 @@ class Fusion(nn.Module):
         branch and class).
       initial_weights: one per branch, shallow to deep; `class` starts every class from them. None
         draws Xavier-uniform weights, for learned kinds.
+      start: the fans of those draws. "xavier" takes the n branches for input channels of one output
+        (III-A), fans n and 1; "unit" takes them for a 1 x n kernel of one channel, fans n and n, so
+        that the squares of a class's weights are expected to sum to one.
     """
 
     kind: FusionKind
     initial_weights: tuple[float, ...] | None = None
+    start: FusionStart = "xavier"
 
     @nn.compact
     def __call__(self, branch_logits: Array) -> tuple[Array, Array]:
@@ -38,7 +43,8 @@ class Fusion(nn.Module):
           [branches, classes].
 
         Raises:
-          ValueError: for an unknown kind, `fixed` without weights, or not one weight per branch.
+          ValueError: for an unknown kind or start, `fixed` without weights, or not one weight per
+            branch.
         """
         branches, classes = branch_logits.shape[1:]
         self._check(branches)
@@ -56,13 +62,18 @@ class Fusion(nn.Module):
     def _initial(self, key: Array, branches: int, columns: int) -> Array:
         if self.initial_weights is not None:
             return jnp.tile(jnp.asarray(self.initial_weights, jnp.float32)[:, None], (1, columns))
-        bound = (6 / (branches + 1)) ** 0.5  # Xavier, uniform: fan-in n, fan-out 1
+        fan_out = 1 if self.start == "xavier" else branches
+        bound = (6 / (branches + fan_out)) ** 0.5  # Xavier, uniform
         return nn.initializers.uniform(2 * bound)(key, (branches, columns)) - bound
 
     def _check(self, branches: int) -> None:
         if self.kind not in get_args(FusionKind):
             raise ValueError(
                 f"fusion is {self.kind!r}; choose one of {', '.join(get_args(FusionKind))}"
+            )
+        if self.start not in get_args(FusionStart):
+            raise ValueError(
+                f"start is {self.start!r}; choose one of {', '.join(get_args(FusionStart))}"
             )
         if self.initial_weights is None:
             if self.kind == "fixed":

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 
-from interflow_jax.backbones import VGG_DEPTH, Downsample, StrideVGG
-from interflow_jax.fusion import Fusion, FusionKind
+from interflow_jax.backbones import VGG_DEPTH, Downsample, Layout, StrideVGG
+from interflow_jax.fusion import Fusion, FusionKind, FusionStart
 from interflow_jax.model import FullyConnected, Interflow, Pool
 from interflow_jax.networks import Network
 from interflow_jax.nnx_taps import NNXTaps
@@ -115,8 +115,10 @@ def build(
     depth: int = VGG_DEPTH,
     width: float = 1.0,
     downsample: Downsample = "first",
+    layout: Layout = "spread",
     taps: tuple[int, ...] | tuple[str, ...] | None = None,
     fully_connected: FullyConnected = "shared",
+    fusion_start: FusionStart = "xavier",
     dtype: Any = jnp.float32,
     *,
     network: Network | None = None,
@@ -138,12 +140,14 @@ def build(
         and 40 to 100 (Table VI).
       width: multiplies the channel counts.
       downsample: where the stride-2 convolutions are, "first" or "last" in a block.
+      layout: what depth above 13 adds to VGG: "spread" over its blocks, or "append" to the last.
       taps: the convolutions that branches follow; None for `default_taps(method, depth)`.
       fully_connected: "shared" by channel count (paper, IV-C) or "separate".
+      fusion_start: of learned weights that the method does not give, "xavier" or "unit" (`Fusion`).
       dtype: of the backbone's computation, float32 or bfloat16; all else is float32.
       network: a Linen module, or what makes an NNX module (see `NNXTaps`), in place of the paper's:
-        `taps` are then the names of its layers (see `layers`), and depth, width, downsample and
-        dtype are without meaning.
+        `taps` are then the names of its layers (see `layers`), and depth, width, downsample,
+        layout and dtype are without meaning.
       initial_weights: one per tap, in place of those that the method gives.
       pool, frozen: as in `Interflow`.
 
@@ -158,14 +162,14 @@ def build(
         raise ValueError(f"num_classes is {num_classes}; there must be 2 or more")
     if network is None:
         taps = default_taps(method, depth) if taps is None else tuple(taps)
-        backbone: nn.Module = StrideVGG(taps, depth, width, downsample, dtype)
+        backbone: nn.Module = StrideVGG(taps, depth, width, downsample, layout, dtype)
         backbone.check()
     else:
         if not taps:
             raise ValueError("a network needs taps, the names of its layers; ij.layers lists them")
         taps = tuple(taps[-1:] if row.taps == (VGG_DEPTH,) else taps)
         backbone = (Taps if isinstance(network, nn.Module) else NNXTaps)(network, taps)
-    fusion = Fusion(row.fusion, _weights(method, row, taps, initial_weights))
+    fusion = Fusion(row.fusion, _weights(method, row, taps, initial_weights), fusion_start)
     return Interflow(backbone, num_classes, fusion, fully_connected, pool=pool, frozen=frozen)
 
 

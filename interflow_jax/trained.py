@@ -88,8 +88,10 @@ def load_run(folder: str | Path) -> TrainedRun:
             depth=result["depth"],
             width=result["width"],
             downsample=result["downsample"],
+            layout=result.get("layout", "spread"),  # older than the choice
             taps=taps and tuple(taps),
             fully_connected=result["fc"],
+            fusion_start=result.get("fusion_start", "xavier"),
             dtype=jnp.dtype(result["dtype"]),
             network=network,
             initial_weights=weights and tuple(weights),

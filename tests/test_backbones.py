@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from interflow_jax.backbones import StrideVGG, convolutions
+from interflow_jax.backbones import StrideVGG, convolutions, forward_flops
 
 
 def test_the_thirteen_layers_are_vggs():
@@ -48,9 +48,36 @@ def test_deeper_networks_spread_over_the_blocks(depth, counts):
     assert [layers[number][0] for number in openings] == [128, 256, 512, 512]
 
 
-def test_any_depth_has_that_many_convolutions():
+@pytest.mark.parametrize("depth", [14, 40, 60, 200])
+@pytest.mark.parametrize(("downsample", "width"), [("first", 1.0), ("last", 0.125)])
+def test_deeper_networks_append_to_the_last_scale(depth, downsample, width):
+    layers = convolutions(depth, width, downsample, "append")
+    assert layers[:13] == convolutions(13, width, downsample)
+    assert layers[13:] == [(round(512 * width), 1)] * (depth - 13)
+
+
+@pytest.mark.parametrize("layout", ["spread", "append"])
+def test_any_depth_has_that_many_convolutions(layout):
     for depth in range(4, 201):
-        assert len(convolutions(depth, 1.0, "last")) == depth
+        assert len(convolutions(depth, 1.0, "last", layout)) == depth
+
+
+@pytest.mark.parametrize("depth", range(4, 14))
+def test_up_to_the_thirteenth_convolution_layouts_are_one(depth):
+    assert convolutions(depth, 1.0, "first", "append") == convolutions(depth, 1.0, "first")
+
+
+@pytest.mark.parametrize("layout", ["spread", "append"])
+def test_operations_follow_the_layout(key, layout):
+    """Two per multiply-add of each kernel at each place of the map that it makes."""
+    deep = StrideVGG((20, 25), 40, 1 / 16, layout=layout)
+    init = partial(StrideVGG(tuple(range(1, 26)), 40, 1 / 16, layout=layout).init_with_output)
+    maps, variables = jax.eval_shape(partial(init, train=False), key, jnp.zeros((1, 28, 28, 1)))
+    by_hand = sum(
+        2 * variables["params"][f"conv{number}"]["kernel"].size * np.prod(feature_map.shape[1:3])
+        for number, feature_map in enumerate(maps, start=1)
+    )
+    assert forward_flops(deep, (28, 28, 1)) == by_hand
 
 
 @pytest.mark.parametrize("size", [(32, 32, 3), (28, 28, 1), (37, 21, 3), (1, 1, 1)])
@@ -116,6 +143,7 @@ def test_bfloat16_computes_low_and_keeps_parameters_high(key):
         ({"taps": (7, 7)}, "ascending"),
         ({"taps": (7,), "width": 0}, "width is 0"),
         ({"taps": (7,), "downsample": "middle"}, "'middle'; choose one of first, last"),
+        ({"taps": (7,), "layout": "even"}, "'even'; choose one of spread, append"),
     ],
 )
 def test_what_does_not_fit_is_named(options, message):

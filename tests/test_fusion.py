@@ -58,18 +58,31 @@ def test_given_weights_are_where_learning_starts(key, branch_logits, kind, shape
 
 
 @pytest.mark.parametrize(("kind", "classes"), [("shared", 1), ("class", 1000)])
-def test_xavier_weights_are_uniform_within_its_bound(kind, classes):
+@pytest.mark.parametrize(("start", "fan_out"), [("xavier", 1), ("unit", 4)])
+def test_xavier_weights_are_uniform_within_its_bound(kind, classes, start, fan_out):
+    fusion = Fusion(kind, start=start)
     draws = [
-        Fusion(kind).init(jax.random.key(seed), jnp.zeros((1, 4, classes)))["params"]["weights"]
+        fusion.init(jax.random.key(seed), jnp.zeros((1, 4, classes)))["params"]["weights"]
         for seed in range(1000 if kind == "shared" else 1)
     ]
     weights = np.concatenate([draw.ravel() for draw in draws])
-    bound = np.sqrt(6 / (4 + 1))  # n branches in, one score out
+    bound = np.sqrt(6 / (4 + fan_out))  # n branches in
     assert np.abs(weights).max() <= bound
     # 4000 draws: the extremes come within 1 %, mean and variance within 4 standard errors.
     assert np.abs(weights).max() > 0.99 * bound
     assert abs(weights.mean()) < 4 * bound / np.sqrt(3 * 4000)
     assert abs(weights.var() - bound**2 / 3) < 4 * bound**2 * np.sqrt(4 / 45 / 4000)
+
+
+@pytest.mark.parametrize("branches", [4, 7, 15])
+def test_a_unit_start_leaves_logits_as_large_as_a_branch_s_on_average(key, branches):
+    """The mean over draws of independent branches' summed variance is that of one branch."""
+    fusion, logits = Fusion("class", start="unit"), jnp.zeros((1, branches, 9))
+    init = jax.vmap(lambda key: fusion.init(key, logits))
+    weights = init(jax.random.split(key, 2_000))["params"]["weights"]
+    # The square of a uniform weight deviates by sqrt(4 / 5) of its mean, 1 / n.
+    error = np.sqrt(0.8 / branches / (9 * 2_000))
+    assert abs((weights**2).sum(1).mean() - 1) < 4 * error
 
 
 def test_fuses_in_float32(branch_logits):
@@ -83,6 +96,7 @@ def test_fuses_in_float32(branch_logits):
     ("fusion", "message"),
     [
         (Fusion("soft"), "'soft'; choose one of fixed, shared, class"),  # pyright: ignore
+        (Fusion("shared", start="zero"), "'zero'; choose one of xavier, unit"),  # pyright: ignore
         (Fusion("fixed"), "give it initial_weights"),
         (Fusion("shared", (0.5, 0.5)), "2 initial fusion weights .* for 4 branches"),
     ],

@@ -155,6 +155,18 @@ def test_baselines_have_the_branches_of_s1_at_every_depth(key, method, depth, ta
     np.testing.assert_array_equal(logits, scores[:, -1])
 
 
+@pytest.mark.parametrize("method", [name for name in ij.METHODS if name != "Normal"])
+def test_a_start_is_of_weights_that_a_method_does_not_give(key, tiny, method):
+    logits = jnp.zeros((1, len(ALL[method].taps), 10))
+    xavier, unit = (
+        tiny(method, fusion_start=start).fusion.init_with_output(key, logits)[0][1]
+        for start in ("xavier", "unit")
+    )
+    branches = len(ALL[method].taps)
+    ratio = 1.0 if ALL[method].initial_weights else np.sqrt((branches + 1) / (2 * branches))
+    np.testing.assert_allclose(unit, xavier * ratio, atol=1e-6)
+
+
 def test_scaled_is_normal_times_the_expected_gain_of_s1(key, tiny):
     """E[w0^2] of one Xavier-uniform weight of n = 4 in and 1 out is 2 / 5; there are four."""
     weights = jax.vmap(lambda key: ij.Fusion("shared").init(key, jnp.zeros((1, 4, 2))))(
@@ -178,6 +190,24 @@ def test_deep_networks_have_the_branches_of_table_vi(depth, branches):
     assert taps[0] == (20 if depth < 100 else 30)
     assert taps[-1] == depth
     assert ij.default_taps("Normal", depth) == (depth,)
+
+
+@pytest.mark.parametrize(
+    ("layout", "widths", "branch_widths"),
+    [
+        ("spread", [64] * 6 + [128] * 6 + [256] * 9 + [512] * 19, (256, 512)),
+        ("append", [64] * 2 + [128] * 2 + [256] * 3 + [512] * 33, (512,)),
+    ],
+)
+def test_layouts_at_depth_40_by_hand(key, layout, widths, branch_widths):
+    """Branches after 20, 25, 30, 35, 40: of one channel count, and of one layer, if appended."""
+    model = ij.build("S1", 10, depth=40, layout=layout)
+    variables = jax.eval_shape(partial(model.init, train=False), key, jnp.zeros((1, 32, 32, 3)))
+    layers = {f"fully_connected_channels_{channels}" for channels in branch_widths}
+    assert variables["params"].keys() == {"backbone", "fusion"} | layers
+    by_hand = sum(9 * a * b + 2 * b for a, b in pairwise([3, *widths]))
+    by_hand += sum(channels * 10 + 10 for channels in branch_widths) + 5
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == by_hand
 
 
 @pytest.mark.parametrize("depth", range(4, 13))

@@ -15,8 +15,9 @@ import optax
 
 import interflow_jax as ij
 from interflow_jax import networks
-from interflow_jax.backbones import Downsample
+from interflow_jax.backbones import Downsample, Layout
 from interflow_jax.data import datasets
+from interflow_jax.fusion import FusionStart
 from interflow_jax.model import FullyConnected, Pool
 from interflow_jax.optimizer import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, Optimizer, Schedule
 from interflow_jax.training import BATCH_SIZE
@@ -25,7 +26,7 @@ PLACES = ("data_dir", "out", "checkpoint_minutes", "seeds", "list_layers")
 """Flags that say where, how often and what to print, and so are no part of what a run computes."""
 
 VGG = "vgg"
-_OF_VGG = ("depth", "width", "downsample", "dtype")
+_OF_VGG = ("depth", "width", "downsample", "layout", "dtype")
 """Flags of the paper's backbone; another takes its own by --backbone_options."""
 
 
@@ -104,6 +105,11 @@ class Configuration:
     downsample: Downsample = _flag(
         "first", "which convolution of a block has stride 2", get_args(Downsample)
     )
+    layout: Layout = _flag(
+        "spread",
+        "convolutions above depth 13: over VGG's five blocks, or after its 13th",
+        get_args(Layout),
+    )
     taps: tuple[int, ...] | tuple[str, ...] | None = _flag(
         None,
         "convolutions that branches follow, as 7,9,11,13; of another backbone the names of layers, "
@@ -141,6 +147,11 @@ class Configuration:
         "dataset",
         "by the mean and deviation of the training images, or of ImageNet's",
         ("dataset", "imagenet"),
+    )
+    fusion_start: FusionStart = _flag(
+        "xavier",
+        "fans of Xavier's draws of fusion weights: n and 1, or n and n for squares that sum to 1",
+        get_args(FusionStart),
     )
     fc: FullyConnected = _flag(
         "shared",
@@ -254,8 +265,10 @@ class Configuration:
             depth=self.depth,
             width=self.width,
             downsample=self.downsample,
+            layout=self.layout,
             taps=self.taps,
             fully_connected=self.fc,
+            fusion_start=self.fusion_start,
             dtype=jnp.dtype(self.dtype),
             network=self.network(),
             initial_weights=self.initial_weights,

@@ -43,7 +43,9 @@ def print_layers(flags: Configuration) -> None:
     dataset = data.load(flags.dataset, flags.data_dir, flags.image_size)
     network = flags.network()
     if network is None:
-        network = StrideVGG((flags.depth,), flags.depth, flags.width, flags.downsample)
+        network = StrideVGG(
+            (flags.depth,), flags.depth, flags.width, flags.downsample, flags.layout
+        )
     print(f"layers for --taps, and the shapes that they give for one {flags.dataset} image:")
     for layer in ij.network_layers(network, dataset.image_shape):
         print(f"  {layer.path}  {' x '.join(map(str, layer.shape[1:]))}")

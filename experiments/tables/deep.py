@@ -16,6 +16,8 @@ from experiments.tables.weights import at_start
 
 BASELINE_DEPTH = 60  # of Table VI: the depth at which the paper's plain network has failed
 DEEPEST = 100
+NETWORK = ("dataset", "layout")
+"""What networks of a depth differ by; a picture has one of each."""
 
 
 def _paper(flags: Configuration) -> float | None:
@@ -67,17 +69,19 @@ def _table_6_details(results: Results) -> Iterator[Detail]:
 
 
 def _table_6_pictures(results: Results) -> Iterator[Picture]:
-    yield "table6", *pictures.by_depth(results, "row", "dataset")
+    values = {name: {vars(cell.flags)[name] for cell in results.cells} for name in NETWORK}
+    varied = [name for name in NETWORK if len(values[name]) > 1]
+    yield "table6", *pictures.by_depth(results, "row", *(varied or ["dataset"]))
     branches = results.branches()
-    datasets = {cell.flags.dataset for cell in results.cells}
-    for dataset, of_s1 in branches[branches["method"] == "S1"].groupby("dataset", sort=False):
+    by_network = branches[branches["method"] == "S1"].groupby(varied or ["dataset"], sort=False)
+    for names, of_s1 in by_network:
         chart, every = plt.subplots(2, 1, figsize=(8.5, 7), layout="constrained")
         by_place = of_s1.assign(weight=of_s1["weight"].abs()).groupby(["depth", "branch"])
         kinds = {"weight": "absolute weight", "alone": "accuracy of the branch alone (%)"}
         for axes, (column, title) in zip(every, kinds.items(), strict=True):
             pictures.heatmap(axes, by_place[column].mean().unstack().astype(float))
             axes.set(title=f"{title}, mean over seeds", xlabel="branch, shallow to deep")
-        stem = pictures.stem("table6-branches", *([dataset] if len(datasets) > 1 else []))
+        stem = pictures.stem("table6-branches", *(names if varied else ()))
         shows = "Two heat maps by depth and branch, shallow to deep: the absolute weight, and the "
         yield stem, f"{shows}test accuracy of the branch alone", chart
     history = results.history()
@@ -114,7 +118,7 @@ def _by_epoch(name: str, results: Results) -> Iterator[Picture]:
 
 def _axes(*methods: str, **axes: tuple) -> dict[str, tuple]:
     """Of the tables that the paper does not have."""
-    deep = {"dataset": ("fashion_mnist",), "depth": (BASELINE_DEPTH,)}
+    deep = {"dataset": ("fashion_mnist",), "depth": (BASELINE_DEPTH,), "layout": ("spread",)}
     return {**deep, **axes, "method": methods}
 
 
@@ -126,6 +130,7 @@ TABLES = (
         axes={
             "dataset": ("cifar10",),
             "depth": tuple(range(40, DEEPEST + 1, 10)),
+            "layout": ("spread",),
             "method": ("Normal", "S1", "Aux", "DSN"),
         },
         sections=("dataset", "depth"),

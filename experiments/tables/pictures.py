@@ -75,10 +75,10 @@ def colors(names: pd.Series) -> dict[str, Any]:
     return dict(zip(names.unique(), sns.color_palette("tab10"), strict=False))
 
 
-def by_depth(results: Results, line: str, panel: str) -> tuple[str, Figure]:
+def by_depth(results: Results, line: str, *panels: str) -> tuple[str, Figure]:
     """Accuracy by depth beside the paper's: what the picture shows, and the picture."""
-    runs = results.runs
-    grid = lines(runs, "depth", "test_accuracy", line, col=panel, **OVER_SEEDS)
+    runs = results.runs.assign(panel=results.runs[list(panels)].agg(", ".join, axis=1))
+    grid = lines(runs, "depth", "test_accuracy", line, col="panel", **OVER_SEEDS)
     printed: dict[str, dict[int, float]] = {}
     for cell in results.cells:
         if cell.paper is not None:

@@ -96,10 +96,11 @@ def protocol(trained: list[Configuration], runs: Frame) -> str:
     text += f"{' or '.join(map(str, epochs))} epoch{'' if epochs == [1] else 's'}, "
     text += f"batch {trained[0].batch_size}, {trained[0].dtype}"
     named = {"width", "train_size", "epochs", "batch_size", "dtype"}
-    varied = {"method", "dataset", "depth", "seed", "downsample", *PLACES}  # by the paper's tables
+    readings = {"downsample", "layout"}  # of what the paper leaves open
+    varied = {"method", "dataset", "depth", "seed", *readings, *PLACES}  # by the paper's tables
     for name, default in vars(Configuration()).items():
         values = {getattr(flags, name) for flags in trained}
-        if name not in named | varied - {"downsample"} and values != {default} and len(values) == 1:
+        if name not in named | varied - readings and values != {default} and len(values) == 1:
             text += f", --{name}={as_flag(*values)}"
     of_paper = [Configuration(**{name: vars(flags)[name] for name in varied}) for flags in trained]
     if trained == of_paper and {flags.dataset for flags in trained} <= set(DATASETS):

@@ -55,6 +55,8 @@ def test_help_has_a_line_on_every_method(capsys):
         (["--batch_size=0"], ["--batch_size=0", "above 0"]),
         (["--dtype=float16"], ["float16", "float32", "bfloat16"]),
         (["--downsample=middle"], ["middle", "first", "last"]),
+        (["--layout=even"], ["even", "spread", "append"]),
+        (["--fusion_start=zero"], ["zero", "xavier", "unit"]),
         (["--fc=none"], ["none", "shared", "separate"]),
         (["--depth=3"], ["depth is 3", "4 to 200"]),
         (["--depth=10"], ["no convolution 11, 12, 13", "choose taps"]),

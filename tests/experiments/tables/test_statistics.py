@@ -57,6 +57,11 @@ def test_branches_of_equal_channels_share_a_layer():
     assert weights.sharing_groups(ij.build("S1", 10), shape) == [[0], [1, 2, 3]]
     separate = weights.sharing_groups(ij.build("S1", 10, fully_connected="separate"), shape)
     assert separate == [[0], [1], [2], [3]]
+    deep = (13, 20, 30, 40)  # spread, 128 channels up to 12, 256 up to 21
+    spread = ij.build("S1", 10, depth=40, taps=deep)
+    assert weights.sharing_groups(spread, shape) == [[0, 1], [2, 3]]
+    append = ij.build("S1", 10, depth=40, taps=deep, layout="append")
+    assert weights.sharing_groups(append, shape) == [[0, 1, 2, 3]]
 
 
 def test_turned_signs_are_those_of_an_equal_model():

@@ -68,6 +68,19 @@ def test_an_override_narrows_an_axis():
     assert len(cells) == 10
 
 
+def test_layouts_stand_in_the_headings():
+    depth = {"depth": (60,)}
+    cells = TABLES["6"].cells(Choice(axes=depth, overrides={"layout": "append"}))
+    assert {(cell.section, cell.flags.layout) for cell in cells} == {
+        ("cifar10, depth 60, layout append", "append")
+    }
+    cells = TABLES["6"].cells(Choice(axes=depth | {"layout": ("spread", "append")}))
+    assert {cell.section for cell in cells} == {
+        "cifar10, depth 60, layout spread",
+        "cifar10, depth 60, layout append",
+    }
+
+
 def test_the_paper_s_figures_stand_beside_its_networks_alone():
     axes = {"method": ("Normal", "S1", "S3"), "depth": (11,)}
     deep = Choice("paper", axes, overrides={"taps": (11,)})
