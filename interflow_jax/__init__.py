@@ -6,7 +6,7 @@ Attention Mechanism" (Cai, 2021).
 
 from interflow_jax import data
 from interflow_jax.backbones import StrideVGG
-from interflow_jax.fusion import Fusion
+from interflow_jax.fusion import Fusion, fit_fusion
 from interflow_jax.methods import BASELINES, METHODS, Method, build, default_taps
 from interflow_jax.model import Interflow, Prediction
 from interflow_jax.nnx_taps import NNXTaps
@@ -42,6 +42,7 @@ __all__ = [
     "data",
     "default_taps",
     "eval_step",
+    "fit_fusion",
     "keep_freed_memory",
     "layers",
     "learning_rate_schedule",

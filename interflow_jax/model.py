@@ -19,18 +19,22 @@ class Prediction(NamedTuple):
       logits: [batch, classes], float32; softmax comes after (paper, III-A).
       branch_logits: [batch, branches, classes], float32, shallow to deep.
       weights: the fusion's, float32, [branches] or [branches, classes].
+      ensembles: where the fusion learns how to fuse every number of branches (`geometric`), their
+        logits, [batch, branches, classes], float32; the last are `logits`.
     """
 
     logits: Array
     branch_logits: Array
     weights: Array
+    ensembles: Array | None = None
 
     @property
     def alone(self) -> Array:
         """The logits by which each branch predicts alone: [batch, branches, classes], float32.
 
         They are the fusion's terms, so that a branch under a negative weight, whose own logits have
-        the opposite sign, predicts right. A weight of zero counts as one.
+        the opposite sign, predicts right. A weight of zero counts as one. A branch that training
+        gave a loss of its own predicts by its `branch_logits`, whatever its weight.
         """
         weights = self.weights if self.weights.ndim == 2 else self.weights[:, None]
         return self.branch_logits * jnp.where(weights == 0, 1.0, weights)[None]
@@ -105,5 +109,5 @@ class Interflow(nn.Module):
             pooled = jnp.mean(feature_map.astype(jnp.float32), axis=places)
             branches.append(layers[name](pooled))
         branch_logits = jnp.stack(branches, axis=1)
-        logits, weights = self.fusion(branch_logits)
-        return Prediction(logits, branch_logits, weights)
+        logits, weights, ensembles = self.fusion(branch_logits)
+        return Prediction(logits, branch_logits, weights, ensembles)
