@@ -6,6 +6,8 @@ Attention Mechanism" (Cai, 2021).
 
 from interflow_jax import data
 from interflow_jax.backbones import StrideVGG
+from interflow_jax.depth import truncate
+from interflow_jax.early_exit import EarlyExit, Exits
 from interflow_jax.fusion import Fusion, fit_fusion
 from interflow_jax.methods import BASELINES, METHODS, Method, build, default_taps
 from interflow_jax.model import Interflow, Prediction
@@ -23,6 +25,8 @@ from interflow_jax.version import __version__
 __all__ = [
     "BASELINES",
     "METHODS",
+    "EarlyExit",
+    "Exits",
     "Fusion",
     "Interflow",
     "Layer",
@@ -51,4 +55,5 @@ __all__ = [
     "predict",
     "switch_arguments",
     "train_step",
+    "truncate",
 ]
