@@ -6,7 +6,9 @@ Attention Mechanism" (Cai, 2021).
 
 from interflow_jax import data
 from interflow_jax.backbones import StrideVGG
-from interflow_jax.fusion import Fusion
+from interflow_jax.depth import truncate
+from interflow_jax.early_exit import EarlyExit, Exits
+from interflow_jax.fusion import Fusion, fit_fusion
 from interflow_jax.methods import BASELINES, METHODS, Method, build, default_taps
 from interflow_jax.model import Interflow, Prediction
 from interflow_jax.networks import load_network, network_layers
@@ -25,6 +27,8 @@ from interflow_jax.version import __version__
 __all__ = [
     "BASELINES",
     "METHODS",
+    "EarlyExit",
+    "Exits",
     "Fusion",
     "Interflow",
     "Layer",
@@ -44,6 +48,7 @@ __all__ = [
     "data",
     "default_taps",
     "eval_step",
+    "fit_fusion",
     "keep_freed_memory",
     "layers",
     "learning_rate_schedule",
@@ -55,5 +60,6 @@ __all__ = [
     "read_pretrained",
     "switch_arguments",
     "train_step",
+    "truncate",
     "with_backbone",
 ]

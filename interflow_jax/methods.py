@@ -1,6 +1,6 @@
 """The paper's eleven methods (Table II), two baselines, and the models that they name."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -121,6 +121,7 @@ def build(
     fusion_start: FusionStart = "xavier",
     dtype: Any = jnp.float32,
     *,
+    fusion: FusionKind | None = None,
     network: Network | None = None,
     initial_weights: tuple[float, ...] | None = None,
     pool: Pool = "mean",
@@ -145,6 +146,8 @@ def build(
       fully_connected: "shared" by channel count (paper, IV-C) or "separate".
       fusion_start: of learned weights that the method does not give, "xavier" or "unit" (`Fusion`).
       dtype: of the backbone's computation, float32 or bfloat16; all else is float32.
+      fusion: how the branches are weighed, from the method's initial weights on; None for the
+        method's own kind.
       network: a Linen module, or what makes an NNX module (see `NNXTaps`), in place of the paper's:
         `taps` are then the names of its layers (see `layers`), and depth, width, downsample,
         layout and dtype are without meaning.
@@ -160,6 +163,9 @@ def build(
     row = _look_up(method)
     if num_classes < 2:
         raise ValueError(f"num_classes is {num_classes}; there must be 2 or more")
+    kind = fusion or row.fusion
+    if kind not in get_args(FusionKind):
+        raise ValueError(f"fusion is {kind!r}; choose one of {', '.join(get_args(FusionKind))}")
     if network is None:
         taps = default_taps(method, depth) if taps is None else tuple(taps)
         backbone: nn.Module = StrideVGG(taps, depth, width, downsample, layout, dtype)
@@ -169,15 +175,22 @@ def build(
             raise ValueError("a network needs taps, the names of its layers; ij.layers lists them")
         taps = tuple(taps[-1:] if row.taps == (VGG_DEPTH,) else taps)
         backbone = (Taps if isinstance(network, nn.Module) else NNXTaps)(network, taps)
-    fusion = Fusion(row.fusion, _weights(method, row, taps, initial_weights), fusion_start)
-    return Interflow(backbone, num_classes, fusion, fully_connected, pool=pool, frozen=frozen)
+    weights = _weights(method, kind, taps, initial_weights)
+    return Interflow(
+        backbone,
+        num_classes,
+        Fusion(kind, weights, fusion_start),
+        fully_connected,
+        pool=pool,
+        frozen=frozen,
+    )
 
 
 def _weights(
-    method: str, row: Method, taps: tuple, given: tuple[float, ...] | None
+    method: str, kind: FusionKind, taps: tuple, given: tuple[float, ...] | None
 ) -> tuple[float, ...] | None:
-    """The initial weights of the branches, or None for Xavier."""
-    weights = row.initial_weights
+    """The initial weights of the branches, or None for those of the fusion."""
+    weights = _look_up(method).initial_weights
     gives = [name for name, other in METHODS.items() if len(other.initial_weights or ()) > 1]
     if given is not None:
         if method not in gives:
@@ -186,7 +199,7 @@ def _weights(
                 f"or choose one of {', '.join(gives)}"
             )
         weights = given
-    elif weights is None and row.fusion == "fixed":
+    elif weights is None and kind == "fixed":
         weights = (0.0,) * (len(taps) - 1) + (1.0,)
     if weights is not None and len(weights) != len(taps):
         learned = [name for name, other in METHODS.items() if other.initial_weights is None]

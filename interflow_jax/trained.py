@@ -12,7 +12,7 @@ import numpy as np
 
 from interflow_jax.checkpoints import Checkpoints, UnreadableError, fingerprint
 from interflow_jax.data.preprocessing import Preprocessing, normalize
-from interflow_jax.methods import build
+from interflow_jax.methods import BASELINES, METHODS, build
 from interflow_jax.model import Prediction
 from interflow_jax.networks import load_network
 from interflow_jax.switch import switch_arguments
@@ -30,6 +30,8 @@ class TrainedRun:
       class_names: one per class, in the order of the logits.
       image_shape: (height, width, channels) of the images that it takes.
       labels: of its branches, shallow to deep.
+      supervised: whether its branches had losses of their own, and so predict alone by their own
+        logits (see `Prediction.alone`).
       result: all that the run's result.json says.
     """
 
@@ -40,6 +42,8 @@ class TrainedRun:
         self.class_names = tuple(result["class_names"])
         self.image_shape = tuple(result["image_shape"])
         self.labels = tuple(result["branches"])
+        auxiliary_loss = (METHODS | BASELINES)[result["method"]].auxiliary_loss
+        self.supervised = bool(auxiliary_loss or result.get("auxiliary_mean"))
 
         def predict(variables: dict[str, Any], images: jax.Array) -> Any:
             images = normalize(self.preprocessing, images)
@@ -62,10 +66,13 @@ class TrainedRun:
         for start in range(0, len(images), _BATCH_SIZE):
             batch = images[start : start + _BATCH_SIZE]
             padding = [(0, _BATCH_SIZE - len(batch)), (0, 0), (0, 0), (0, 0)]
-            logits, branch_logits, weights = self._predict(self.variables, np.pad(batch, padding))
-            parts.append((logits[: len(batch)], branch_logits[: len(batch)]))
-        logits, branch_logits = map(jnp.concatenate, zip(*parts, strict=True))
-        return Prediction(logits, branch_logits, weights)
+            parts.append(self._predict(self.variables, np.pad(batch, padding)))
+        whole = jax.tree.map(lambda *arrays: jnp.concatenate(arrays)[: len(images)], *parts)
+        return whole._replace(weights=parts[-1].weights)
+
+    def alone(self, prediction: Prediction) -> jax.Array:
+        """The logits by which each branch predicts alone: [images, branches, classes], float32."""
+        return prediction.branch_logits if self.supervised else prediction.alone
 
 
 def load_run(folder: str | Path) -> TrainedRun:
@@ -92,6 +99,7 @@ def load_run(folder: str | Path) -> TrainedRun:
             taps=taps and tuple(taps),
             fully_connected=result["fc"],
             fusion_start=result.get("fusion_start", "xavier"),
+            fusion=result.get("fusion"),
             dtype=jnp.dtype(result["dtype"]),
             network=network,
             initial_weights=weights and tuple(weights),

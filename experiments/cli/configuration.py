@@ -17,7 +17,7 @@ import interflow_jax as ij
 from interflow_jax import networks
 from interflow_jax.backbones import Downsample, Layout
 from interflow_jax.data import datasets
-from interflow_jax.fusion import FusionStart
+from interflow_jax.fusion import FusionKind, FusionStart
 from interflow_jax.model import FullyConnected, Pool
 from interflow_jax.optimizer import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, Optimizer, Schedule
 from interflow_jax.training import BATCH_SIZE
@@ -158,6 +158,12 @@ class Configuration:
         "fully connected layers: one for all branches of equal channels, or one per branch",
         get_args(FullyConnected),
     )
+    fusion: FusionKind | None = _flag(
+        None,
+        "how branches are weighed: fixed, shared or class (the paper's), softmax or geometric",
+        get_args(FusionKind),
+        "the method's",
+    )
     dtype: str = _flag("float32", "of the backbone's computation", ("float32", "bfloat16"))
     train_size: int | None = _flag(
         None, "train on the first n examples of the split's fixed permutation", int, "all"
@@ -269,6 +275,7 @@ class Configuration:
             taps=self.taps,
             fully_connected=self.fc,
             fusion_start=self.fusion_start,
+            fusion=self.fusion,
             dtype=jnp.dtype(self.dtype),
             network=self.network(),
             initial_weights=self.initial_weights,
