@@ -32,6 +32,7 @@ class Cell(NamedTuple):
     row: str
     paper: float | None  # the paper's accuracy in percent, if it has this cell
     reference: Configuration | None  # that it is compared with
+    heading: tuple[str, ...]  # the fields that its section names
 
 
 def columns(flags: Configuration) -> dict[str, Any]:

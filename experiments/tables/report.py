@@ -43,6 +43,7 @@ def write(table: Table, choice: Choice, record: Record, out: Path, command: str)
     text = [
         f"# {table.title}\n\n```\n{command}\n```\n",
         f"Preset `{choice.preset}`: {report['protocol']}.\n\n{NOTE}",
+        *([f"{table.note}\n"] if table.note else []),
         *text,
         *(f"![{picture['shows']}]({picture['file']})\n" for picture in report["pictures"]),
     ]
@@ -60,7 +61,7 @@ def _cells(table: Table, results: Results) -> tuple[list[dict[str, Any]], list[s
         ours = statistics.spread(runs["test_accuracy"])
         best = float(runs["test_accuracy"].max()) if ours else None
         difference = results.difference(cell.flags, cell.reference)
-        to = cell.reference and words(table.rows, getattr(cell.reference, table.rows))
+        to = cell.reference and words(cell.reference, table.rows)
         figures.append(
             {"section": cell.section, "row": cell.row, **columns(cell.flags), "paper": cell.paper}
             | (vars(ours) if ours else {"mean": None, "deviation": None})
@@ -73,8 +74,7 @@ def _cells(table: Table, results: Results) -> tuple[list[dict[str, Any]], list[s
         shown = (ours, best) if ours else (markdown.MISSING, markdown.MISSING)
         row = [cell.row, printed, *shown, f"{len(runs)} of {len(results.seeds)}", difference]
         sections.setdefault(cell.section, []).append(row)
-    to = words(table.rows, table.reference) if table.reference else "the row above"
-    head = ["", "paper", "ours", "best", "seeds", f"difference to {to}"]
+    head = ["", "paper", "ours", "best", "seeds", f"difference to {table.compared_with}"]
     text = []
     for section, rows in sections.items():
         text += [f"## {section}\n", *markdown.table(head, rows)]
