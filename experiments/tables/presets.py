@@ -13,7 +13,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-_CIFAR_EPOCHS = {"end": 60}  # the paper's 100 gain less; others have the paper's 40
+_CIFAR_EPOCHS = {"end": 60}  # of the paper's 100, for time's sake; others have the paper's 40
 
 DECIDED = {name: "the preset's" for values in PRESETS.values() for name in values}
 """What decides the flags that a preset may set, in words."""

@@ -314,7 +314,7 @@ def test_nothing_is_run_or_loaded(page):
     assert {"script", "link", "iframe", "object", "style"} & {tag for tag, _ in parsed.tags} == {
         "style"
     }
-    assert len(parsed.all("img")) == 3
+    assert len({image["src"] for image in parsed.all("img")}) == 3
     assert all(image["src"].startswith("data:image/png;base64,") for image in parsed.all("img"))
     assert "url(" not in text
     assert "@import" not in text
@@ -340,7 +340,20 @@ def test_it_can_be_read_by_all(page):
     assert "old/table3.md" in [link["href"] for link in parsed.all("a")]
 
 
-def test_its_head_says_when_and_with_what(page):
+def test_its_first_screen_is_a_paragraph_and_a_picture(page):
+    """Without README's findings or a table above it."""
+    names = [
+        name
+        for name, _ in page[0].tags[: page[0].tags.index(("nav", {"aria-labelledby": "contents"}))]
+    ]
+    assert [name for name in names if name in ("h1", "p", "img", "table", "ul")] == [
+        "h1",
+        "p",
+        "img",
+    ]
+
+
+def test_it_says_when_and_with_what(page):
     text = page[1]
     # Table V shares its runs with Table III.
     assert "Runs: 11, finished on 2026-01-01 to 2026-01-03 (UTC)" in text

@@ -8,7 +8,7 @@ import pytest
 import interflow_jax as ij
 from experiments import run
 from experiments.cli import configuration
-from experiments.cli.configuration import parse
+from experiments.cli.configuration import Configuration, parse
 from experiments.runs import files, single
 from interflow_jax.data import datasets
 
