@@ -80,6 +80,7 @@ def _best(results: Results) -> Iterator[Detail]:
             "test accuracy": statistics.spread(runs["test_accuracy"]),
             "seeds": len(runs),
             "less Normal at its own best": difference,
+            "Welch's": difference and difference.welch,
         }
         panels.setdefault(_panel(each.cell), []).append(row)
     note = "The rate is chosen on held-out training examples; its test accuracy is reported. There "
@@ -94,7 +95,11 @@ def _pictures(results: Results) -> Iterator[Picture]:
     grid = pictures.lines(
         runs, "learning_rate", "test_accuracy", col="panel", **pictures.OVER_SEEDS
     )
+    rates = sorted(runs["learning_rate"].unique())
     grid.set(xscale="log")
+    for axes in grid.axes.flat:
+        axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
+        axes.minorticks_off()
     shows = "Test accuracy by learning rate, a line per method; bars are standard deviations"
     yield "rates", f"{shows} over seeds", grid.figure
 

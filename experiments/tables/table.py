@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
@@ -10,6 +11,7 @@ from matplotlib.figure import Figure
 import interflow_jax as ij
 from experiments.cli.configuration import Configuration
 from experiments.sweep import time_left
+from experiments.sweep.record import Record
 from experiments.tables import presets
 from experiments.tables.frame import Cell, Results, columns
 from interflow_jax.data import datasets
@@ -35,7 +37,7 @@ class Detail(NamedTuple):
 class Choice:
     """What the command line makes of a table."""
 
-    preset: str = "cpu"
+    preset: str = presets.DEFAULT
     axes: dict[str, tuple[Any, ...]] = field(default_factory=dict)  # in place of the table's
     seeds: tuple[int, ...] | None = None  # in place of the table's
     overrides: dict[str, Any] = field(default_factory=dict)  # fields of `Configuration`
@@ -62,9 +64,12 @@ class Table:
     reference: tuple[Any, ...] | None = ("Normal",)
     note: str = ""  # above the cells
     holds_out: bool = False  # whether it needs training examples that no run trains on
+    may_fail: bool = False  # whether there may be runs that do not begin to learn
     paper: Callable[[Configuration], float | None] = lambda flags: None  # accuracy in percent
     paper_dataset: str | None = None  # that its figures are of, whatever ours are of
     omit: Callable[[Configuration], bool] = lambda flags: False  # where no methods are chosen
+    # What it makes of a choice by the runs that the record in a folder has.
+    narrow: Callable[[Choice, Record, Path], Choice] = lambda choice, record, out: choice
     details: Callable[[Results], Iterable[Detail]] = lambda results: ()
     pictures: Callable[[Results], Iterable[Picture]] = lambda results: ()
 

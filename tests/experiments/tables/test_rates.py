@@ -31,6 +31,7 @@ def write_runs(choice, table, out, accuracies):
         line |= {"validation_accuracy": figures[0], "test_accuracy": figures[1] + flags.seed % 2}
         line |= {"branch_accuracy": [1.0], "branches": [13], "weights": [1.0], "history": []}
         line |= {"train_seconds": 1.0, "device": "CPU", "versions": {"jax": "0"}}
+        line["class_names"] = ["class"] * 10
         lines.append(json.dumps(line) + "\n")
     with (out / "runs.jsonl").open("a") as file:
         file.writelines(lines)
