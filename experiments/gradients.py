@@ -57,8 +57,8 @@ def main(arguments: list[str] | None = None) -> int:
         ("--seeds", integers, "0,1,2"),
     ):
         add(flag, type=parse, default=parse(default), help=f"default: {default}")
-    about = "but of one epoch (default: cpu)"
-    add("--preset", default="cpu", choices=presets.PRESETS, help=about)
+    about = "but of one epoch (default: quick)"
+    add("--preset", default="quick", choices=presets.PRESETS, help=about)
     add("--out", default="results", help="folder of the report (default: results)")
     add("--name", help="of a record beside the first: OUT/gradients-NAME.md, ...")
     group = parser.add_argument_group("flags of experiments.run, in place of the preset's values")

@@ -3,6 +3,7 @@
 python -m experiments.report
 """
 
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -22,10 +23,12 @@ LEAD = """\
 Zhicheng Cai, “Interflow: Aggregating Multi-layer Feature Mappings with Attention Mechanism”, 2021,
 [arXiv:2106.14073](https://arxiv.org/abs/2106.14073), lets every stage of a network predict, and
 learns how much each prediction counts. `interflow_jax` implements it in JAX and Flax. Here are its
-figures beside the paper's, table by table, with the protocol of the runs and the commands that made
-them. Where a protocol is smaller than the paper's, neither accuracies nor differences are those of
-networks trained to the end: the differences say which method learns faster.
+figures beside the paper's, table by table, each with the protocol of its runs and its command.
+After three epochs a difference says which method learns faster, not which ends higher.
 """
+
+FIRST = ("best", "rates", "table3")
+"""Tables one of whose pictures opens the page: of the first that has one."""
 
 OTHERS = {
     "gradients": "Gradients by layer",
@@ -47,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     out = Path(parser.parse_args(arguments).out)
     try:
         sections = contents(out)
-        text = page(f"{LEAD}\n{origins(out / 'runs.jsonl')}", sections, out)
+        text = page(f"{LEAD}\n{first_picture(out)}", sections, out)
         writable(out)
         write_whole(out / "index.html", text)
     except (ValueError, OSError) as error:
@@ -76,7 +79,17 @@ def contents(out: Path) -> dict[str, str]:
         command = f"python -m experiments.{commands.get(name, name)}{place}"
         missing = f"# {titles.get(name)} (missing)\n\nIts command:\n\n```\n{command}\n```\n"
         sections[name] = written.pop(name, missing)
-    return sections | written
+    origin = origins(out / "runs.jsonl")
+    return sections | written | ({"runs": f"# The runs\n\n{origin}\n"} if origin else {})
+
+
+def first_picture(out: Path) -> str:
+    """What the page opens with, as Markdown; "" where no table of `FIRST` has a picture."""
+    for file in (out / f"{name}.md" for name in FIRST):
+        picture = file.exists() and re.search(r"^!\[.*\]\(.*\)$", file.read_text(), re.MULTILINE)
+        if picture:
+            return picture[0]
+    return ""
 
 
 def origins(file: Path) -> str:

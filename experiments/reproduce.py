@@ -65,7 +65,10 @@ def main(arguments: list[str] | None = None) -> int:
             if method not in known:
                 raise ValueError(f"--methods={method}: choose from {', '.join(known)}")
         record = Record(out)
-        runs = frame.planned(table.cells(choice), table.run_seeds(choice), out)
+        narrowed = table.narrow(choice, record, out)
+        runs = frame.planned(table.cells(narrowed), table.run_seeds(narrowed), out)
+        if table.note and not only_report:
+            print(" ".join(table.note.split()), flush=True)
         if dry_run:
             work.check_without_data(runs)
             print(time_left.listing(runs, record))
@@ -77,7 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
             except StoppedError as error:
                 stopped = error
         if record.finished(runs):
-            _report(table, choice, record, out, _recorded(arguments))
+            _report(table, narrowed, record, out, _recorded(arguments))
         elif only_report:
             raise ValueError(f"--report: no run of this table is finished in {out}")
         if stopped:
@@ -144,6 +147,7 @@ def _parser() -> argparse.ArgumentParser:
         "  python -m experiments.reproduce --table=3 --datasets=cifar10 --seeds=0,1\n"
         "  python -m experiments.reproduce --table=6 --depths=60,100 --epochs=10\n"
         "  python -m experiments.reproduce --figure=4 --report\n"
+        "  python -m experiments.reproduce --table=3 --learning_rates=1e-3,1e-2\n"
         "  python -m experiments.reproduce --table=3 --preset=paper --workers=ray\n"
         "\nworkers:\n"
         "  N    runs in N processes of this machine, which share its cores\n"
@@ -157,10 +161,11 @@ def _parser() -> argparse.ArgumentParser:
     table = parser.add_argument
     table("--table", choices=sorted([*TABLES, "2"]), metavar="N", help="below")
     table("--figure", choices=["4"], metavar="4", help="4, of Table IV's runs")
-    table("--preset", default="cpu", choices=presets.PRESETS, help="below (default: cpu)")
+    default = presets.DEFAULT
+    table("--preset", default=default, choices=presets.PRESETS, help=f"below (default: {default})")
     for flag, (_, parse, form) in AXES.items():
         table(f"--{flag}", type=parse, help=f"as {form} (default: the table's)")
-    table("--seeds", type=integers, help="as 0,1,2 (default: the table's number, from 0 on)")
+    table("--seeds", type=integers, help="as 0,1,2 (default: the table's)")
     table("--dry_run", action="store_true", help="list the runs, with an estimate")
     table("--report", action="store_true", help="train nothing, report what is finished")
     table("--workers", type=_workers, help="train at once, as below (default: one after another)")

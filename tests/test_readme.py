@@ -12,8 +12,10 @@ import pytest
 import interflow_jax as ij
 from experiments.cli.configuration import parse
 from experiments.timing import report
+from interflow_jax.optimizer import LEARNING_RATE
 
 ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "results"
 README = (ROOT / "README.md").read_text()
 SPEED = (ROOT / "docs" / "speed.md").read_text()
 
@@ -100,17 +102,40 @@ def test_its_benchmark_is_that_of_the_file():
     assert measured["command"] in SPEED
 
 
-def test_its_findings_are_those_of_the_tables():
-    """Every mean with a deviation and every difference with an interval is some table's."""
-    results = Path(__file__).parent.parent / "results"
-    written = results / "README.md"
-    interval = r"[+-]\d+\.\d\d \([+-]\d+\.\d\d to [+-]\d+\.\d\d\)"
-    figure = re.compile(rf"{interval}|\d+\.\d\d ± \d+\.\d\d")
-    tables = (file.read_text() for file in results.glob("*.md") if file != written)
-    in_tables = {found for table in tables for found in figure.findall(table)}
-    for text in (README, written.read_text()):
-        unbroken = " ".join(text.split())  # a figure may be wrapped over two lines
-        assert set(figure.findall(unbroken)) <= in_tables
+FINDINGS = " ".join((RESULTS / "README.md").read_text().split())  # figures are wrapped, too
+TABLES = "\n".join(file.read_text() for file in RESULTS.glob("*.md") if file.name != "README.md")
+INTERVAL = r"[+-]\d+\.\d\d \([+-]\d+\.\d\d to [+-]\d+\.\d\d\)"
+
+
+@pytest.mark.parametrize(
+    "figure",
+    [
+        INTERVAL,
+        r"\d+\.\d\d ± \d+\.\d\d",
+        rf"{INTERVAL}(?:, \d+ pairs?)?, (?:ahead|behind|equal|undecided)\b",
+        r"(?<![\d.+-])\d\d\.\d\d(?!\d)",
+    ],
+    ids=["difference", "mean", "verdict", "accuracy"],
+)
+def test_its_findings_are_those_of_the_tables(figure):
+    """Every figure of the kind stands in some table, a verdict right behind its interval."""
+    found = set(re.findall(figure, FINDINGS)) | set(re.findall(figure, " ".join(README.split())))
+    assert found
+    assert found <= set(re.findall(figure, TABLES))
+
+
+def test_what_it_says_of_the_end_of_training_is_what_the_runs_did():
+    """That accuracy still rose before the rate dropped, and hardly moves afterwards."""
+    lines = map(json.loads, (RESULTS / "runs.jsonl").read_text().splitlines())
+    runs = [run for run in lines if run["epochs"] == 60]
+    after = {run["run"]: [row["test_accuracy"] for row in run["history"]] for run in runs}
+    assert all(abs(each[-1] - each[-7]) < 1 for each in after.values())
+    gains = [
+        10 * np.polyfit(range(20), after[run["run"]][28:48], 1)[0]
+        for run in runs
+        if run.get("learning_rate", LEARNING_RATE) == LEARNING_RATE
+    ]
+    assert f"gained {min(gains):.1f} to {max(gains):.1f} points per ten epochs" in FINDINGS
 
 
 def test_the_layout_names_every_module():

@@ -187,7 +187,9 @@ class Configuration:
         "the paper's: crop_flip for CIFAR",
     )
     auxiliary_mean: float = _flag(
-        0.0, "weight of the mean of all branches' own losses, added to the loss"
+        0.0,
+        "weight of the mean of all branches' own losses, added to the loss; of Aux and DSN "
+        "in place of their sum",
     )
     data_dir: str | None = _flag(
         None, "folder of prepared tfds datasets", str, "$TFDS_DATA_DIR, then ~/tensorflow_datasets"
@@ -247,6 +249,11 @@ class Configuration:
         if self.augment is None:
             return datasets.recipe(self.dataset).augment
         return self.augment == "crop_flip"
+
+    def auxiliary_loss(self) -> float:
+        """The weight of the loss of every branch but the last, unless a mean takes their place."""
+        method = (ij.METHODS | ij.BASELINES)[self.method]
+        return 0.0 if self.auxiliary_mean else method.auxiliary_loss
 
     def make_optimizer(self, steps: int) -> optax.GradientTransformation:
         """The optimizer of a training of so many steps per epoch, with its schedule."""

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 
-import interflow_jax as ij
 from experiments.cli import console
 from experiments.cli.configuration import VGG, Configuration
 from experiments.runs import charts, data, machine
@@ -88,7 +87,7 @@ def prepare(flags: Configuration, folders: dict[int, RunFolder], command: str) -
             optimizer=flags.make_optimizer(len(dataset.train) // flags.batch_size),
             preprocessing=preprocessing,
             augment=augment,
-            auxiliary_loss=(ij.METHODS | ij.BASELINES)[flags.method].auxiliary_loss,
+            auxiliary_loss=flags.auxiliary_loss(),
             auxiliary_mean=flags.auxiliary_mean,
             pretrained=flags.pretrained and ij.read_pretrained(flags.pretrained),
             progress=partial(console.reading, words=dataset.name),

@@ -45,9 +45,9 @@ TABLE = Table(
         "method": ("S1", "S3"),
         "fc": ("shared", "separate"),
     },
-    rows="fc",
+    rows=("fc",),
     sections=("dataset", "method"),
-    reference="shared",
+    reference=("shared",),
     details=_alone,
     pictures=_pictures,
 )

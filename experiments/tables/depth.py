@@ -50,7 +50,7 @@ TABLE = Table(
         "method": ("Normal",),
         "depth": tuple(range(4, 14)),
     },
-    rows="depth",
+    rows=("depth",),
     sections=("dataset", "downsample"),
     reference=None,
     paper=_paper,

@@ -14,7 +14,7 @@ from experiments.tables import statistics
 
 RESULT = (
     *("run", "test_accuracy", "branch_accuracy", "branches", "weights", "history"),
-    *("train_seconds", "device", "versions", "image_shape"),
+    *("train_seconds", "device", "versions", "image_shape", "class_names"),
 )
 """Columns of runs.jsonl that a table needs, beside the configuration's."""
 
@@ -32,6 +32,7 @@ class Cell(NamedTuple):
     row: str
     paper: float | None  # the paper's accuracy in percent, if it has this cell
     reference: Configuration | None  # that it is compared with
+    heading: tuple[str, ...]  # the fields that its section names
 
 
 def columns(flags: Configuration) -> dict[str, Any]:
@@ -47,11 +48,21 @@ def planned(cells: list[Cell], seeds: tuple[int, ...], out: Path) -> list[Planne
 class Results:
     """The finished runs of a table: `runs` has one row per run.
 
-    Its columns are `section` and `row` of the run's cell, its configuration, and `RESULT`.
+    Its columns are `section` and `row` of the run's cell, its configuration, and `RESULT`. With
+    `may_fail`, a cell of which some runs have begun to learn and others have not is compared with
+    nothing: a mean would describe neither.
     """
 
-    def __init__(self, cells: list[Cell], seeds: tuple[int, ...], record: Record, out: Path):
+    def __init__(
+        self,
+        cells: list[Cell],
+        seeds: tuple[int, ...],
+        record: Record,
+        out: Path,
+        may_fail: bool = False,
+    ):
         self.cells, self.seeds, self._record, self._out = cells, seeds, record, out
+        self._may_fail = may_fail
         frames = [self.of(cell.flags).assign(section=cell.section, row=cell.row) for cell in cells]
         self.runs: Frame = pd.concat(frames, ignore_index=True)
 
@@ -77,10 +88,14 @@ class Results:
         self, flags: Configuration, reference: Configuration | None
     ) -> statistics.Difference | None:
         """How far a configuration is ahead of another, in points; None without a common seed."""
-        if reference is None:
+        if reference is None or self.is_mixed(flags) or self.is_mixed(reference):
             return None
         both = (self.of(each)["test_accuracy"] for each in (flags, reference))
         return statistics.difference(*both)
+
+    def is_mixed(self, flags: Configuration) -> bool:
+        """Whether runs of a configuration may fail, and some have begun to learn, others not."""
+        return self._may_fail and statistics.learned(self.of(flags)).nunique() > 1
 
     def with_runs(self) -> Iterator[tuple[Cell, Frame]]:
         """The cells that have finished runs, and those."""

@@ -11,13 +11,25 @@ from experiments.sweep.record import Record
 from experiments.tables import pictures, statistics
 from experiments.tables.frame import Frame, Results, columns
 from experiments.tables.methods import DATASETS
-from experiments.tables.table import Choice, Table, words
+from experiments.tables.statistics import Difference
+from experiments.tables.table import Choice, Detail, Table, words
 
 NOTE = """\
 Accuracy on the whole test split after the last epoch, percent; mean ± standard deviation
 over seeds. A difference is in points, of paired seeds, with the 95 % confidence interval
-of its mean; the pairs are counted where not every run has one. A dash stands for a
-figure that the paper does not print, or for nothing to compare with.
+of its mean (Student's t); the pairs are counted where not every run has one. Welch's is of all
+runs, paired or not. A dash stands for a figure that the paper does not print, or for nothing to
+compare with.
+
+Verdicts are by the pairs. *Equal*: the interval lies within {margin} points of zero. *Ahead* or
+*behind*: p is below 0.05 after Holm's correction for all differences of the same column, on
+whatever dataset. Else *undecided*. Intervals are not corrected.
+"""
+
+MIXED = """\
+Where some runs of a cell have begun to learn and others have not, which a mean would hide, it
+says how many have, with the exact 95 % interval of their share, and is compared with nothing. A
+run has begun whose accuracy is {chances} times chance's.
 """
 
 
@@ -27,12 +39,15 @@ def write(table: Table, choice: Choice, record: Record, out: Path, command: str)
     Args:
       command: that makes the report.
     """
-    results = Results(table.cells(choice), table.run_seeds(choice), record, out)
+    cells, seeds = table.cells(choice), table.run_seeds(choice)
+    results = Results(cells, seeds, record, out, table.may_fail)
     report: dict[str, Any] = {"table": table.name, "title": table.title, "command": command}
     report["preset"] = choice.preset
     report["protocol"] = protocol([cell.flags for cell in results.cells], results.runs)
     report["cells"], text = _cells(table, results)
-    for detail in table.details(results):
+    details = [*table.details(results)]
+    _judge(details)
+    for detail in details:
         report.setdefault(detail.name, []).append({"title": detail.title, "rows": detail.rows})
         if detail.rows and detail.printed:
             head = ["" if name == "row" else name for name in detail.rows[0]]
@@ -42,7 +57,10 @@ def write(table: Table, choice: Choice, record: Record, out: Path, command: str)
     report["pictures"] = pictures.save(drawn, out)
     text = [
         f"# {table.title}\n\n```\n{command}\n```\n",
-        f"Preset `{choice.preset}`: {report['protocol']}.\n\n{NOTE}",
+        f"Preset `{choice.preset}`: {report['protocol']}.\n",
+        NOTE.format(margin=statistics.MARGIN),
+        *([MIXED.format(chances=statistics.CHANCES)] if table.may_fail else []),
+        *([f"{table.note}\n"] if table.note else []),
         *text,
         *(f"![{picture['shows']}]({picture['file']})\n" for picture in report["pictures"]),
     ]
@@ -52,29 +70,46 @@ def write(table: Table, choice: Choice, record: Record, out: Path, command: str)
     return [*files, *(out / picture["file"] for picture in report["pictures"])]
 
 
+def _judge(details: list[Detail]) -> None:
+    """Gives every difference its verdict, among those of its column in details of one name."""
+    columns: dict[tuple[str, str], list[Difference]] = {}
+    for detail in details:
+        for row in detail.rows:
+            for name, value in row.items():
+                if isinstance(value, Difference):
+                    columns.setdefault((detail.name, name), []).append(value)
+    for differences in columns.values():
+        statistics.judge(differences)
+
+
 def _cells(table: Table, results: Results) -> tuple[list[dict[str, Any]], list[str]]:
     """Every cell's figures, and as Markdown, a heading and a table per section."""
     figures, sections = [], {}
-    for cell in results.cells:
+    differences = [results.difference(cell.flags, cell.reference) for cell in results.cells]
+    statistics.judge([each for each in differences if each])
+    for cell, difference in zip(results.cells, differences, strict=True):
         runs = results.of(cell.flags)
         ours = statistics.spread(runs["test_accuracy"])
         best = float(runs["test_accuracy"].max()) if ours else None
-        difference = results.difference(cell.flags, cell.reference)
-        to = cell.reference and words(table.rows, getattr(cell.reference, table.rows))
+        begun = None
+        if results.is_mixed(cell.flags):
+            begun = statistics.Share(int(statistics.learned(runs).sum()), len(runs))
+        to = cell.reference and words(cell.reference, table.rows)
         figures.append(
             {"section": cell.section, "row": cell.row, **columns(cell.flags), "paper": cell.paper}
             | (vars(ours) if ours else {"mean": None, "deviation": None})
-            | {"best": best, "difference": difference, "to": difference and to}
+            | {"best": best, "begun": begun, "difference": difference, "to": difference and to}
             | {"seeds": results.seeds, "runs": runs["run"].tolist()}
         )
         printed = markdown.text(cell.paper)
         if cell.paper is not None and table.paper_dataset not in (None, cell.flags.dataset):
             printed += f" ({table.paper_dataset})"
-        shown = (ours, best) if ours else (markdown.MISSING, markdown.MISSING)
-        row = [cell.row, printed, *shown, f"{len(runs)} of {len(results.seeds)}", difference]
-        sections.setdefault(cell.section, []).append(row)
-    to = words(table.rows, table.reference) if table.reference else "the row above"
-    head = ["", "paper", "ours", "best", "seeds", f"difference to {to}"]
+        shown = (begun or ours, best) if ours else (markdown.MISSING, markdown.MISSING)
+        row = [cell.row, printed, *shown, f"{len(runs)} of {len(results.seeds)}"]
+        sections.setdefault(cell.section, []).append(
+            [*row, difference, difference and difference.welch]
+        )
+    head = ["", "paper", "ours", "best", "seeds", f"difference to {table.compared_with}", "Welch's"]
     text = []
     for section, rows in sections.items():
         text += [f"## {section}\n", *markdown.table(head, rows)]

@@ -1,5 +1,6 @@
-"""Comparing runs: intervals from paired seeds, outlying runs, and weights of a comparable sign."""
+"""Comparing runs: intervals, verdicts, counts, outlying runs, and weights of a comparable sign."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,6 +8,8 @@ import pandas as pd
 from scipy import stats
 
 CONFIDENCE = 0.95
+MARGIN = 0.3  # points, within which methods are equal; the paper's own lie within one (IV-D)
+CHANCES = 3  # a network has begun to learn that is right so many times as often as by chance
 _OUTLYING = 3.5
 
 
@@ -30,6 +33,42 @@ def spread(runs: pd.Series) -> Spread | None:
 
 
 @dataclass(frozen=True)
+class Share:
+    """How many of some runs, with an exact 95 % interval of the share (Clopper and Pearson)."""
+
+    count: int
+    runs: int
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        rest, tail = self.runs - self.count, (1 - CONFIDENCE) / 2
+        low = stats.beta.ppf(tail, self.count, rest + 1) if self.count else 0.0
+        high = stats.beta.ppf(1 - tail, self.count + 1, rest) if rest else 1.0
+        return float(low), float(high)
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{self.count} of {self.runs} ({100 * low:.0f} to {100 * high:.0f} %)"
+
+
+def learned(runs: pd.DataFrame) -> pd.Series:
+    """Marks runs that have begun to learn: their test accuracy is `CHANCES` times chance's."""
+    return runs["test_accuracy"] >= CHANCES * 100 / runs["class_names"].str.len()
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean in points, and its 95 % confidence interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.2f} ({self.low:+.2f} to {self.high:+.2f})"
+
+
+@dataclass
 class Difference:
     """A mean of differences of paired seeds, and its 95 % confidence interval (Student's t)."""
 
@@ -38,11 +77,16 @@ class Difference:
     high: float | None
     pairs: int  # seeds that both have
     runs: int  # of the first; in words, pairs are counted where they are fewer
+    welch: Interval | None = None  # of all runs, paired or not; None for fewer than two of either
+    p: float | None = None  # of the pairs, without correction
+    holm: float | None = None  # the same, corrected by `judge`
+    verdict: str | None = None  # by `judge`: ahead, behind, equal or undecided
 
     def __str__(self) -> str:
         interval = "" if self.low is None else f" ({self.low:+.2f} to {self.high:+.2f})"
         pairs = f", {self.pairs} pair{'s' if self.pairs > 1 else ''}"
-        return f"{self.mean:+.2f}{interval}{pairs if self.pairs < self.runs else ''}"
+        verdict = f", {self.verdict}" if self.verdict else ""
+        return f"{self.mean:+.2f}{interval}{pairs if self.pairs < self.runs else ''}{verdict}"
 
 
 def difference(ours: pd.Series, reference: pd.Series) -> Difference | None:
@@ -51,7 +95,57 @@ def difference(ours: pd.Series, reference: pd.Series) -> Difference | None:
     if len(values) == 0:
         return None
     low, high = interval(values) if len(values) > 1 else (None, None)
-    return Difference(float(values.mean()), low, high, len(values), len(ours))
+    whole = welch(ours.to_numpy(float), reference.to_numpy(float))
+    mean, runs = float(values.mean()), len(ours)
+    return Difference(mean, low, high, len(values), runs, whole, _p(values))
+
+
+def _p(values: np.ndarray) -> float | None:
+    """How likely a mean at least as far from zero would be, were the true one zero (t test)."""
+    if len(values) < 2:
+        return None
+    error = values.std(ddof=1) / np.sqrt(len(values))
+    if error == 0:  # runs of equal accuracies
+        return float(values.mean() == 0)
+    return float(2 * stats.t.sf(abs(values.mean()) / error, len(values) - 1))
+
+
+def welch(ours: np.ndarray, reference: np.ndarray) -> Interval | None:
+    """The difference of two means of unpaired runs (Welch, 1947); None for fewer than two."""
+    if min(len(ours), len(reference)) < 2:
+        return None
+    # The variances of the two means, and the degrees of freedom of their sum.
+    parts = np.array([values.var(ddof=1) / len(values) for values in (ours, reference)])
+    mean, half = float(ours.mean() - reference.mean()), 0.0
+    if parts.any():
+        freedom = parts.sum() ** 2 / (parts**2 / [len(ours) - 1, len(reference) - 1]).sum()
+        half = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * np.sqrt(parts.sum()))
+    return Interval(mean, mean - half, mean + half)
+
+
+def judge(differences: Sequence[Difference]) -> None:
+    """Gives differences that stand in one table their corrected p and their verdicts.
+
+    Equal: the paired interval lies within `MARGIN` of zero. Ahead or behind: p, corrected by Holm's
+    method for the number of differences, is below 0.05. Else undecided.
+    """
+    tested = [(each.p, each) for each in differences if each.p is not None]
+    corrected = 0.0
+    for place, (p, each) in enumerate(sorted(tested, key=lambda pair: pair[0])):
+        corrected = max(corrected, min(1.0, p * (len(tested) - place)))
+        each.holm = corrected
+    for each in differences:
+        each.verdict = _verdict(each)
+
+
+def _verdict(of: Difference) -> str:
+    if of.low is None or of.high is None or of.holm is None:
+        return "undecided"
+    if of.low > -MARGIN and of.high < MARGIN:
+        return "equal"
+    if of.holm < 1 - CONFIDENCE:
+        return "ahead" if of.mean > 0 else "behind"
+    return "undecided"
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:

@@ -1,16 +1,20 @@
 """What a table is: the configurations that it trains, and what it says of their runs."""
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
 import interflow_jax as ij
 from experiments.cli.configuration import Configuration
+from experiments.sweep import time_left
+from experiments.sweep.record import Record
 from experiments.tables import presets
 from experiments.tables.frame import Cell, Results, columns
+from interflow_jax.data import datasets
 
 PAPER_DEPTH = 13  # of all tables but I and VI
 
@@ -33,7 +37,7 @@ class Detail(NamedTuple):
 class Choice:
     """What the command line makes of a table."""
 
-    preset: str = "cpu"
+    preset: str = presets.DEFAULT
     axes: dict[str, tuple[Any, ...]] = field(default_factory=dict)  # in place of the table's
     seeds: tuple[int, ...] | None = None  # in place of the table's
     overrides: dict[str, Any] = field(default_factory=dict)  # fields of `Configuration`
@@ -45,51 +49,86 @@ class Table:
 
     Every combination of the axes' values is a cell. An axis is a field of `Configuration`, or
     several ("width epochs"), whose values are tuples; `length` multiplies the epochs. Any table
-    takes any axis from the command line: its headings name what varies.
+    takes any axis from the command line, in place of those that share a field with it: its headings
+    name what varies.
     """
 
     name: str  # of its files, without ending
     title: str
-    seeds: int  # runs per cell, from seed 0 on
+    seeds: int  # runs per cell
     axes: dict[str, tuple[Any, ...]]
-    rows: str = "method"  # the axis along the rows of a section
+    first_seed: int = 0
+    rows: tuple[str, ...] = ("method",)  # fields that name the rows of a section
     sections: tuple[str, ...] = ("dataset",)  # fields that every heading names
-    reference: str | None = "Normal"  # the row to compare with; None: the row above
+    # The row of the section to compare with, by the first of `rows`; None: the row above.
+    reference: tuple[Any, ...] | None = ("Normal",)
+    note: str = ""  # above the cells
+    holds_out: bool = False  # whether it needs training examples that no run trains on
+    may_fail: bool = False  # whether there may be runs that do not begin to learn
     paper: Callable[[Configuration], float | None] = lambda flags: None  # accuracy in percent
     paper_dataset: str | None = None  # that its figures are of, whatever ours are of
     omit: Callable[[Configuration], bool] = lambda flags: False  # where no methods are chosen
+    # What it makes of a choice by the runs that the record in a folder has.
+    narrow: Callable[[Choice, Record, Path], Choice] = lambda choice, record, out: choice
     details: Callable[[Results], Iterable[Detail]] = lambda results: ()
     pictures: Callable[[Results], Iterable[Picture]] = lambda results: ()
 
     def run_seeds(self, choice: Choice) -> tuple[int, ...]:
         """The seeds of every cell."""
-        return choice.seeds or tuple(range(self.seeds))
+        return choice.seeds or tuple(range(self.first_seed, self.first_seed + self.seeds))
+
+    @property
+    def compared_with(self) -> str:
+        """The row that all others of a section are compared with, in words."""
+        if self.reference is None:
+            return "the row above"
+        return _field_in_words(self.rows[0], self.reference[0])
 
     def cells(self, choice: Choice) -> list[Cell]:
         """All cells, section by section; raises ValueError for a configuration that cannot be."""
         configurations = self._configurations(choice)
         axes = {name for axis in {**self.axes, **choice.axes} for name in axis.split()}
         heading = list(self.sections)
-        for name in sorted(axes - {"length", self.rows, *self.sections}):
+        for name in sorted(axes - {"length", *self.rows, *self.sections}):
             values = {columns(flags)[name] for flags in configurations}
             if len(values) > 1 or values != set(self.axes.get(name, values)):
                 heading.append(name)
-        cells: dict[str, list[Cell]] = {}
+        sections: dict[str, list[Configuration]] = {}
         for flags in configurations:
-            section = ", ".join(words(name, columns(flags)[name]) for name in heading)
-            above = cells.setdefault(section, [])
-            reference = above[-1].flags if above else None
-            if self.reference is not None:
-                reference = replace(flags, **{self.rows: self.reference})
-            if reference == flags:
-                reference = None
-            row = words(self.rows, getattr(flags, self.rows))
-            above.append(Cell(flags, section, row, self.paper(flags), reference))
-        return [cell for section in cells.values() for cell in section]
+            sections.setdefault(words(flags, heading), []).append(flags)
+        return [
+            Cell(
+                flags,
+                section,
+                words(flags, self.rows),
+                self.paper(flags),
+                self._reference(flags, inside),
+                tuple(heading),
+            )
+            for section, inside in sections.items()
+            for flags in inside
+        ]
+
+    def _reference(self, flags: Configuration, inside: list[Configuration]) -> Configuration | None:
+        """What a cell is compared with: of its section, or else of another table's runs."""
+        if self.reference is None:
+            place = inside.index(flags)
+            return inside[place - 1] if place else None
+        named = dict(zip(self.rows, self.reference, strict=False))
+        alike = [other for other in inside if named.items() <= vars(other).items()]
+        reference = alike[0] if alike else replace(flags, **named)
+        return None if reference == flags else reference
 
     def _configurations(self, choice: Choice) -> list[Configuration]:
-        axes = {**self.axes, **choice.axes}
-        axes["depth"] = tuple(sorted(axes["depth"]))
+        axes: dict[str, tuple[Any, ...]] = {}
+        for axis, values in self.axes.items():
+            fields = set(axis.split())
+            axes |= {
+                name: given for name, given in choice.axes.items() if fields & set(name.split())
+            } or {axis: values}
+        axes |= choice.axes
+        if "depth" in axes:
+            axes["depth"] = tuple(sorted(axes["depth"]))
         configurations = []
         for place in itertools.product(*axes.values()):
             values: dict[str, Any] = {}
@@ -99,6 +138,8 @@ class Table:
             length = values.pop("length", 1)
             given = presets.flags(choice.preset, values["dataset"]) | values | choice.overrides
             flags = Configuration(**given)
+            if self.holds_out:
+                flags = _with_held_out(flags)
             for seed in self.run_seeds(choice):
                 replace(flags, seed=seed).check()
             if length > 1:
@@ -108,8 +149,29 @@ class Table:
         return list(dict.fromkeys(configurations))  # an override makes some equal
 
 
-def words(name: str, value: Any) -> str:
-    """A field of `Configuration` as a heading or a row has it."""
+def _with_held_out(flags: Configuration) -> Configuration:
+    """Where the whole training split would train, its last tenth is held out."""
+    if flags.dataset in datasets.RECIPES:
+        examples = time_left.examples(flags.dataset)[0]
+        whole = flags.train_size in (None, examples)
+        return replace(flags, train_size=examples * 9 // 10) if whole else flags
+    if flags.train_size is None:
+        raise ValueError(
+            f"{flags.dataset}: the table needs training examples that no run trains on; give a "
+            "--train_size below the size of the training split"
+        )
+    return flags
+
+
+def words(flags: Configuration, names: Sequence[str]) -> str:
+    """Fields of a configuration as a heading or a row has them."""
+    values = columns(flags)
+    return ", ".join(filter(None, (_field_in_words(name, values[name]) for name in names)))
+
+
+def _field_in_words(name: str, value: Any) -> str:
     if name == "method" and value in ij.BASELINES:
         return f"{value} (not the paper's)"
+    if name == "auxiliary_mean" and not value:
+        return ""
     return value if name in ("method", "dataset") else f"{name} {value}"

@@ -6,12 +6,13 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from markdown_it import MarkdownIt
+from scipy import stats
 
 import interflow_jax as ij
 from experiments import report
 from experiments.cli.configuration import Configuration
 from experiments.sweep.record import Record
-from experiments.tables import frame, paper, study, weights
+from experiments.tables import frame, paper, statistics, study, weights
 from experiments.tables import report as table_report
 from experiments.tables.index import TABLES
 from experiments.tables.table import Choice
@@ -43,6 +44,7 @@ def result(cell, seed, accuracy):
         "parameters": 1,
         "fingerprint": "",
         "device": "an invented <device>",
+        "class_names": ["class"] * 10,
         "versions": {"jax": "0.0.7"},
         "command": f"run {cell.section} {cell.row} {seed}",
         "finished": f"2026-01-{seed + 1:02}T00:00:00+00:00",
@@ -51,7 +53,7 @@ def result(cell, seed, accuracy):
 
 def write(out, number, accuracies, command="made & written by <someone>", seeds=(0, 1), **axes):
     """Writes a table's report from accuracies by row, as {"S1": [61.5, 62]}; others lack runs."""
-    table, choice = TABLES[number], Choice("cpu", axes, seeds)
+    table, choice = TABLES[number], Choice("quick", axes, seeds)
     for cell in table.cells(choice):
         ran = zip(frame.planned([cell], seeds, out), accuracies.get(cell.row, ()), strict=False)
         for planned, accuracy in ran:
@@ -128,11 +130,12 @@ def page(results):
 
 def test_every_figure_of_a_cell_is_there(page):
     rows = page[0].rows
-    assert ["Normal", "91.12", "60.50 ± 0.71", "61.00", "2 of 2", "-"] in rows
+    assert ["Normal", "91.12", "60.50 ± 0.71", "61.00", "2 of 2", "-", "-"] in rows
     # Paired: 2.5 and 2; the half interval is 12.706 * 0.3536 / √2.
+    welch = str(statistics.welch(np.array([62.5, 63]), np.array([60.0, 61])))
     assert [
         *("S3", "92.12", "62.75 ± 0.35", "63.00", "2 of 2"),
-        "+2.25 (-0.93 to +5.43)",
+        *("+2.25 (-0.93 to +5.43), undecided", welch),
     ] in rows
 
 
@@ -143,8 +146,9 @@ def test_s1_is_compared_with_the_baselines_of_the_same_seeds(tmp_path):
     write(tmp_path, "3", accuracies, dataset=("cifar10",), method=methods)
     # 2 and 3: the half interval is 12.706 * 0.7071 / √2.
     rows = page_of(tmp_path)[0].rows
-    assert [f"cifar10, S1 less {aux}", "+2.50 (-3.85 to +8.85)"] in rows
-    assert [f"cifar10, S1 less {dsn}", "-8.00, 1 pair"] in rows
+    welch = str(statistics.welch(np.array([62.0, 64]), np.array([60.0, 61])))
+    assert [f"cifar10, S1 less {aux}", "+2.50 (-3.85 to +8.85), undecided", welch] in rows
+    assert [f"cifar10, S1 less {dsn}", "-8.00, 1 pair, undecided", "-"] in rows
 
 
 def test_a_table_of_one_method_is_compared_with_normal_s_runs_of_another_table(page):
@@ -156,15 +160,16 @@ def test_a_table_of_one_method_is_compared_with_normal_s_runs_of_another_table(p
         "61.00 ± 1.00",
         "62.00",
         "3 of 3",
-        "+0.00 (+0.00 to +0.00), 2 pairs",
-    ] in rows
-    assert ["S3", "91.89", "62.75 ± 0.35", "63.00", "2 of 2", "+2.25 (-0.93 to +5.43)"] in rows
+        "+0.00 (+0.00 to +0.00), 2 pairs, equal",
+    ] in [row[:6] for row in rows]
+    s3 = ["S3", "91.89", "62.75 ± 0.35", "63.00", "2 of 2", "+2.25 (-0.93 to +5.43), undecided"]
+    assert s3 in [row[:6] for row in rows]
 
 
 def test_normal_is_not_compared_with_itself(tmp_path):
     write(tmp_path, "7", {"Normal": [60, 61]}, method=("Normal",))
     rows = page_of(tmp_path)[0].rows
-    assert ["Normal", "-", "60.50 ± 0.71", "61.00", "2 of 2", "-"] in rows
+    assert ["Normal", "-", "60.50 ± 0.71", "61.00", "2 of 2", "-", "-"] in rows
 
 
 def test_the_weights_of_tables_4_and_5_are_there(page):
@@ -239,20 +244,33 @@ def test_table_vi_says_what_depth_costs_beside_the_paper_s_figures(tmp_path):
     accuracies = {"Normal": [60, 61]}
     write(tmp_path, "6", accuracies, depth=(40, 50), dataset=("svhn",))
     rows = page_of(tmp_path)[0].rows
-    assert ["svhn, depth 50, Normal", "+0.00 (+0.00 to +0.00)"] in rows
-    assert not any(row[0] == "svhn, depth 40, Normal" for row in rows)
+    assert ["svhn, depth 50, Normal", "+0.00 (+0.00 to +0.00), equal"] in rows
+    costs = [row[0] for row in rows if len(row) == 2]
+    assert "svhn, depth 40, Normal" not in costs
     printed = paper.value("6", "50", "Normal")
     assert ["Normal", f"{printed:.2f} (cifar10)", "60.50 ± 0.71"] in [row[:3] for row in rows]
 
 
 def test_what_depth_costs_is_counted_from_the_shallowest_that_has_runs(tmp_path):
-    choice = Choice("cpu", {"depth": (40, 50, 60), "method": ("Normal",)}, (0, 1))
+    choice = Choice("quick", {"depth": (40, 50, 60), "method": ("Normal",)}, (0, 1))
     accuracies = {40: (), 50: (80.0, 81.0), 60: (50.0, 54.0)}
     results = results_of(tmp_path, "6", choice, lambda flags: accuracies[flags.depth])
     details = {detail.name: detail for detail in TABLES["6"].details(results)}
     (row,) = details["cost_of_depth"].rows
     assert row["row"] == "cifar10, depth 60, Normal"
     assert row["less the shallowest of the method"].mean == pytest.approx(-28.5)
+
+
+def test_runs_of_which_some_have_not_begun_to_learn_are_counted(tmp_path):
+    accuracies = {"Normal": [11, 12], "S1": [60, 11]}
+    write(tmp_path, "6", accuracies, depth=(60,), dataset=("mnist",))
+    rows = page_of(tmp_path)[0].rows
+    ends = stats.binomtest(1, 2).proportion_ci(method="exact")
+    share = f"1 of 2 ({100 * ends.low:.0f} to {100 * ends.high:.0f} %)"
+    printed = f"{paper.value('6', '60', 'Interflow'):.2f} (cifar10)"
+    assert ["S1", printed, share, "60.00", "2 of 2", "-", "-"] in rows
+    assert ["mnist, depth 60, S1", share, "60.00"] in rows
+    assert "11.50 ± 0.71" in [row[2] for row in rows if row[0] == "Normal" and len(row) == 7]
 
 
 def results_of(out, number, choice, accuracies):
@@ -267,7 +285,7 @@ def results_of(out, number, choice, accuracies):
 
 
 def test_table_i_sets_one_reading_against_the_other(tmp_path):
-    choice = Choice("cpu", {"depth": (4, 5)}, (0, 1))
+    choice = Choice("quick", {"depth": (4, 5)}, (0, 1))
     accuracies = {
         **{("first", 4): (50, 51), ("first", 5): (53, 55)},
         **{("last", 4): (50, 50), ("last", 5): (51, 53)},
@@ -286,7 +304,7 @@ def test_table_i_sets_one_reading_against_the_other(tmp_path):
 
 def test_the_smallest_difference_is_that_of_five_paired_seeds(tmp_path):
     accuracies = {"Normal": (50, 52, 54), "S1": (51, 55, 55)}
-    choice = Choice("cpu", {study.CANDIDATE: ((0.5, 10_000, 2),)}, (0, 1, 2))
+    choice = Choice("quick", {study.CANDIDATE: ((0.5, 10_000, 2),)}, (0, 1, 2))
     results = results_of(tmp_path, "study", choice, lambda flags: accuracies[flags.method])
     (detail,) = TABLES["study"].details(results)
     (row,) = detail.rows
@@ -300,7 +318,7 @@ def test_the_smallest_difference_is_that_of_five_paired_seeds(tmp_path):
 
 def test_what_is_missing_shows(page):
     parsed, text = page
-    assert ["S4", "91.93", "missing", "missing", "0 of 2", "-"] in parsed.rows
+    assert ["S4", "91.93", "missing", "missing", "0 of 2", "-", "-"] in parsed.rows
     assert "Table VII: S3 ten times (missing)" in text
     assert "python -m experiments.reproduce --table=7 --out=" in text
     assert "Gradients by layer (missing)" in text
@@ -315,7 +333,7 @@ def test_nothing_is_run_or_loaded(page):
     assert {"script", "link", "iframe", "object", "style"} & {tag for tag, _ in parsed.tags} == {
         "style"
     }
-    assert len(parsed.all("img")) == 3
+    assert len({image["src"] for image in parsed.all("img")}) == 3
     assert all(image["src"].startswith("data:image/png;base64,") for image in parsed.all("img"))
     assert "url(" not in text
     assert "@import" not in text
@@ -341,7 +359,20 @@ def test_it_can_be_read_by_all(page):
     assert "old/table3.md" in [link["href"] for link in parsed.all("a")]
 
 
-def test_its_head_says_when_and_with_what(page):
+def test_its_first_screen_is_a_paragraph_and_a_picture(page):
+    """Without README's findings or a table above it."""
+    names = [
+        name
+        for name, _ in page[0].tags[: page[0].tags.index(("nav", {"aria-labelledby": "contents"}))]
+    ]
+    assert [name for name in names if name in ("h1", "p", "img", "table", "ul")] == [
+        "h1",
+        "p",
+        "img",
+    ]
+
+
+def test_it_says_when_and_with_what(page):
     text = page[1]
     # Table V shares its runs with Table III.
     assert "Runs: 11, finished on 2026-01-01 to 2026-01-03 (UTC)" in text
@@ -414,7 +445,8 @@ def test_pictures_of_any_choice_of_runs(tmp_path, number, accuracies, axes, name
 @pytest.mark.parametrize("number", TABLES)
 def test_one_run_of_one_method_makes_a_report(tmp_path, number, method):
     """Whatever a table's pictures are of, it is written where they have nothing to show."""
-    row = {"1": "depth 13", "branches": "fc separate"}.get(number, method)
+    row = {"1": "depth 13", "branches": "fc separate", "best": f"{method}, learning_rate 0.001"}
+    row = row.get(number, method)
     write(tmp_path, number, {row: [60]}, seeds=(0,), method=(method,), depth=(13,))
     assert "60.00" in (tmp_path / f"{TABLES[number].name}.md").read_text()
 

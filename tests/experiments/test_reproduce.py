@@ -217,7 +217,8 @@ def test_what_nobody_foresaw_does_not_stop_the_others_either(tmp_path, capsys, m
 
 
 def test_a_dry_run_answers_bad_input_and_estimates_by_other_runs(tmp_path, capsys):
-    dry = ["--table=3", "--methods=S1", "--seeds=0", f"--out={tmp_path}", "--dry_run"]
+    dry = ["--table=3", "--preset=quick", "--methods=S1", "--seeds=0", "--dry_run"]
+    dry.append(f"--out={tmp_path}")
     assert reproduce.main([*dry, "--datasets=cifar10", "--train_size=50001"]) == 2
     assert "--train_size=50001: cifar10 has 50000" in capsys.readouterr().err
     assert reproduce.main([*dry, "--datasets=cifar11"]) == 2
@@ -236,6 +237,33 @@ def test_a_dry_run_answers_bad_input_and_estimates_by_other_runs(tmp_path, capsy
         reproduce.main([*dry, "--datasets=eurosat/rgb"]) == 0
     )  # of how many images, and how large?
     assert "not measured yet" in capsys.readouterr().out
+
+
+def test_a_dry_run_of_all_rates_says_how_long_is_left(tmp_path, capsys):
+    """By the pace of the runs that are there, of whatever method and rate."""
+    dry = ["--table=rates", "--methods=Normal,S1", f"--out={tmp_path}", "--dry_run"]
+    flags = Configuration(
+        method="Normal", dataset="cifar10", width=0.125, train_size=10_000, epochs=60
+    )
+    run = planning.plan(flags, tmp_path / "runs")
+    line = {"run": run.name, **flags.identity(0), "images_per_second": 500.0}
+    (tmp_path / "runs.jsonl").write_text(json.dumps(line) + "\n")
+    assert reproduce.main(dry) == 0
+    note, *commands, total = capsys.readouterr().out.strip().split("\n")
+    assert "training examples that no run trains on" in note
+    assert len(commands) == 2 * 4 * 3 - 1
+    assert total.startswith("24 runs, 1 finished, 23 to do, about ")
+    # As Normal's first: 60 epochs, test images at a third.
+    alike = f"about {duration(60 * (10_000 + 10_000 / 3) / 500)}"
+    assert all(alike in command for command in commands if "--method=Normal" in command)
+
+
+def test_the_best_rates_are_chosen_before_they_are_tested(tmp_path, capsys):
+    command = ["--table=best", "--methods=S1", "--dry_run", f"--out={tmp_path}"]
+    assert reproduce.main(command) == 2
+    said = capsys.readouterr().err.strip()
+    assert said.endswith("first train --table=rates --methods=Normal,S1 with the same flags")
+    assert len(said.split("\n")) == 1
 
 
 def test_runs_that_another_sweep_does_meanwhile_are_left_to_it(tmp_path, capsys, monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 import interflow_jax as ij
 from experiments import run
 from experiments.cli import configuration
-from experiments.cli.configuration import parse
+from experiments.cli.configuration import Configuration, parse
 from experiments.runs import files, single
 from interflow_jax.data import datasets
 
@@ -104,3 +104,9 @@ def test_the_identity_leaves_out_places_and_fills_in_defaults():
 def test_a_folder_is_probed_without_leaving_a_trace(tmp_path):
     files.writable(tmp_path / "a" / "b")
     assert os.listdir(tmp_path / "a" / "b") == []
+
+
+def test_a_mean_of_branch_losses_takes_the_place_of_a_baseline_s_sum():
+    for method, weight in (("S1", 0.0), ("Aux", 0.3), ("DSN", 1.0)):
+        assert Configuration(method=method).auxiliary_loss() == weight
+        assert Configuration(method=method, auxiliary_mean=0.5).auxiliary_loss() == 0.0

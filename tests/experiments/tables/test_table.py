@@ -24,7 +24,7 @@ def test_depths_are_shallow_to_deep_however_they_are_given():
 def test_runs_of_different_configurations_have_different_folders(tmp_path):
     choices = [
         Choice(preset, overrides=overrides)
-        for preset in ("cpu", "paper")
+        for preset in ("end", "quick", "paper")
         for overrides in ({}, {"downsample": "last"}, {"fc": "separate"}, {"epochs": 7})
     ]
     table = TABLES["7"]
@@ -33,7 +33,7 @@ def test_runs_of_different_configurations_have_different_folders(tmp_path):
         for choice in choices
         for run in frame.planned(table.cells(choice), table.run_seeds(choice), tmp_path)
     ]
-    assert len({run.folder.path for run in runs}) == len(runs) == 8 * 10
+    assert len({run.folder.path for run in runs}) == len(runs) == 12 * 10
 
 
 @pytest.mark.parametrize(
@@ -107,10 +107,10 @@ def test_the_paper_preset_is_the_main_command_s_default():
     assert cell.flags == Configuration(method="S1", dataset="cifar10")
 
 
-def test_the_study_chose_the_cpu_preset_among_its_candidates():
+def test_the_study_chose_the_quick_preset_among_its_candidates():
     cells = TABLES["study"].cells(Choice())
     assert len(cells) == 8
-    small = presets.PRESETS["cpu"]
+    small = presets.PRESETS["quick"]
     assert any(small.items() <= vars(cell.flags).items() for cell in cells)
 
 
@@ -122,7 +122,7 @@ def test_the_study_chose_the_cpu_preset_among_its_candidates():
         (Choice("paper", overrides={"batch_size": 512}), False),
         (Choice("paper", overrides={"dtype": "bfloat16"}), False),
         (Choice("paper", {"dataset": ("fashion_mini",)}), False),
-        (Choice("cpu"), False),
+        (Choice("quick"), False),
     ],
 )
 def test_a_protocol_says_whether_it_is_the_paper_s(choice, whose, tmp_path):
@@ -143,7 +143,7 @@ def test_a_protocol_names_what_else_was_given(tmp_path):
         "7", Choice(overrides=overrides), tmp_path
     )
     both = Choice(axes={"dataset": ("fashion_mini", "cifar10")})
-    assert "20,000 or all training examples" in protocol("3", both, tmp_path)
+    assert "10,000 or all training examples" in protocol("3", both, tmp_path)
 
 
 def test_a_file_s_name_is_safe_in_a_link():

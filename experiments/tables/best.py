@@ -1,0 +1,65 @@
+"""Not in the paper: the methods at their own best learning rates, with seeds that chose nothing."""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from experiments.sweep.record import Record
+from experiments.tables import rates
+from experiments.tables.frame import Results
+from experiments.tables.methods import above_normal, claims
+from experiments.tables.table import Choice, Table
+
+METHODS = ("Normal", "S1", "S3", "DSN")
+FIRST_SEED = 100  # far from those of any other table
+
+
+def _at_best_rates(choice: Choice, record: Record, out: Path) -> Choice:
+    """The choice with every method at the rate that the runs of the table `rates` chose.
+
+    Raises:
+      ValueError: for a method of which not every rate has runs, or seeds that chose the rates.
+    """
+    given = choice.axes.get("method", METHODS)
+    methods = dict.fromkeys(("Normal", *given))
+    sweep = replace(choice, axes=choice.axes | {"method": tuple(methods)}, seeds=None)
+    chosen_by = rates.TABLE.run_seeds(sweep)
+    if common := set(TABLE.run_seeds(choice)) & set(chosen_by):
+        raise ValueError(f"seed {min(common)} chose the learning rates; give --seeds that did not")
+    results = Results(rates.TABLE.cells(sweep), chosen_by, record, out)
+    best = rates.best_rates(results)
+    for cell in results.cells:
+        each = best.get(rates.but_for_rate(cell.flags))
+        if each is None or not each.is_settled:
+            tried = f"{each.tried if each else 0} of its learning rates"
+            raise ValueError(
+                f"{cell.flags.method} on {cell.flags.dataset} has runs at {tried}; first train "
+                f"--table=rates --methods={','.join(methods)} with the same flags"
+            )
+    fields = {name for axis in (*TABLE.axes, *choice.axes) for name in axis.split()}
+    names = sorted(fields)
+    values = tuple(
+        tuple(getattr(each.cell.flags, name) for name in names) for each in best.values()
+    )
+    return replace(choice, axes={" ".join(names): values})
+
+
+TABLE = Table(
+    name="best",
+    title="Not in the paper: the methods at their own best learning rates",
+    seeds=8,
+    first_seed=FIRST_SEED,
+    axes={
+        "dataset": ("cifar10",),
+        "depth": (13,),
+        "method": METHODS,
+        "learning_rate": rates.TABLE.axes["learning_rate"],
+    },
+    rows=("method", "learning_rate"),
+    reference=("Normal",),
+    note="The rates are those that `--table=rates` chose on held-out examples, with other seeds.",
+    holds_out=True,
+    narrow=_at_best_rates,
+    details=claims,
+    pictures=partial(above_normal, "best"),
+)
