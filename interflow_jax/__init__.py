@@ -6,6 +6,7 @@ Attention Mechanism" (Cai, 2021).
 
 from interflow_jax import data
 from interflow_jax.backbones import StrideVGG
+from interflow_jax.export import load_exported, load_safetensors, to_safetensors, to_stablehlo
 from interflow_jax.fusion import Fusion
 from interflow_jax.methods import BASELINES, METHODS, Method, build, default_taps
 from interflow_jax.model import Interflow, Prediction
@@ -45,9 +46,13 @@ __all__ = [
     "keep_freed_memory",
     "layers",
     "learning_rate_schedule",
+    "load_exported",
     "load_run",
+    "load_safetensors",
     "make_optimizer",
     "predict",
     "switch_arguments",
+    "to_safetensors",
+    "to_stablehlo",
     "train_step",
 ]

@@ -78,17 +78,7 @@ def load_run(folder: str | Path) -> TrainedRun:
         raise ValueError(f"{folder} holds no result.json: give the folder of a finished run")
     try:
         result = json.loads(file.read_text())
-        taps = result.get("taps")
-        model = build(
-            result["method"],
-            len(result["class_names"]),
-            depth=result["depth"],
-            width=result["width"],
-            downsample=result["downsample"],
-            taps=taps and tuple(taps),
-            fully_connected=result["fc"],
-            dtype=jnp.dtype(result["dtype"]),
-        )
+        model = build_as(result)
     except (OSError, LookupError, TypeError, ValueError) as error:
         hint = f"is {folder} a run's folder?"
         raise ValueError(f"{file} cannot be read ({error!r}); {hint}") from error
@@ -99,6 +89,21 @@ def load_run(folder: str | Path) -> TrainedRun:
             f"{folder if variables is None else file} and run again: {result['command']}"
         )
     return TrainedRun(model, variables, result)
+
+
+def build_as(result: dict[str, Any]) -> nn.Module:
+    """The model of a run, untrained; raises LookupError, TypeError or ValueError for no result."""
+    taps = result.get("taps")
+    return build(
+        result["method"],
+        len(result["class_names"]),
+        depth=result["depth"],
+        width=result["width"],
+        downsample=result["downsample"],
+        taps=taps and tuple(taps),
+        fully_connected=result["fc"],
+        dtype=jnp.dtype(result["dtype"]),
+    )
 
 
 def _variables(folder: Path) -> dict[str, Any] | None:
