@@ -8,6 +8,7 @@ from interflow_jax import data
 from interflow_jax.backbones import StrideVGG
 from interflow_jax.depth import truncate
 from interflow_jax.early_exit import EarlyExit, Exits
+from interflow_jax.export import load_exported, load_safetensors, to_safetensors, to_stablehlo
 from interflow_jax.fusion import Fusion, fit_fusion
 from interflow_jax.methods import BASELINES, METHODS, Method, build, default_taps
 from interflow_jax.model import Interflow, Prediction
@@ -52,13 +53,17 @@ __all__ = [
     "keep_freed_memory",
     "layers",
     "learning_rate_schedule",
+    "load_exported",
     "load_network",
     "load_run",
+    "load_safetensors",
     "make_optimizer",
     "network_layers",
     "predict",
     "read_pretrained",
     "switch_arguments",
+    "to_safetensors",
+    "to_stablehlo",
     "train_step",
     "truncate",
     "with_backbone",

@@ -86,25 +86,7 @@ def load_run(folder: str | Path) -> TrainedRun:
         raise ValueError(f"{folder} holds no result.json: give the folder of a finished run")
     try:
         result = json.loads(file.read_text())
-        taps, weights = result.get("taps"), result.get("initial_weights")
-        name = result.get("backbone", "vgg")
-        network = load_network(name, result["backbone_options"]) if name != "vgg" else None
-        model = build(
-            result["method"],
-            len(result["class_names"]),
-            depth=result["depth"],
-            width=result["width"],
-            downsample=result["downsample"],
-            layout=result.get("layout", "spread"),  # older than the choice
-            taps=taps and tuple(taps),
-            fully_connected=result["fc"],
-            fusion_start=result.get("fusion_start", "xavier"),
-            fusion=result.get("fusion"),
-            dtype=jnp.dtype(result["dtype"]),
-            network=network,
-            initial_weights=weights and tuple(weights),
-            pool=result.get("pool", "mean"),
-        )
+        model = build_as(result)
     except (OSError, LookupError, TypeError, ValueError) as error:
         hint = f"is {folder} a run's folder?"
         raise ValueError(f"{file} cannot be read ({error!r}); {hint}") from error
@@ -115,6 +97,29 @@ def load_run(folder: str | Path) -> TrainedRun:
             f"{folder if variables is None else file} and run again: {result['command']}"
         )
     return TrainedRun(model, variables, result)
+
+
+def build_as(result: dict[str, Any]) -> nn.Module:
+    """The model of a run, untrained; raises LookupError, TypeError or ValueError for no result."""
+    taps, weights = result.get("taps"), result.get("initial_weights")
+    name = result.get("backbone", "vgg")
+    network = load_network(name, result["backbone_options"]) if name != "vgg" else None
+    return build(
+        result["method"],
+        len(result["class_names"]),
+        depth=result["depth"],
+        width=result["width"],
+        downsample=result["downsample"],
+        layout=result.get("layout", "spread"),  # older runs lack what follows
+        taps=taps and tuple(taps),
+        fully_connected=result["fc"],
+        fusion_start=result.get("fusion_start", "xavier"),
+        fusion=result.get("fusion"),
+        dtype=jnp.dtype(result["dtype"]),
+        network=network,
+        initial_weights=weights and tuple(weights),
+        pool=result.get("pool", "mean"),
+    )
 
 
 def _variables(folder: Path) -> dict[str, Any] | None:

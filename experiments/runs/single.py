@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+import interflow_jax as ij
 from experiments.cli import console
 from experiments.cli.configuration import VGG, Configuration
 from experiments.runs import charts, data, machine

@@ -1,0 +1,121 @@
+"""Trained models as files: a StableHLO program that needs jax alone, or safetensors."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax import Array
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from interflow_jax.checkpoints import fingerprint
+from interflow_jax.data.preprocessing import Preprocessing, normalize
+from interflow_jax.switch import switch_arguments
+from interflow_jax.trained import TrainedRun, build_as
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+
+
+def to_stablehlo(
+    model: nn.Module,
+    variables: dict[str, Any],
+    preprocessing: Preprocessing,
+    image_shape: tuple[int, int, int],
+    platforms: tuple[str, ...] = ("cpu", "cuda", "tpu"),
+) -> bytes:
+    """Exports a model in evaluation mode with its variables and preprocessing, by `jax.export`.
+
+    `jax.export.deserialize(bytearray(program)).call(images)` takes any number of images, uint8
+    [batch, height, width, channels], and returns float32 probabilities: the fused logits', [batch,
+    classes], and those of every branch alone (see `Prediction.alone`), [batch, branches, classes].
+
+    Args:
+      model: any Linen module that returns a `Prediction`.
+      variables: what `model.apply` takes; they become constants of the program.
+      preprocessing: normalisation; nothing is augmented.
+      image_shape: (height, width, channels).
+      platforms: of `PLATFORMS`, where the program is to run.
+
+    Raises:
+      ValueError: for no or an unknown platform, or a model that asks for the size of its batch.
+    """
+    if not platforms or not set(platforms) <= set(PLATFORMS):
+        raise ValueError(f"platforms are {platforms}; choose from {', '.join(PLATFORMS)}")
+
+    @jax.jit
+    def probabilities(images: Array) -> tuple[Array, Array]:
+        images = normalize(preprocessing, images)
+        prediction = model.apply(variables, images, **switch_arguments(model, False))
+        return jax.nn.softmax(prediction.logits), jax.nn.softmax(prediction.alone)
+
+    (batch,) = jax.export.symbolic_shape("batch")
+    images = jax.ShapeDtypeStruct((batch, *image_shape), np.uint8)
+    try:
+        return bytes(jax.export.export(probabilities, platforms=platforms)(images).serialize())
+    except jax.errors.InconclusiveDimensionOperation as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"the model asks for the size of its batch: {reason}") from error
+
+
+def load_exported(file: str | Path) -> tuple[jax.export.Exported, dict[str, Any]]:
+    """Opens what `experiments.export` wrote: the program, and what the .json beside it says.
+
+    Raises:
+      ValueError: if either cannot be read, they are not of each other, or a newer jax wrote them.
+    """
+    file, beside = Path(file), Path(f"{file}.json")
+    try:
+        program, about = file.read_bytes(), json.loads(beside.read_text())
+        digest, version = about["sha256"], about["versions"]["jax"]
+    except (OSError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"{file} and {beside} cannot be read ({error!r})") from error
+    if hashlib.sha256(program).hexdigest() != digest:
+        raise ValueError(f"{file} is broken, or {beside} is another model's; export it again")
+    if _numbers(version) > _numbers(jax.__version__):
+        raise ValueError(f"{file} was written by jax {version}; jax {jax.__version__} is too old")
+    return jax.export.deserialize(bytearray(program)), about
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:3] if part.isdigit())
+
+
+def to_safetensors(run: TrainedRun) -> bytes:
+    """A run's variables, float32, by names as "params/backbone/conv1/kernel".
+
+    The metadata are strings: `run`, the JSON of the run's result; `branches`, the JSON of the
+    labels that the model has; `fingerprint`, of all variables.
+    """
+    arrays = flatten_dict(run.variables, sep="/")
+    metadata = {
+        "run": json.dumps(run.result),
+        "branches": json.dumps(run.labels),
+        "fingerprint": fingerprint(run.variables),
+    }
+    return save({name: np.asarray(array) for name, array in arrays.items()}, metadata)
+
+
+def load_safetensors(file: str | Path) -> TrainedRun:
+    """Opens what `to_safetensors` gave.
+
+    Raises:
+      ValueError: for another or a broken file.
+    """
+    try:
+        with safe_open(file, "numpy") as tensors:
+            metadata = tensors.metadata() or {}
+            names = tensors.keys()
+            arrays = {name: tensors.get_tensor(name) for name in names}
+        result = json.loads(metadata["run"])
+        model = build_as(result)
+    except (SafetensorError, OSError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"{file} cannot be read as an exported run ({error!r})") from error
+    variables = {"params": {}, "batch_stats": {}} | unflatten_dict(arrays, sep="/")
+    if fingerprint(variables) != metadata["fingerprint"]:
+        raise ValueError(f"{file} is broken: its parameters are not those that it was written with")
+    return TrainedRun(model, variables, result)

@@ -1,0 +1,212 @@
+"""Runs that were taken away, against the ones that stayed."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save
+
+import interflow_jax as ij
+from experiments import export
+from interflow_jax.data import datasets
+from interflow_jax.data.preprocessing import normalize
+from tests.experiments.conftest import folder_in, result_in
+
+DEPTH = Path(__file__).parents[2] / "docs" / "depth.md"
+EXAMPLES = re.findall(
+    r"```python\n(.*?)```", DEPTH.read_text().partition("## Take it away")[2], re.DOTALL
+)
+
+JAX_ALONE = """
+import sys
+from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
+
+class Installed:
+    names = {"jax", "jaxlib", "numpy", "ml_dtypes", "opt_einsum", "scipy", "flatbuffers"}
+
+    def find_spec(self, name, path=None, target=None):
+        top = name.partition(".")[0]
+        if top in self.names | sys.stdlib_module_names or top.startswith("_"):
+            return PathFinder.find_spec(name, path, target)
+
+sys.meta_path[:] = [BuiltinImporter, FrozenImporter, Installed()]
+for module in ("flax", "interflow_jax"):
+    try:
+        __import__(module)
+    except ModuleNotFoundError:
+        pass
+    else:
+        raise SystemExit(f"{module} can be imported")
+"""
+"""Lets a child import what `pip install jax flatbuffers` brings, nothing else."""
+
+
+@pytest.fixture
+def flags(finished, tmp_path):
+    return [f"--run={folder_in(finished)}", f"--out={tmp_path / 'model.stablehlo'}"]
+
+
+def probabilities(run, images):
+    """Of the jitted original, as the exported program has them."""
+
+    @jax.jit
+    def predict(images):
+        images = normalize(run.preprocessing, images)
+        prediction = run.model.apply(run.variables, images, train=False)
+        return jax.nn.softmax(prediction.logits), jax.nn.softmax(prediction.alone)
+
+    return predict(images)
+
+
+def some_images(count):
+    return datasets.load("fashion_mini").test.read(np.arange(count))[0]
+
+
+def test_the_documented_lines_need_no_project_and_agree_to_the_bit(finished, flags, tmp_path):
+    assert export.main(flags) == 0
+    images = some_images(5)  # the run was trained on 64
+    np.save(tmp_path / "images.npy", images)
+    saving = "\nnp.savez('out.npz', probabilities, branches)"
+    child = subprocess.run(
+        [sys.executable, "-I", "-c", JAX_ALONE + EXAMPLES[0] + saving],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert child.returncode == 0, child.stderr
+    fused, branches = np.load(tmp_path / "out.npz").values()
+    run = ij.load_run(folder_in(finished))
+    expected = probabilities(run, images)
+    np.testing.assert_array_equal(fused, expected[0])
+    np.testing.assert_array_equal(branches, expected[1])
+    assert branches.shape == (5, 3, 10)
+    assert child.stdout.strip() == str([run.class_names[label] for label in fused.argmax(-1)])
+
+
+def test_the_documented_lines_are_ten():
+    assert len([line for line in EXAMPLES[0].splitlines() if line.strip()]) <= 10
+
+
+def test_a_digest_that_differs_ends_the_documented_lines(flags, tmp_path):
+    assert export.main(flags) == 0
+    file = tmp_path / "model.stablehlo"
+    file.write_bytes(file.read_bytes()[:-1])
+    child = subprocess.run(
+        [sys.executable, "-c", EXAMPLES[0]],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert child.returncode == 1
+    assert child.stderr == "model.stablehlo is broken, or its .json is another model's\n"
+
+
+def test_what_stands_beside_the_program_is_the_runs(finished, flags, tmp_path):
+    assert export.main(flags) == 0
+    program, about = ij.load_exported(tmp_path / "model.stablehlo")
+    result = result_in(finished)
+    assert program.platforms == tuple(about["platforms"]) == ("cpu", "cuda", "tpu")
+    assert about["run"] == result
+    for name in ("class_names", "image_shape", "branches", "parameters", "fingerprint"):
+        assert about[name] == result[name]
+    assert about["versions"]["jax"] == jax.__version__
+    assert about["command"].startswith("python -m experiments.export --run=")
+    assert export.main([*flags, "--platforms=cpu"]) == 0
+    assert ij.load_exported(tmp_path / "model.stablehlo")[0].platforms == ("cpu",)
+
+
+@pytest.fixture
+def safetensors(finished, tmp_path):
+    file = tmp_path / "model.safetensors"
+    flags = [f"--run={folder_in(finished)}", f"--out={file}", "--format=safetensors"]
+    assert export.main(flags) == 0
+    return file
+
+
+def test_safetensors_and_back(finished, safetensors):
+    ours, theirs = ij.load_run(folder_in(finished)), ij.load_safetensors(safetensors)
+    images = some_images(7)
+    for mine, other in zip(ours.predict(images), theirs.predict(images), strict=True):
+        np.testing.assert_array_equal(mine, other)
+    assert (theirs.result, theirs.labels) == (ours.result, ours.labels)
+    assert jax.tree.structure(ours.variables) == jax.tree.structure(theirs.variables)
+
+
+def test_others_read_the_safetensors_by_the_layers_names(finished, safetensors):
+    arrays = load_file(safetensors)
+    variables = ij.load_run(folder_in(finished)).variables
+    kernel = variables["params"]["backbone"]["conv1"]["kernel"]
+    np.testing.assert_array_equal(arrays["params/backbone/conv1/kernel"], kernel)
+    assert "batch_stats/backbone/conv1/norm/mean" in arrays
+    sizes = [array.size for name, array in arrays.items() if name.startswith("params/")]
+    assert sum(sizes) == result_in(finished)["parameters"]
+
+
+def test_safetensors_that_are_broken_or_anothers_are_refused_in_a_line(safetensors):
+    content = safetensors.read_bytes()
+    for broken, words in (
+        (content[:-1] + bytes([content[-1] ^ 1]), "is broken"),
+        (content[:-1], "cannot be read"),
+        (save({"weight": np.zeros(3)}), "cannot be read as an exported run"),
+        (b"", "cannot be read"),
+    ):
+        safetensors.write_bytes(broken)
+        with pytest.raises(ValueError, match=words) as error:
+            ij.load_safetensors(safetensors)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--platforms=ios", "--platforms=ios: choose from cpu, cuda, rocm, tpu"),
+        ("--platforms=cpu,cpu", "has cpu more than once"),
+        ("--format=onnx", "choose from"),
+    ],
+)
+def test_a_wrong_flag_is_answered_in_a_line(flags, flag, words, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        export.main([*flags, flag])
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_run_or_no_file_is_answered_in_a_line(flags, tmp_path, capsys):
+    for wrong, words in (
+        ([f"--run={tmp_path}"], "give the folder of a finished run"),
+        ([f"--out={tmp_path}"], "is a folder; give a file"),
+        (["--branches=4"], "--branches=4: the run has 3"),
+        (["--branches=0"], "--branches=0: the run has 3"),
+    ):
+        assert export.main([*flags, *wrong]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert words in line
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("jax2onnx") is None, reason="docs/depth.md says how to install it"
+)
+def test_the_documented_lines_make_an_onnx_file_that_predicts_alike(
+    safetensors, tmp_path, monkeypatch
+):
+    import onnxruntime  # pyright: ignore[reportMissingImports]
+
+    monkeypatch.chdir(tmp_path)
+    exec(compile(EXAMPLES[1], "depth.md", "exec"), {"__name__": "depth"})
+    session = onnxruntime.InferenceSession("model.onnx")
+    images = some_images(5)
+    outputs = session.run(None, {session.get_inputs()[0].name: images})
+    for ours, theirs in zip(
+        probabilities(ij.load_safetensors(safetensors), images), outputs, strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
