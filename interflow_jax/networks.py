@@ -68,10 +68,10 @@ def read_options(options: str | None) -> dict[str, Any]:
     """
     try:
         call = ast.parse(f"f({options or ''})", mode="eval").body
-        if not isinstance(call, ast.Call) or call.args:
+        if not isinstance(call, ast.Call) or call.args or None in [k.arg for k in call.keywords]:
             raise ValueError("each option is key=value")
         return {
-            option.arg or "**": option.value.id
+            str(option.arg): option.value.id
             if isinstance(option.value, ast.Name)
             else ast.literal_eval(option.value)
             for option in call.keywords
