@@ -1,11 +1,21 @@
 """Every table, by the name that the command line has for it."""
 
-from experiments.tables import best, branches, deep, depth, methods, rates, repeats, study
+from experiments.tables import (
+    best,
+    branches,
+    deep,
+    depth,
+    methods,
+    networks,
+    rates,
+    repeats,
+    study,
+)
 
 TABLES = {
     table.name.removeprefix("table"): table
     for table in (
         *(depth.TABLE, methods.TABLE, *repeats.TABLES, *deep.TABLES),
-        *(branches.TABLE, study.TABLE, rates.TABLE, best.TABLE),
+        *(branches.TABLE, study.TABLE, rates.TABLE, best.TABLE, networks.TABLE),
     )
 }

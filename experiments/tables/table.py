@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 
 import interflow_jax as ij
-from experiments.cli.configuration import Configuration
+from experiments.cli.configuration import VGG, Configuration
 from experiments.sweep import time_left
 from experiments.sweep.record import Record
 from experiments.tables import presets
@@ -89,7 +89,10 @@ class Table:
         configurations = self._configurations(choice)
         axes = {name for axis in {**self.axes, **choice.axes} for name in axis.split()}
         heading = list(self.sections)
-        for name in sorted(axes - {"length", *self.rows, *self.sections}):
+        named = {*self.rows, *self.sections}
+        for axis in self.axes:  # one name of several that go together tells them all
+            named |= set(axis.split()) if named & set(axis.split()) else set()
+        for name in sorted(axes - named - {"length"}):
             values = {columns(flags)[name] for flags in configurations}
             if len(values) > 1 or values != set(self.axes.get(name, values)):
                 heading.append(name)
@@ -136,7 +139,11 @@ class Table:
                 names = axis.split()
                 values |= zip(names, value if len(names) > 1 else [value], strict=True)
             length = values.pop("length", 1)
-            given = presets.flags(choice.preset, values["dataset"]) | values | choice.overrides
+            decided = values | choice.overrides
+            given = presets.flags(choice.preset, values["dataset"])
+            if decided.get("backbone", VGG) != VGG:
+                given.pop("width", None)  # it has no meaning there
+            given |= decided
             flags = Configuration(**given)
             if self.holds_out:
                 flags = _with_held_out(flags)

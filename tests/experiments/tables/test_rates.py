@@ -32,6 +32,7 @@ def write_runs(choice, table, out, accuracies):
         line |= {"branch_accuracy": [1.0], "branches": [13], "weights": [1.0], "history": []}
         line |= {"train_seconds": 1.0, "device": "CPU", "versions": {"jax": "0"}}
         line["class_names"] = ["class"] * 10
+        line["image_shape"] = [32, 32, 3]
         lines.append(json.dumps(line) + "\n")
     with (out / "runs.jsonl").open("a") as file:
         file.writelines(lines)

@@ -116,6 +116,7 @@ def test_the_interval_of_a_share_is_the_exact_binomial_one(count, runs):
 def test_a_run_has_begun_to_learn_that_is_right_thrice_as_often_as_chance():
     runs = pd.DataFrame({"test_accuracy": [29.0, 31.0, 2.0, 4.0]})
     runs["class_names"] = [["class"] * classes for classes in (10, 10, 100, 100)]
+    runs["image_shape"] = [[32, 32, 3]] * 4
     assert statistics.learned(runs).tolist() == [False, True, False, True]
 
 

@@ -1,0 +1,77 @@
+"""Not in the paper: Interflow on networks whose shallow layers have other ways for gradients."""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from experiments.sweep.record import Record
+from experiments.tables import rates
+from experiments.tables.frame import Results
+from experiments.tables.methods import above_normal, claims
+from experiments.tables.table import Choice, Table
+
+_NETWORK = "backbone backbone_options taps optimizer schedule learning_rate"
+_RESNET = (
+    "experiments.networks:ResNet",
+    "width=8",  # an eighth of ResNet-18's
+    tuple(f"stage{stage}_block2" for stage in range(1, 5)),
+    *("sgd", "step"),
+)
+_VIT = (
+    "experiments.networks:ViT",
+    None,
+    tuple(f"block{block}" for block in range(1, 5)),
+    *("adamw", "cosine"),
+)
+_RATES = {_RESNET: (3e-3, 1e-2, 3e-2), _VIT: (3e-4, 1e-3, 3e-3)}
+CHOOSES = (0,)
+"""The seed whose runs choose the learning rates."""
+
+
+def _at_best_rates(choice: Choice, record: Record, out: Path) -> Choice:
+    """With the seed that chooses, every rate; with others, each method at the rate it has chosen.
+
+    Raises:
+      ValueError: for a method of which not every rate has a run.
+    """
+    if choice.seeds == CHOOSES:
+        return choice
+    if set(CHOOSES) & set(TABLE.run_seeds(choice)):
+        raise ValueError(f"seed {CHOOSES[0]} chooses the learning rates; give it alone, or others")
+    results = Results(TABLE.cells(choice), CHOOSES, record, out)
+    best = rates.best_rates(results)
+    for cell in results.cells:
+        each = best.get(rates.but_for_rate(cell.flags))
+        if each is None or not each.is_settled:
+            raise ValueError(
+                f"{cell.flags.method} on {cell.flags.backbone} has not run at every learning rate; "
+                f"first train --table=networks --seeds={CHOOSES[0]} with the same flags"
+            )
+    names = ("dataset", "method", *_NETWORK.split())
+    values = tuple(
+        tuple(getattr(each.cell.flags, name) for name in names) for each in best.values()
+    )
+    return replace(choice, axes={" ".join(names): values})
+
+
+TABLE = Table(
+    name="networks",
+    title="Not in the paper: a residual network and a transformer",
+    seeds=3,
+    first_seed=1,
+    axes={
+        "dataset": ("cifar10",),
+        _NETWORK: tuple((*network, rate) for network, each in _RATES.items() for rate in each),
+        "method": ("Normal", "S1", "S3", "DSN"),
+    },
+    rows=("method", "learning_rate"),
+    sections=("dataset", "backbone"),
+    reference=("Normal",),
+    note="The networks are those of `experiments/networks.py`, about as many operations as the "
+    "paper's backbone at width 1/8. The learning rates are those that did best on held-out "
+    "examples with seed 0.",
+    holds_out=True,
+    narrow=_at_best_rates,
+    details=claims,
+    pictures=partial(above_normal, "networks"),
+)

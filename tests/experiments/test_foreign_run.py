@@ -1,0 +1,123 @@
+"""The main command and those after it on a network that knows nothing of branches."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from experiments import predict, reproduce, run
+from interflow_jax.pretrained import read_pretrained
+
+NETWORK = """
+import flax.linen as nn
+
+
+class Network(nn.Module):
+    width: int = 4
+
+    @nn.compact
+    def __call__(self, x, train):
+        for name in ("first", "second"):
+            x = nn.Conv(self.width, (3, 3), strides=4, name=name)(x)
+            x = nn.relu(nn.BatchNorm(not train, name=f"{name}_norm")(x))
+        return nn.Dense(10, name="head")(x.mean((1, 2)))
+"""
+BACKBONE = ("--backbone=mine:Network", "--taps=first,second_norm", "--method=S1")
+SMALL = ("--train_size=128", "--epochs=2", "--dataset=fashion_mini")
+
+
+@pytest.fixture
+def network(tmp_path, monkeypatch):
+    file = tmp_path / "mine.py"
+    file.write_text(NETWORK)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield file
+    sys.modules.pop("mine", None)
+
+
+def test_it_trains_resumes_predicts_and_refuses_another_source(network, tmp_path, capsys):
+    out = tmp_path / "runs"
+    command = [*BACKBONE, *SMALL, f"--out={out}"]
+    assert run.main(command) == 0
+    folder = out / "fashion_mini" / "S1" / "seed0"
+    result = json.loads((folder / "result.json").read_text())
+    assert result["branches"] == ["first", "second_norm"]
+    # 28 x 28 to 7 x 7 to 2 x 2. XLA leaves out padding, and counts norm and relu.
+    by_hand = 2 * 9 * (7 * 7 * 4 + 2 * 2 * 4 * 4)
+    assert 0.5 * by_hand < result["forward_flops"] < 1.5 * by_hand
+    config = json.loads((folder / "config.json").read_text())
+    assert config["backbone_source"]["file"] == str(network)
+    assert (folder / "pictures" / "branch_accuracy.png").exists()
+    assert predict.main([f"--run={folder}", "--dataset=fashion_mini"]) == 0
+    assert f"{result['test_accuracy']:.2f}% correct" in capsys.readouterr().out
+    assert run.main(command) == 0
+    network.write_text(NETWORK + "\n")
+    assert run.main(command) == 2
+    assert "backbone_sha256" in capsys.readouterr().err
+
+
+def test_layers_are_listed_without_a_run(network, tmp_path, capsys):
+    assert run.main(["--backbone=mine:Network", "--list_layers", f"--out={tmp_path / 'no'}"]) == 0
+    assert "  first_norm  7 x 7 x 4\n" in capsys.readouterr().out
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--backbone=mine:Network"], "needs --taps; --list_layers"),
+        (
+            ["--backbone=mine:Network", "--taps=third", "--method=S1"],
+            "no layer 'third'; the closest are head (1, 10), first",
+        ),
+        (["--backbone=mine:Net", "--taps=first"], "no function 'Net'; the closest are Network"),
+        (["--backbone=mine", "--taps=first"], "package.module:function"),
+        ([*BACKBONE, "--backbone_options=depth=3"], "cannot be called with the options 'depth=3'"),
+        ([*BACKBONE, "--width=0.5"], "--width=0.5 is for --backbone=vgg"),
+        ([*BACKBONE, "--method=S2"], "4 branch weights, but there are 2 taps"),
+        ([*BACKBONE, "--method=S2", "--initial_weights=1,2,3"], "gives 3 branch weights"),
+        (["--taps=first"], "vgg has convolutions"),
+        (["--backbone_options=a=1"], "is for another --backbone"),
+        ([*BACKBONE, "--pretrained=absent.msgpack"], "absent.msgpack cannot be read"),
+        ([*BACKBONE, "--normalize=imagenet"], "are of 3 channels, and the images have 1"),
+    ],
+)
+def test_bad_input_is_one_line_before_any_training(network, tmp_path, capsys, flags, message):
+    assert run.main([*flags, *SMALL, f"--out={tmp_path / 'runs'}"]) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert printed.err.count("\n") == 1
+    assert "epoch" not in printed.out
+
+
+def test_a_pretrained_backbone_is_kept_where_it_is_frozen(network, tmp_path):
+    from flax import serialization
+
+    import interflow_jax as ij
+
+    out = tmp_path / "runs"
+    assert run.main([*BACKBONE, *SMALL, f"--out={out}"]) == 0
+    variables = ij.load_run(out / "fashion_mini" / "S1" / "seed0").variables
+    own = {name: part["backbone"]["network"] for name, part in variables.items()}
+    file = tmp_path / "own.msgpack"
+    file.write_bytes(serialization.to_bytes(own))
+    kept = [*BACKBONE, *SMALL, f"--pretrained={file}", "--frozen=backbone", "--seed=1"]
+    assert run.main([*kept, f"--out={tmp_path / 'kept'}"]) == 0
+    frozen = ij.load_run(tmp_path / "kept" / "fashion_mini" / "S1" / "seed1")
+    for name, part in read_pretrained(file).items():
+        inside = frozen.variables[name]["backbone"]["network"]
+        for layer, values in part.items():
+            for leaf, array in values.items():
+                np.testing.assert_array_equal(inside[layer][leaf], array)
+
+
+def test_a_table_of_a_foreign_network(network, tmp_path):
+    """Names of layers are no folder's; weights are turned where branches share a layer."""
+    out = tmp_path / "results"
+    command = ["--table=3", "--methods=Normal,S1", "--datasets=fashion_mini", "--seeds=0,1"]
+    flags = ["--backbone=mine:Network", "--taps=first,second_norm", *SMALL[:2], f"--out={out}"]
+    assert reproduce.main([*command, *flags]) == 0
+    written = json.loads((out / "table3.json").read_text())
+    assert [len(cell["runs"]) for cell in written["cells"]] == [2, 2]
+    assert len(list((out / "runs").iterdir())) == 1
