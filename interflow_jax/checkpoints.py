@@ -141,7 +141,7 @@ def fingerprint(arrays: Any) -> str:
     """SHA-256 over the names, dtypes, shapes and bytes of a pytree's arrays: equal bit for bit."""
     hasher = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(serialization.to_state_dict(arrays)):
-        array = np.ascontiguousarray(leaf)
+        array = np.asarray(leaf, order="C")
         hasher.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
         hasher.update(array.data)
     return hasher.hexdigest()

@@ -1,4 +1,4 @@
-"""The paper's eleven methods (Table II), two baselines, and the models that they name."""
+"""The paper's eleven methods (Table II), three baselines, and the models that they name."""
 
 from typing import Any, NamedTuple, get_args
 

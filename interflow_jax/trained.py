@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from interflow_jax.methods import BASELINES, METHODS, build
 from interflow_jax.model import Prediction
 from interflow_jax.networks import load_network
 from interflow_jax.switch import switch_arguments
+from interflow_jax.training import predict_in_batches
 
 _BATCH_SIZE = 64  # predictions compile once
 
@@ -57,18 +59,8 @@ class TrainedRun:
         Raises:
           ValueError: for images of another shape or type, or none.
         """
-        if images.shape[1:] != self.image_shape or images.dtype != np.uint8 or not len(images):
-            raise ValueError(
-                f"images have shape {images.shape} and type {images.dtype}; the run takes uint8 of "
-                f"[images, {', '.join(map(str, self.image_shape))}]"
-            )
-        parts = []
-        for start in range(0, len(images), _BATCH_SIZE):
-            batch = images[start : start + _BATCH_SIZE]
-            padding = [(0, _BATCH_SIZE - len(batch)), (0, 0), (0, 0), (0, 0)]
-            parts.append(self._predict(self.variables, np.pad(batch, padding)))
-        whole = jax.tree.map(lambda *arrays: jnp.concatenate(arrays)[: len(images)], *parts)
-        return whole._replace(weights=parts[-1].weights)
+        program = partial(self._predict, self.variables)
+        return predict_in_batches(program, images, self.image_shape, _BATCH_SIZE)
 
     def alone(self, prediction: Prediction) -> jax.Array:
         """The logits by which each branch predicts alone: [images, branches, classes], float32."""

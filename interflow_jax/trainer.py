@@ -194,19 +194,9 @@ class Trainer:
         Raises:
           ValueError: for images of another shape or dtype, or none.
         """
+        program = partial(self._predict, state)
         shape = self.dataset.image_shape
-        if images.shape[1:] != shape or images.dtype != np.uint8 or not len(images):
-            raise ValueError(
-                f"images have shape {images.shape} and dtype {images.dtype}; give one or more, "
-                f"uint8 of [images, {', '.join(map(str, shape))}]"
-            )
-        parts = []
-        for start in range(0, len(images), self.batch_size):
-            batch = images[start : start + self.batch_size]
-            padding = [(0, self.batch_size - len(batch)), (0, 0), (0, 0), (0, 0)]
-            parts.append(self._predict(state, np.pad(batch, padding)))
-        whole = jax.tree.map(lambda *arrays: jnp.concatenate(arrays)[: len(images)], *parts)
-        return whole._replace(weights=parts[-1].weights)
+        return training.predict_in_batches(program, images, shape, self.batch_size)
 
     def _sources(
         self, split: str, order: np.ndarray, first: int, last: int

@@ -1,5 +1,6 @@
 """Training as pure functions: state and steps (paper, IV-B)."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -226,6 +227,35 @@ def predict(model: nn.Module, state: TrainState, images: Array) -> Prediction:
     """
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     return cast(Prediction, model.apply(variables, images, **switch_arguments(model, False)))
+
+
+def predict_in_batches(
+    program: Callable[[np.ndarray], Prediction],
+    images: np.ndarray,
+    image_shape: tuple[int, int, int],
+    batch_size: int,
+) -> Prediction:
+    """Predicts any number of images by a program for batches, of which zeros fill up the last.
+
+    Args:
+      program: predicts [batch_size, *image_shape], uint8.
+      images: [images, *image_shape], uint8.
+
+    Raises:
+      ValueError: for images of another shape or type, or none.
+    """
+    if images.shape[1:] != image_shape or images.dtype != np.uint8 or not len(images):
+        raise ValueError(
+            f"images have shape {images.shape} and type {images.dtype}; give one or more, uint8 of "
+            f"[images, {', '.join(map(str, image_shape))}]"
+        )
+    parts = []
+    for start in range(0, len(images), batch_size):
+        batch = images[start : start + batch_size]
+        padding = [(0, batch_size - len(batch)), (0, 0), (0, 0), (0, 0)]
+        parts.append(program(np.pad(batch, padding)))
+    whole = jax.tree.map(lambda *arrays: jnp.concatenate(arrays)[: len(images)], *parts)
+    return whole._replace(weights=parts[-1].weights)
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:

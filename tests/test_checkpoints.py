@@ -154,6 +154,10 @@ def test_fingerprints_tell_names_types_shapes_and_bits_apart():
         {"a": jnp.zeros((3, 2))},
         {"a": jnp.zeros((2, 3), jnp.int32)},
         {"a": jnp.zeros((2, 3)).at[0, 0].set(1e-30)},
+        {"a": jnp.zeros(())},
+        {"a": jnp.zeros((1,))},
     ]
-    assert len({fingerprint(tree) for tree in (one, *others)}) == 5
+    assert len({fingerprint(tree) for tree in (one, *others)}) == 7
     assert fingerprint(one) == fingerprint({"a": jnp.zeros((2, 3))})
+    columns = np.zeros((3, 2), np.float32).T  # the same numbers, not in the order of memory
+    assert fingerprint(one) == fingerprint({"a": columns})

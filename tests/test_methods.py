@@ -1,4 +1,4 @@
-"""Eleven methods and two baselines through shared properties: shapes, parameters, gradients."""
+"""Eleven methods and three baselines through shared properties: shapes, parameters, gradients."""
 
 from functools import lru_cache, partial
 from itertools import pairwise
@@ -85,7 +85,7 @@ def reached_by_branches(taps):
     """For each branch, the convolutions at whose kernel and scale its gradient is not zero."""
     method = next(name for name, row in ij.METHODS.items() if row.taps == taps)
     model = ij.build(method, 10, width=1 / 16)
-    # Maps of 80, 40, 20, 10 and 5: what the CPU makes of small ones is tests/test_convolution.py's.
+    # Maps of 80, 40, 20, 10 and 5: small ones on the CPU are for tests/ops/test_convolution.py.
     x = jax.random.normal(jax.random.key(0), (2, 80, 80, 3))
     variables = jax.jit(partial(model.init, train=False))(jax.random.key(0), x)
 

@@ -138,11 +138,20 @@ def test_what_it_says_of_the_end_of_training_is_what_the_runs_did():
     assert f"gained {min(gains):.1f} to {max(gains):.1f} points per ten epochs" in FINDINGS
 
 
-def test_the_layout_names_every_module():
-    layout = (ROOT / "docs" / "layout.md").read_text()
-    for file in [*ROOT.glob("interflow_jax/**/*.py"), *ROOT.glob("experiments/**/*.py")]:
-        if file.name not in ("__init__.py", "version.py"):
-            assert re.search(rf"\b{file.stem}\b", layout), file
+def test_the_layout_names_every_file_in_its_folder():
+    (tree,) = re.findall(r"```\n(.*?)```", (ROOT / "docs" / "layout.md").read_text(), re.DOTALL)
+    named, folders = set(), []
+    for line in tree.splitlines():
+        indent = len(line) - len(line.lstrip())
+        folders = [each for each in folders if each[0] < indent]
+        if opened := re.match(r" *(\w+)/", line):
+            folders.append((indent, opened[1]))
+        folder = "/".join(name for _, name in folders)
+        named |= {f"{folder}/{name}" for name in re.findall(r"\w+\.(?:py|md)\b", line)}
+    patterns = ("interflow_jax/**/*.py", "experiments/**/*.py", "docs/*.md")
+    files = [file for pattern in patterns for file in ROOT.glob(pattern)]
+    unnamed = ("__init__.py", "version.py")
+    assert named == {str(each.relative_to(ROOT)) for each in files if each.name not in unnamed}
 
 
 def test_its_links_lead_somewhere():

@@ -23,7 +23,8 @@ def from_arrays(
       name: of the dataset.
 
     Raises:
-      ValueError: for other shapes or types, no examples, or labels beyond the class names.
+      ValueError: for other shapes or types, no examples, images of test unlike those of train,
+        labels below 0 or beyond the class names, or fewer than two classes.
     """
     splits = _split("train", *train), _split("test", *test)
     shape, test_shape = (split.images.shape[1:] for split in splits)
@@ -31,7 +32,9 @@ def from_arrays(
         raise ValueError(f"images of train are {shape}, of test {test_shape}")
     classes = 1 + max(int(split.labels.max()) for split in splits)
     names = tuple(map(str, range(classes) if class_names is None else class_names))
-    if len(names) < max(classes, 2):
+    if len(names) < 2:
+        raise ValueError(f"there is one class, {', '.join(names)}; give two or more")
+    if len(names) < classes:
         raise ValueError(f"labels go to {classes - 1}, but there are {len(names)} class names")
     return Dataset(name, *splits, "test", names, shape)
 

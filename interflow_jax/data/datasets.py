@@ -59,7 +59,7 @@ def recipe(name: str) -> Recipe:
 
 
 def load(name: str, data_dir: str | Path | None = None, image_size: int | None = None) -> Dataset:
-    """Opens a dataset; its examples are read when its splits are.
+    """Opens a dataset; examples in array_record and in folders are read when its splits are.
 
     Args:
       name: one of `RECIPES`, "folder:PATH" (see `from_folder`), or the tfds name of any dataset
@@ -69,8 +69,11 @@ def load(name: str, data_dir: str | Path | None = None, image_size: int | None =
       image_size: height and width to resize to; None for the images' own, or 32 if it varies.
 
     Raises:
+      ImportError: for a dataset of tfds without `pip install 'interflow_jax[data]'`.
       tfds_folders.NotPreparedError: if no folder holds the dataset.
-      ValueError: for a dataset without integer labels, 8-bit images or a training split.
+      tfds_folders.PreparationError: for tfrecord files that TensorFlow cannot decode.
+      ValueError: for a name that tfds does not have, a dataset without integer labels, 8-bit images
+        or a training split, another size of fashion_mini, or what `from_folder` refuses.
     """
     if name == "fashion_mini":
         return _fashion_mini(image_size)

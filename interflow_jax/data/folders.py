@@ -43,7 +43,7 @@ def from_folder(path: str | Path, image_size: int | None = None) -> Dataset:
 
     Raises:
       ValueError: for no folder, fewer than two classes, a class without pictures, a class in test
-        that train lacks, or a file that is no picture.
+        that train lacks, or a file that is no picture or has more than 8 bits per channel.
     """
     root = Path(path).expanduser()
     if not root.is_dir():

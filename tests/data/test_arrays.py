@@ -29,12 +29,18 @@ def test_grey_images_gain_a_channel_and_labels_name_themselves():
         ((IMAGES, LABELS / 1), None, "labels have shape .* float64"),
         ((IMAGES, LABELS - 1), None, "labels begin at -1"),
         ((IMAGES, LABELS), ("a", "b"), "labels go to 2, but there are 2 class names"),
+        ((IMAGES, LABELS), ("a",), "there is one class, a; give two or more"),
         ((IMAGES[:, :4], LABELS), None, "images of train are"),
     ],
 )
 def test_what_does_not_fit_is_named(train, names, message):
     with pytest.raises(ValueError, match=message):
         ij.data.from_arrays(train, (IMAGES, LABELS), names)
+
+
+def test_one_class_is_too_few():
+    with pytest.raises(ValueError, match="there is one class, 0; give two or more"):
+        ij.data.from_arrays((IMAGES, 0 * LABELS), (IMAGES, 0 * LABELS))
 
 
 TRAINING = """

@@ -76,6 +76,13 @@ def test_a_picture_that_breaks_off_is_named_when_it_is_read(root):
         read(dataset.train, np.array([0]))
 
 
+def test_a_picture_of_16_bits_is_named(root):
+    file = root / "train" / "cat" / "deep.png"
+    Image.new("I;16", (6, 5), 2**15).save(file)
+    with pytest.raises(ValueError, match=f"{file} has more than 8 bits per channel"):
+        ij.data.from_folder(root)
+
+
 def test_a_picture_too_large_to_open_is_named(root, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4)
     with pytest.raises(ValueError, match=r"0\.png cannot be read as an image \(Image size \(30"):

@@ -21,6 +21,12 @@ def test_every_mode_and_size_fits(mode, shape):
     np.testing.assert_array_equal(fitted, 255)
 
 
+@pytest.mark.parametrize(("mode", "grey"), [("I;16", 2**15), ("I", 2**15), ("F", 0.5)])
+def test_more_than_8_bits_are_refused(mode, grey):
+    with pytest.raises(ValueError, match=f"more than 8 bits per channel .*mode {mode}"):
+        pictures.fit(Image.new(mode, (5, 4), grey), (5, 4, 1))
+
+
 def test_height_comes_before_width():
     picture = Image.new("L", (2, 4))
     picture.putpixel((1, 3), 255)

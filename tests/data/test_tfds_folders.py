@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from experiments.runs import data
 from interflow_jax.data import datasets, splits, tfds_folders
 
 TRAIN, TEST = 40, 20
@@ -150,27 +149,6 @@ def test_what_is_registered_for_the_originals():
     }
     assert set(originals) == {"train_32x32.mat", "test_32x32.mat", "extra_32x32.mat"}
     assert 1.5e9 < sum(original.size for original in originals.values()) < 1.6e9
-
-
-def test_without_data_and_network_one_error_says_all(tmp_path, monkeypatch):
-    def no_network(url):
-        raise tfds_folders.PreparationError(f"{url} cannot be reached: no network")
-
-    monkeypatch.setattr(tfds_folders, "_reach", no_network)
-    with pytest.raises(ValueError, match=r"^no svhn in ") as error:
-        data.load("svhn", str(tmp_path), None)
-    manual = tfds_folders.download_dir("svhn_cropped", tmp_path) / "manual"
-    for said in (
-        str(tmp_path),
-        "cannot be reached",
-        f"python -m experiments.prepare --dataset=svhn --data_dir={tmp_path}",
-        "1.58 GB",
-        "http://ufldl.stanford.edu/housenumbers/train_32x32.mat",
-        str(manual),
-        "--dataset=fashion_mini",
-    ):
-        assert said in str(error.value)
-    assert "\n" not in str(error.value)
 
 
 def test_a_dataset_named_without_its_configuration_is_the_default_one(tmp_path):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from experiments import benchmark
-from experiments.runs import training
+from experiments.runs import stopping
 from experiments.timing import contenders, turns
 from experiments.timing import report as timing_report
 from experiments.timing.contenders import FlaxVGG, Network, Step
@@ -172,9 +172,11 @@ def test_a_contender_that_dies_between_turns_is_reported_and_the_others_go_on(mo
 
 
 def test_an_epoch_says_how_many_batches_it_has(monkeypatch):
-    monkeypatch.setattr(training, "StopSignals", contextlib.nullcontext)  # not this process's
+    monkeypatch.setattr(stopping, "StopSignals", contextlib.nullcontext)  # not this process's
+    handler = signal.getsignal(signal.SIGTERM)
     network = Network("Normal", 4, 1 / 16, (28, 28, 1), 2500)
     assert contenders.epoch(network).batches == 2  # of fashion_mini's 6,000 images
+    assert signal.getsignal(signal.SIGTERM) is handler
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Gradient norms by layer: against gradients written out, and the command in small."""
+"""Gradients by layer: against gradients and steps written out, and the command in small."""
 
 import json
 import shutil
@@ -11,6 +11,7 @@ import pytest
 
 import interflow_jax as ij
 from experiments import gradients
+from experiments.tables import gradients as report_of
 from interflow_jax.training import cross_entropy
 
 
@@ -21,7 +22,7 @@ def test_norms_are_those_of_the_kernels_shallow_to_deep(auxiliary_loss):
     state = ij.create_state(model, optimizer, jax.random.key(0), (8, 8, 1))
     images = jax.random.normal(jax.random.key(1), (4, 8, 8, 1))
     labels = jnp.arange(4)
-    of_model = partial(gradients.kernel_gradient_norms, model, auxiliary_loss=auxiliary_loss)
+    of_model = partial(report_of.kernel_gradient_norms, model, auxiliary_loss=auxiliary_loss)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     norms = jax.jit(of_model)(variables, images, labels)
 
@@ -41,50 +42,74 @@ def test_norms_are_those_of_the_kernels_shallow_to_deep(auxiliary_loss):
     assert norms[1] == pytest.approx(np.sqrt(np.sum(gradient**2)), rel=1e-4)
 
 
+def test_a_relative_step_is_that_of_training(key):
+    """Of plain gradient descent: at depth 60 the first is several times the kernel itself."""
+    model = ij.build("S1", 10, depth=5, width=1 / 16, taps=(3, 5))
+    optimizer = ij.make_optimizer(0.25, momentum=0.0, weight_decay=0.0)
+    state = ij.create_state(model, optimizer, key, (8, 8, 1))
+    batch = jax.random.normal(key, (4, 8, 8, 1)), jnp.arange(4)
+    after, _ = jax.jit(partial(ij.train_step, model, optimizer))(state, *batch)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    gradient = jax.jit(partial(report_of.kernel_gradient_norms, model))(variables, *batch)
+    kernel = report_of.kernel_norms(model, state.params)
+    network = {"gradient": gradient, "kernel": kernel, "learning_rate": 0.25}
+    step = jax.tree.map(jnp.subtract, after.params, state.params)
+    np.testing.assert_allclose(
+        report_of.relative_steps(network),
+        report_of.kernel_norms(model, step) / kernel,
+        rtol=1e-4,
+    )
+
+
 def test_the_command_in_small(tmp_path, capsys):
     arguments = ["--dataset=fashion_mini", "--depths=4", "--methods=Normal,S1", "--taps=4"]
-    arguments += ["--width=0.0625", "--train_size=128", "--seeds=0,1"]
+    arguments += ["--width=0.0625", "--train_size=128", "--seeds=0,1", "--epochs=2,1"]
     arguments += [f"--out={tmp_path}"]
     assert gradients.main(arguments) == 0
     report = json.loads((tmp_path / "gradients.json").read_text())
     networks = report["networks"]
     text = (tmp_path / "gradients.md").read_text()
     assert report["protocol"] in text
+    assert "--drop_after=1.0" in text  # the run of one epoch is the beginning of that of two
     assert [network["method"] for network in networks] == ["Normal", "S1"]
     for network in networks:
-        for norms in (network["at_start"], network["after_epoch"]):
-            (first, second) = norms
-            assert len(first) == len(second) == 4
-            assert first != second
+        assert (network["epochs"], network["seeds"]) == ([0, 1, 2], [0, 1])
+        gradient, kernel = np.array(network["gradient"]), np.array(network["kernel"])
+        assert gradient.shape == kernel.shape == (3, 2, 4)
+        assert len(np.unique(gradient)) == len(np.unique(kernel)) == 24
+        for first, second in 1e-3 * gradient / kernel:
             # Of two seeds: the geometric mean of the ratios, and t(0.975, 1) = 12.706.
             ratios = np.log([first[0] / first[3], second[0] / second[3]])
             middle, half = ratios.mean(), 12.706205 * abs(ratios[0] - ratios[1]) / 2
             low, high = np.exp([middle - half, middle + half])
             assert f"{(first[0] * second[0]) ** 0.5:.2e} |" in text
             assert f"{np.exp(middle):.2e} ({low:.2e} to {high:.2e}) |" in text
-        assert network["at_start"] != network["after_epoch"]
-    # Times Normal's, of the second of two convolutions in the middle: 1 and 4 times, by hand.
-    picture = {"file": "gradients.png", "shows": "norms"}
+        for first, second in gradient:
+            assert f"{(first[0] * second[0]) ** 0.5:.2e} |" in text
+    for when in ("at start", "after 1 epoch", "after 2 epochs"):
+        assert f"| S1, depth 4, {when} |" in text
+    # Times Normal's, of the third of four convolutions in the middle: 1 and 4 times, by hand.
+    shown = {"file": "gradients.png", "shows": "steps"}
     half = 12.706205 * np.log(4) / 2
     low, high = np.exp([np.log(2) - half, np.log(2) + half])
     by_hand = [[[1.0, 1.0, 3.0, 1.0]] * 2, [[1.0, 1.0, 3.0, 1.0], [1.0, 1.0, 12.0, 1.0]]]
     for network, norms in zip(networks, by_hand, strict=True):
-        network |= {"at_start": norms, "after_epoch": norms}
-    assert f"| 2.00e+00 ({low:.2e} to {high:.2e}) |" in gradients.text(report, picture)
+        network |= {"gradient": [norms] * 3, "kernel": np.ones((3, 2, 4))}
+    assert f"| 2.00e+00 ({low:.2e} to {high:.2e}) |" in report_of.text(report, shown)
     assert (tmp_path / "gradients.png").exists()
     capsys.readouterr()
     assert gradients.main([*arguments, "--methods=S99"]) == 2
     assert "S99" in capsys.readouterr().err
-    assert gradients.main([*arguments, "--methods=S1", "--name=on another day"]) == 0
+    assert gradients.main([*arguments, "--methods=S1", "--epochs=1", "--name=on another day"]) == 0
     second = (tmp_path / "gradients-on-another-day.md").read_text()
     assert "# Gradients by layer: on another day\n" in second
     assert "(gradients-on-another-day.png)" in second
     records = [*tmp_path.glob("gradients/runs/*"), *tmp_path.glob("gradients-*/runs/*")]
     trained = [len(list(record.glob("*/*/seed*/result.json"))) for record in records]
-    assert trained == [4, 2]  # a second record has runs of its own
+    assert trained == [4, 4, 2]  # for 2 and 1 epochs; a second record has runs of its own
     assert (tmp_path / "gradients.md").read_text() == text
     capsys.readouterr()
-    (checkpoints,) = tmp_path.glob("gradients/runs/*/fashion_mini/S1/seed0/checkpoints")
+    (checkpoints,) = tmp_path.glob("gradients/runs/epochs1-*/fashion_mini/S1/seed0/checkpoints")
     shutil.rmtree(checkpoints)
     assert gradients.main(arguments) == 2
     said = capsys.readouterr().err

@@ -91,7 +91,7 @@ def test_a_run_is_opened_with_the_library_alone(finished):
     assert accuracy == pytest.approx(loaded.result["test_accuracy"])
     assert (loaded.class_names, loaded.image_shape) == (dataset.class_names, (28, 28, 1))
     assert loaded.labels == (3, 4, 5)
-    with pytest.raises(ValueError, match=r"the run takes uint8 of \[images, 28, 28, 1\]"):
+    with pytest.raises(ValueError, match=r"give one or more, uint8 of \[images, 28, 28, 1\]"):
         loaded.predict(images[:, :20])
 
 

@@ -1,0 +1,180 @@
+"""Gradients by layer of trained networks: measured, as Markdown and as a picture."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+import interflow_jax as ij
+from experiments.cli.configuration import Configuration
+from experiments.page import markdown
+from experiments.runs import data
+from experiments.sweep.planning import Planned
+from experiments.tables import pictures, statistics
+from experiments.tables.table import Picture
+from interflow_jax.data import batches, splits
+from interflow_jax.data.preprocessing import Preprocessing, epoch_keys, initial_key, normalize
+from interflow_jax.training import make_initializer, mean_losses
+
+BATCHES = 8  # over which a norm is averaged
+
+
+def measure(group: list[list[Planned]]) -> dict[str, Any]:
+    """Norms of a network's finished runs, by epochs and seed: a network of the report.
+
+    `gradient`, means over batches, and `kernel` are [moments, seeds, convolutions], shallow to
+    deep. The moments are `epochs`, the first the start.
+    """
+    flags = group[0][0].flags
+    trained = [[ij.load_run(run.folder.path) for run in by_seed] for by_seed in group]
+    model, shape = trained[0][0].model, trained[0][0].image_shape
+    auxiliary_loss = {**ij.METHODS, **ij.BASELINES}[flags.method].auxiliary_loss
+    losses = {"auxiliary_loss": auxiliary_loss, "auxiliary_mean": flags.auxiliary_mean}
+    norms = jax.jit(
+        partial(kernel_gradient_norms, model, **losses), compiler_options=ij.cpu_compiler_options()
+    )
+    initialize = make_initializer(model, flags.make_optimizer(1), shape)
+    starts = [initialize(initial_key(run.flags.seed)) for run in group[0]]
+    before = [{"params": each.params, "batch_stats": each.batch_stats} for each in starts]
+    moments = [before, *([run.variables for run in by_seed] for by_seed in trained)]
+    seeds = zip(group[0], trained[0], strict=True)
+    examples = [list(_batches(run.flags, finished.preprocessing)) for run, finished in seeds]
+    gradient = [
+        [
+            np.mean([norms(variables, *batch) for batch in of_seed], axis=0).tolist()
+            for variables, of_seed in zip(by_seed, examples, strict=True)
+        ]
+        for by_seed in moments
+    ]
+    kernel = [
+        [kernel_norms(model, variables["params"]).tolist() for variables in by_seed]
+        for by_seed in moments
+    ]
+    return {
+        "method": flags.method,
+        "depth": flags.depth,
+        "seeds": [run.flags.seed for run in group[0]],
+        "epochs": [0, *(by_seed[0].flags.epochs for by_seed in group)],
+        "learning_rate": flags.learning_rate,
+        "batches": len(examples[0]),
+        "gradient": gradient,
+        "kernel": kernel,
+    }
+
+
+def kernel_gradient_norms(
+    model: Any, variables: dict, images: jax.Array, labels: jax.Array, **losses: float
+) -> jax.Array:
+    """The norm of the minimised loss's gradient by every kernel of a StrideVGG, [convolutions]."""
+
+    def loss(params):
+        prediction, _ = model.apply(
+            {**variables, "params": params}, images, train=True, mutable=["batch_stats"]
+        )
+        return mean_losses(prediction, labels, **losses)[0]
+
+    return kernel_norms(model, jax.grad(loss)(variables["params"]))
+
+
+def kernel_norms(model: Any, params: dict) -> jax.Array:
+    """The norms of a StrideVGG's kernels, or of what has their form, [convolutions]."""
+    layers, numbers = params["backbone"], range(1, model.backbone.taps[-1] + 1)
+    return jnp.stack([jnp.linalg.norm(layers[f"conv{n}"]["kernel"].ravel()) for n in numbers])
+
+
+def relative_steps(network: dict[str, Any]) -> np.ndarray:
+    """What a step without momentum and decay moves a kernel by, as a part of the kernel's norm.
+
+    [moments, seeds, convolutions]. BatchNorm makes a gradient as much larger as its kernel is
+    smaller, and orthogonal to it: gradients' own norms do not compare layers, but this is the
+    tangent of the angle that the kernel turns by.
+    """
+    norms = (np.array(network[name]) for name in ("gradient", "kernel"))
+    return network["learning_rate"] * np.divide(*norms)
+
+
+def _batches(
+    flags: Configuration, preprocessing: Preprocessing
+) -> Iterator[tuple[jax.Array, np.ndarray]]:
+    """The first training batches of the first epoch, without augmentation."""
+    train = data.load(flags.dataset, flags.data_dir, flags.image_size).train
+    if flags.train_size is not None:
+        train = splits.take(train, flags.train_size)
+    order = batches.training_order(epoch_keys(flags.seed, 0), len(train))
+    for number in range(min(BATCHES, len(order) // flags.batch_size)):
+        images, labels = train.read(order[number * flags.batch_size :][: flags.batch_size])
+        yield normalize(preprocessing, jnp.asarray(images)), labels
+
+
+def _when(epochs: int) -> str:
+    return f"after {epochs} epoch{'s' if epochs > 1 else ''}" if epochs else "at start"
+
+
+def picture(stem: str, report: dict[str, Any]) -> Iterator[Picture]:
+    """Relative steps by convolution, a panel per depth."""
+    rows = pd.DataFrame(
+        [
+            {**network, "when": _when(epochs), "convolution": convolution, "step": step}
+            for network in report["networks"]
+            for epochs, by_seed in zip(network["epochs"], relative_steps(network), strict=True)
+            for steps in by_seed
+            for convolution, step in enumerate(steps, start=1)
+        ]
+    )
+    options = {"style": "when", "col": "depth", "markers": False, "dashes": True}
+    options |= {"estimator": stats.gmean, "errorbar": ("pi", 100)}
+    grid = pictures.lines(rows, "convolution", "step", "method", **options)
+    grid.set(yscale="log", ylabel="a step / the kernel's norm").set_titles("depth {col_name}")
+    grid.refline(y=1.0, color="0.4")
+    shows = "What a step moves a kernel by, as a part of its norm, by convolution; lines are "
+    yield stem, f"{shows}geometric means over seeds, bands their range", grid.figure
+
+
+def _factor(ratios: np.ndarray) -> str:
+    """The geometric mean of ratios by seed, and its interval if there are several."""
+    mean = f"{stats.gmean(ratios):.2e}"
+    low, high = np.exp(statistics.interval(np.log(ratios)))
+    return f"{mean} ({low:.2e} to {high:.2e})" if len(ratios) > 1 else mean
+
+
+def text(report: dict[str, Any], shown: dict[str, str]) -> str:
+    """The report as Markdown: the first, the middle and the last convolution."""
+    networks = report["networks"]
+    steps, factors, norms = [], [], []
+    plain = {network["depth"]: network for network in networks if network["method"] == "Normal"}
+    for network in networks:
+        every, gradients = relative_steps(network), np.array(network["gradient"])
+        middle = every.shape[-1] // 2
+        for moment, epochs in enumerate(network["epochs"]):
+            name = f"{network['method']}, depth {network['depth']}, {_when(epochs)}"
+            of_moment = every[moment]  # [seeds, convolutions]
+            of_places = of_moment[:, [0, middle, -1]]
+            ratio = _factor(of_moment[:, 0] / of_moment[:, -1])
+            steps.append([name, *(f"{step:.2e}" for step in stats.gmean(of_places)), ratio])
+            of_gradients = stats.gmean(gradients[moment][:, [0, middle, -1]])
+            norms.append([name, *(f"{norm:.2e}" for norm in of_gradients)])
+            if network["method"] != "Normal" and network["depth"] in plain:
+                ratios = of_moment / relative_steps(plain[network["depth"]])[moment]
+                factors.append([name, *map(_factor, ratios[:, [0, middle, -1]].T)])
+    title = f": {report['name']}" if report["name"] else ""
+    places = ["", "first", "middle", "last"]
+    lines = [
+        f"# Gradients by layer{title}\n\n```\n{report['command']}\n```\n",
+        f"On {report['dataset']}: {report['protocol']}.\n",
+        "What a step of the first learning rate, without momentum, moves a convolution's kernel "
+        "by, as a part of the kernel's norm: above one, the step replaces the kernel. Mean over "
+        f"{networks[0]['batches']} training batches, geometric mean over "
+        f"{len(networks[0]['seeds'])} seed(s), with the 95 % confidence interval of the ratio's.\n",
+        *markdown.table([*places, "first / last"], steps),
+    ]
+    if factors:
+        lines += ["Times Normal's, of paired seeds, with the same intervals:\n"]
+        lines += markdown.table(places, factors)
+    lines += ["Norm of the gradient itself, which BatchNorm scales with one over the kernel's:\n"]
+    lines += markdown.table(places, norms)
+    return "\n".join([*lines, f"![{shown['shows']}]({shown['file']})\n"])
