@@ -82,7 +82,9 @@ def threshold_for_operations(
 
 
 def threshold_for_accuracy(confidences: np.ndarray, correct: np.ndarray, accuracy: float) -> float:
-    """The lowest threshold, one for all exits, with at least an accuracy.
+    """The lowest threshold, one for all exits, from which on none has less than an accuracy.
+
+    Lower ones that reach it by chance, below others that do not, are passed over.
 
     Args:
       confidences: as of `threshold_for_operations`.
@@ -94,11 +96,12 @@ def threshold_for_accuracy(confidences: np.ndarray, correct: np.ndarray, accurac
     """
     shares = np.linspace(0, 1, 1001)
     candidates = np.unique(np.append(np.quantile(confidences[:, :-1], shares), [0.0, 1.0]))
-    examples, best = np.arange(len(correct)), 0.0
-    for threshold in candidates:
-        exits = leaving(confidences, [threshold] * (confidences.shape[1] - 1))
-        share = correct[examples, exits - 1].mean()
-        if share >= accuracy:
-            return float(threshold)
-        best = max(best, share)
-    raise ValueError(f"accuracy is {accuracy:.2%}; the best of any threshold is {best:.2%}")
+    exits, examples = confidences.shape[1] - 1, np.arange(len(correct))
+    leaves = [leaving(confidences, [threshold] * exits) for threshold in candidates]
+    accuracies = np.array([correct[examples, each - 1].mean() for each in leaves])
+    enough = accuracies >= accuracy
+    if not enough.any():
+        raise ValueError(f"accuracy is {accuracy:.2%}; the best is {accuracies.max():.2%}")
+    last = np.nonzero(enough)[0][-1]
+    short = np.nonzero(~enough[:last])[0]
+    return float(candidates[short[-1] + 1 if len(short) else 0])

@@ -72,5 +72,5 @@ def test_the_lowest_threshold_of_an_accuracy(confidences):
     threshold = ij.threshold_for_accuracy(confidences, correct, 0.9)
     assert accuracy(threshold) >= 0.9
     assert accuracy(threshold - 0.02) < 0.9
-    with pytest.raises(ValueError, match=r"accuracy is 101\.00%; the best of any threshold is 100"):
+    with pytest.raises(ValueError, match=r"accuracy is 101\.00%; the best is 100"):
         ij.threshold_for_accuracy(confidences, correct, 1.01)

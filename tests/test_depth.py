@@ -1,6 +1,8 @@
 """Cutting a model and leaving it early: exact, smaller, and by the examples that are sure."""
 
+import re
 from functools import partial
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -288,6 +290,16 @@ def test_programs_are_compiled_for_few_batch_sizes():
         assert len(exits(images[:count]).exits) == count
     assert [program._cache_size() for program in exits._programs] == [2, 2, 2]
     assert exits.labels == (2, 3, 5)
+
+
+def test_the_documentation_s_examples_run(capsys):
+    text = (Path(__file__).parent.parent / "docs" / "depth.md").read_text()
+    examples = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    namespace: dict = {}
+    for example in examples[:2]:
+        exec(compile(example, "depth.md", "exec"), namespace)
+    assert namespace["smaller"].labels == (7, 9)
+    assert capsys.readouterr().out.startswith("(64, 10) [4 4")  # untrained, nothing is sure
 
 
 def test_confidence_by_hand():

@@ -1,7 +1,7 @@
 """What the branches of a finished run can do, from their logits alone: cuts, and early exits."""
 
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import jax
 import jax.numpy as jnp
@@ -98,15 +98,21 @@ def accuracy(logits: Array, labels: np.ndarray) -> float:
 
 def logits_of_exits(run: ij.TrainedRun, fusion: str, fit: Examples, examples: Examples) -> Array:
     """What each cut predicts, [examples, exits, classes]; a fusion is fitted to `fit`."""
-    outputs = []
-    for branches in range(1, len(run.labels) + 1):
-        if fusion == OWN:
-            params = run.variables["params"].get("fusion", {})
-            module, params = cut_fusion(run.model.fusion, params, branches)
-        else:
-            module, params = fit_fusion(fit.branch_logits[:, :branches], fit.labels, fusion)
-        outputs.append(module.apply({"params": params}, examples.branch_logits[:, :branches])[0])
-    return jnp.stack(outputs, axis=1)
+    counts = range(1, len(run.labels) + 1)
+    return jnp.stack([logits_of_cut(run, fusion, fit, examples, k) for k in counts], axis=1)
+
+
+def logits_of_cut(
+    run: ij.TrainedRun, fusion: str, fit: Examples, examples: Examples, branches: int
+) -> Array:
+    """What the first branches predict, [examples, classes]."""
+    if fusion == OWN:
+        params = run.variables["params"].get("fusion", {})
+        module, params = cut_fusion(run.model.fusion, params, branches)
+    else:
+        kind = cast(FusionKind, fusion)
+        module, params = fit_fusion(fit.branch_logits[:, :branches], fit.labels, kind)
+    return module.apply({"params": params}, examples.branch_logits[:, :branches])[0]
 
 
 def logits_alone(run: ij.TrainedRun, examples: Examples) -> Array:
@@ -149,14 +155,15 @@ def leaving_out(run: ij.TrainedRun, fusion: str, fit: Examples, test: Examples) 
 
     Its logits are zero, in `fit` too: a term of no class, under any fusion.
     """
-    whole = accuracy(logits_of_exits(run, fusion, fit, test)[:, -1], test.labels)
+    branches = len(run.labels)
+    whole = accuracy(logits_of_cut(run, fusion, fit, test, branches), test.labels)
     costs = []
-    for branch in range(len(run.labels)):
+    for branch in range(branches):
         without = [
             Examples(each.images, each.labels, each.branch_logits.at[:, branch].set(0.0))
             for each in (fit, test)
         ]
-        rest = logits_of_exits(run, fusion, *without)[:, -1]
+        rest = logits_of_cut(run, fusion, *without, branches)
         costs.append(whole - accuracy(rest, test.labels))
     return costs
 
