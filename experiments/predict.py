@@ -53,7 +53,8 @@ def _files(run: ij.TrainedRun, given: Any) -> tuple[Any, np.ndarray]:
                 print(f"{name}: {size} {picture.mode} turned to {width}x{height} {mode}")
     prediction = run.predict(np.stack(images))
     fused = np.asarray(jax.nn.softmax(prediction.logits))
-    for name, row, classes in zip(names, fused, prediction.alone.argmax(-1), strict=True):
+    alone = run.alone(prediction).argmax(-1)
+    for name, row, classes in zip(names, fused, alone, strict=True):
         best = (f"{run.class_names[label]} {row[label]:.1%}" for label in np.argsort(-row)[:3])
         branches = (f"{a}: {run.class_names[b]}" for a, b in zip(run.labels, classes, strict=True))
         print(f"{name}: {', '.join(best)}\n  branches: {', '.join(branches)}")
@@ -79,7 +80,7 @@ def _dataset(run: ij.TrainedRun, given: Any) -> tuple[Any, np.ndarray]:
             indices = np.arange(start, min(start + BATCH_SIZE, count))
             images, labels = splits.read(dataset.test, indices)
         prediction = run.predict(images)
-        alone = prediction.alone.argmax(-1) == labels[:, None]
+        alone = run.alone(prediction).argmax(-1) == labels[:, None]
         parts.append((jax.nn.softmax(prediction.logits), alone, labels))
     fused, alone, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     correct = np.mean(fused.argmax(-1) == labels)

@@ -6,8 +6,10 @@ Attention Mechanism" (Cai, 2021).
 
 from interflow_jax import data
 from interflow_jax.backbones import StrideVGG
+from interflow_jax.depth import truncate
+from interflow_jax.early_exit import EarlyExit, Exits
 from interflow_jax.export import load_exported, load_safetensors, to_safetensors, to_stablehlo
-from interflow_jax.fusion import Fusion
+from interflow_jax.fusion import Fusion, fit_fusion
 from interflow_jax.methods import BASELINES, METHODS, Method, build, default_taps
 from interflow_jax.model import Interflow, Prediction
 from interflow_jax.nnx_taps import NNXTaps
@@ -24,6 +26,8 @@ from interflow_jax.version import __version__
 __all__ = [
     "BASELINES",
     "METHODS",
+    "EarlyExit",
+    "Exits",
     "Fusion",
     "Interflow",
     "Layer",
@@ -43,6 +47,7 @@ __all__ = [
     "data",
     "default_taps",
     "eval_step",
+    "fit_fusion",
     "keep_freed_memory",
     "layers",
     "learning_rate_schedule",
@@ -55,4 +60,5 @@ __all__ = [
     "to_safetensors",
     "to_stablehlo",
     "train_step",
+    "truncate",
 ]

@@ -33,6 +33,8 @@ class StrideVGG(nn.Module):
       downsample: where the stride-2 convolutions are: "first" in blocks 2 to 5, or "last" in
         every block.
       dtype: of the computation; parameters and BatchNorm's statistics stay float32.
+      start: the first convolution that runs, at most the first tap; from 2 on, the input is the
+        output of the convolution before it.
     """
 
     taps: tuple[int, ...]
@@ -40,18 +42,29 @@ class StrideVGG(nn.Module):
     width: float = 1.0
     downsample: Downsample = "first"
     dtype: Any = jnp.float32
+    start: int = 1
 
     @property
     def labels(self) -> tuple[int, ...]:
         """The branches' labels: the convolutions that they follow."""
         return tuple(self.taps)
 
+    @nn.nowrap
+    def segments(self) -> list["StrideVGG"]:
+        """The backbone in parts, from one tap's output to the next, by the same parameters."""
+        starts = (self.start, *(tap + 1 for tap in self.taps[:-1]))
+        return [
+            self.clone(taps=(tap,), start=start)
+            for start, tap in zip(starts, self.taps, strict=True)
+        ]
+
     @nn.compact
     def __call__(self, images: Array, train: bool) -> list[Array]:
         """Computes the feature maps at the taps.
 
         Args:
-          images: [batch, height, width, channels], float, any height and width.
+          images: [batch, height, width, channels], float, any height and width; from `start` 2 on,
+            a feature map.
           train: whether BatchNorm normalises by the batch or by its running statistics.
 
         Returns:
@@ -66,6 +79,8 @@ class StrideVGG(nn.Module):
         for number, (channels, stride) in enumerate(
             convolutions(self.depth, self.width, self.downsample), start=1
         ):
+            if number < self.start:
+                continue
             x = _ConvNormRelu(channels, stride, self.dtype, name=f"conv{number}")(x, train)
             if number in self.taps:
                 feature_maps.append(x)
@@ -86,6 +101,8 @@ class StrideVGG(nn.Module):
             )
         if not self.taps or list(self.taps) != sorted(set(self.taps)):
             raise ValueError(f"taps are {self.taps}; give one or more convolutions, ascending")
+        if not 1 <= self.start <= self.taps[0]:
+            raise ValueError(f"start is {self.start}; choose 1 to the first tap, {self.taps[0]}")
         lacking = [tap for tap in self.taps if not 1 <= tap <= self.depth]
         if lacking:
             raise ValueError(

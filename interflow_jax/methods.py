@@ -1,6 +1,6 @@
 """The paper's eleven methods (Table II), two baselines, and the models that they name."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax.numpy as jnp
 
@@ -114,6 +114,7 @@ def build(
     taps: tuple[int, ...] | None = None,
     fully_connected: FullyConnected = "shared",
     dtype: Any = jnp.float32,
+    fusion: FusionKind | None = None,
 ) -> Interflow:
     """Builds the model of one of the paper's methods (Tables I, II and VI) or of a baseline.
 
@@ -129,6 +130,8 @@ def build(
       taps: the convolutions that branches follow; None for `default_taps(method, depth)`.
       fully_connected: "shared" by channel count (paper, IV-C) or "separate".
       dtype: of the backbone's computation, float32 or bfloat16; all else is float32.
+      fusion: how the branches are weighed, from the method's initial weights on; None for the
+        method's own kind.
 
     Returns:
       A Linen module; call it with images, [batch, height, width, channels], float, and `train=`.
@@ -141,8 +144,8 @@ def build(
         raise ValueError(f"num_classes is {num_classes}; there must be 2 or more")
     if taps is None:
         taps = default_taps(method, depth)
-    weights = row.initial_weights
-    if weights is None and row.fusion == "fixed":
+    weights, kind = row.initial_weights, fusion or row.fusion
+    if weights is None and kind == "fixed":
         weights = (0.0,) * (len(taps) - 1) + (1.0,)
     if weights is not None and len(weights) != len(taps):
         learned = [name for name, other in METHODS.items() if other.initial_weights is None]
@@ -152,7 +155,9 @@ def build(
         )
     backbone = StrideVGG(tuple(taps), depth, width, downsample, dtype)
     backbone.check()
-    return Interflow(backbone, num_classes, Fusion(row.fusion, weights), fully_connected)
+    if kind not in get_args(FusionKind):
+        raise ValueError(f"fusion is {kind!r}; choose one of {', '.join(get_args(FusionKind))}")
+    return Interflow(backbone, num_classes, Fusion(kind, weights), fully_connected)
 
 
 def _look_up(method: str) -> Method:

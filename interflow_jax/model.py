@@ -19,18 +19,22 @@ class Prediction(NamedTuple):
       logits: [batch, classes], float32; softmax comes after (paper, III-A).
       branch_logits: [batch, branches, classes], float32, shallow to deep.
       weights: the fusion's, float32, [branches] or [branches, classes].
+      ensembles: where the fusion learns how to fuse every number of branches (`geometric`), their
+        logits, [batch, branches, classes], float32; the last are `logits`.
     """
 
     logits: Array
     branch_logits: Array
     weights: Array
+    ensembles: Array | None = None
 
     @property
     def alone(self) -> Array:
         """The logits by which each branch predicts alone: [batch, branches, classes], float32.
 
         They are the fusion's terms, so that a branch under a negative weight, whose own logits have
-        the opposite sign, predicts right. A weight of zero counts as one.
+        the opposite sign, predicts right. A weight of zero counts as one. A branch that training
+        gave a loss of its own predicts by its `branch_logits`, whatever its weight.
         """
         weights = self.weights if self.weights.ndim == 2 else self.weights[:, None]
         return self.branch_logits * jnp.where(weights == 0, 1.0, weights)[None]
@@ -64,6 +68,12 @@ class Interflow(nn.Module):
         """The branches' labels, shallow to deep, if the backbone offers some."""
         return getattr(self.backbone, "labels", None)
 
+    @nn.nowrap
+    def layer_name(self, branch: int, channels: int) -> str:
+        """The fully connected layer of a branch, counted from 1, over so many channels."""
+        separate = self.fully_connected == "separate"
+        return f"fully_connected_{f'branch_{branch}' if separate else f'channels_{channels}'}"
+
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Prediction:
         """Predicts class logits.
@@ -93,17 +103,18 @@ class Interflow(nn.Module):
         layers: dict[str, nn.Dense] = {}
         branches = []
         for number, feature_map in enumerate(feature_maps, start=1):
-            separate = self.fully_connected == "separate"
-            name = f"branch_{number}" if separate else f"channels_{feature_map.shape[-1]}"
+            name = self.layer_name(number, feature_map.shape[-1])
             if name not in layers:
                 layers[name] = nn.Dense(
-                    self.num_classes,
-                    kernel_init=nn.initializers.xavier_uniform(),
-                    name=f"fully_connected_{name}",
+                    self.num_classes, kernel_init=nn.initializers.xavier_uniform(), name=name
                 )
-            places = tuple(range(1, feature_map.ndim - 1))
-            pooled = jnp.mean(feature_map.astype(jnp.float32), axis=places)
-            branches.append(layers[name](pooled))
+            branches.append(layers[name](pool(feature_map)))
         branch_logits = jnp.stack(branches, axis=1)
-        logits, weights = self.fusion(branch_logits)
-        return Prediction(logits, branch_logits, weights)
+        logits, weights, ensembles = self.fusion(branch_logits)
+        return Prediction(logits, branch_logits, weights, ensembles)
+
+
+def pool(feature_map: Array) -> Array:
+    """Averages everything between batch and channels: [batch, channels], float32."""
+    places = tuple(range(1, feature_map.ndim - 1))
+    return jnp.mean(feature_map.astype(jnp.float32), axis=places)

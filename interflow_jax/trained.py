@@ -12,7 +12,8 @@ import numpy as np
 
 from interflow_jax.checkpoints import Checkpoints, UnreadableError, fingerprint
 from interflow_jax.data.preprocessing import Preprocessing, normalize
-from interflow_jax.methods import build
+from interflow_jax.depth import truncate
+from interflow_jax.methods import BASELINES, METHODS, build
 from interflow_jax.model import Prediction
 from interflow_jax.switch import switch_arguments
 
@@ -29,7 +30,10 @@ class TrainedRun:
       class_names: one per class, in the order of the logits.
       image_shape: (height, width, channels) of the images that it takes.
       labels: of its branches, shallow to deep.
-      result: all that the run's result.json says.
+      supervised: whether its branches had losses of their own, and so predict alone by their own
+        logits (see `Prediction.alone`).
+      result: all that the run's result.json says; for one that was cut also `cut`, the number of
+        branches that are left.
     """
 
     def __init__(self, model: nn.Module, variables: dict[str, Any], result: dict[str, Any]):
@@ -38,7 +42,9 @@ class TrainedRun:
         self.preprocessing = Preprocessing(mean, deviation, augment=False)
         self.class_names = tuple(result["class_names"])
         self.image_shape = tuple(result["image_shape"])
-        self.labels = tuple(result["branches"])
+        self.labels = tuple(result["branches"][: result.get("cut")])
+        auxiliary_loss = (METHODS | BASELINES)[result["method"]].auxiliary_loss
+        self.supervised = bool(auxiliary_loss or result.get("auxiliary_mean"))
 
         def predict(variables: dict[str, Any], images: jax.Array) -> Any:
             images = normalize(self.preprocessing, images)
@@ -61,10 +67,19 @@ class TrainedRun:
         for start in range(0, len(images), _BATCH_SIZE):
             batch = images[start : start + _BATCH_SIZE]
             padding = [(0, _BATCH_SIZE - len(batch)), (0, 0), (0, 0), (0, 0)]
-            logits, branch_logits, weights = self._predict(self.variables, np.pad(batch, padding))
-            parts.append((logits[: len(batch)], branch_logits[: len(batch)]))
-        logits, branch_logits = map(jnp.concatenate, zip(*parts, strict=True))
-        return Prediction(logits, branch_logits, weights)
+            parts.append(self._predict(self.variables, np.pad(batch, padding)))
+        whole = jax.tree.map(lambda *arrays: jnp.concatenate(arrays)[: len(images)], *parts)
+        return whole._replace(weights=parts[-1].weights)
+
+    def alone(self, prediction: Prediction) -> jax.Array:
+        """The logits by which each branch predicts alone: [images, branches, classes], float32."""
+        return prediction.branch_logits if self.supervised else prediction.alone
+
+    def cut(self, branches: int) -> "TrainedRun":
+        """The run with its model cut after so many branches; raises as `truncate` does."""
+        images = jax.ShapeDtypeStruct((1, *self.image_shape), jnp.float32)
+        model, variables = truncate(self.model, self.variables, branches, images)
+        return TrainedRun(model, variables, self.result | {"cut": branches})
 
 
 def load_run(folder: str | Path) -> TrainedRun:
@@ -94,7 +109,7 @@ def load_run(folder: str | Path) -> TrainedRun:
 def build_as(result: dict[str, Any]) -> nn.Module:
     """The model of a run, untrained; raises LookupError, TypeError or ValueError for no result."""
     taps = result.get("taps")
-    return build(
+    model = build(
         result["method"],
         len(result["class_names"]),
         depth=result["depth"],
@@ -102,8 +117,15 @@ def build_as(result: dict[str, Any]) -> nn.Module:
         downsample=result["downsample"],
         taps=taps and tuple(taps),
         fully_connected=result["fc"],
+        fusion=result.get("fusion"),
         dtype=jnp.dtype(result["dtype"]),
     )
+    if "cut" not in result:
+        return model
+    images = jax.ShapeDtypeStruct((1, *result["image_shape"]), jnp.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return truncate(model, zeros, result["cut"], images)[0]
 
 
 def _variables(folder: Path) -> dict[str, Any] | None:

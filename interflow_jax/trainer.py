@@ -109,7 +109,9 @@ class Trainer:
         self._initialize = training.make_initializer(model, optimizer, dataset.image_shape)
         losses = {"auxiliary_loss": auxiliary_loss, "auxiliary_mean": auxiliary_mean}
         step = partial(training.train_step, model, optimizer, **losses)
-        programs = _programs(model, step, preprocessing, self.mesh, batch_size)
+        supervised = bool(auxiliary_loss or auxiliary_mean)
+        evaluation = partial(training.eval_step, model, supervised=supervised)
+        programs = _programs(model, step, evaluation, preprocessing, self.mesh, batch_size)
         self._train, self._evaluate, self._predict = programs
 
     def init(self, seed: int = 0) -> TrainState:
@@ -189,9 +191,8 @@ class Trainer:
             batch = images[start : start + self.batch_size]
             padding = [(0, self.batch_size - len(batch)), (0, 0), (0, 0), (0, 0)]
             parts.append(self._predict(state, np.pad(batch, padding)))
-        logits, branch_logits, _ = (jnp.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        count = len(images)
-        return Prediction(logits[:count], branch_logits[:count], parts[-1].weights)
+        whole = jax.tree.map(lambda *arrays: jnp.concatenate(arrays)[: len(images)], *parts)
+        return whole._replace(weights=parts[-1].weights)
 
     def _sources(
         self, split: str, order: np.ndarray, first: int, last: int
@@ -222,7 +223,12 @@ def _branch_labels(model: nn.Module, image_shape: tuple[int, int, int]) -> tuple
 
 
 def _programs(
-    model: nn.Module, train_step: Any, preprocessing: Preprocessing, mesh: Mesh, batch_size: int
+    model: nn.Module,
+    train_step: Any,
+    eval_step: Any,
+    preprocessing: Preprocessing,
+    mesh: Mesh,
+    batch_size: int,
 ) -> tuple[Any, Any, Any]:
     """Jits whole dispatches: the batch sharded over the mesh, what they return on every device."""
     sharded = NamedSharding(mesh, PartitionSpec("batch"))
@@ -247,7 +253,7 @@ def _programs(
             images, labels = batch_of(source, step)
             mask = step * batch_size + jnp.arange(batch_size) < examples
             images = normalize(preprocessing, images)
-            return carry, training.eval_step(model, state, images, labels, mask)
+            return carry, eval_step(state, images, labels, mask)
 
         return _scan(step_once, None, steps)[1]
 

@@ -58,7 +58,7 @@ class EvalMetrics(NamedTuple):
     """As `TrainMetrics`, and the branches.
 
     Attributes:
-      branch_correct: hits of every branch alone (see `Prediction.alone`), [branches], int32.
+      branch_correct: hits of every branch alone (see `eval_step`), [branches], int32.
       weights: the fusion's, float32, [branches] or [branches, classes]; no sum.
     """
 
@@ -127,6 +127,8 @@ def train_step(
 
     The branches' own losses are not the paper's method: `auxiliary_loss` adds them as GoogLeNet's
     auxiliary classifiers do (II-A), `auxiliary_mean` with a weight that their number leaves alone.
+    Of a fusion with an ensemble for every number of branches (`geometric`), it is the mean of all
+    their losses in place of the last one's: each is to predict, and their number is no larger step.
 
     Args:
       model: any Linen module that returns a `Prediction` (see `switch_arguments`).
@@ -176,6 +178,8 @@ def mean_losses(
     loss = cross_entropy(prediction.logits, labels).mean()
     minimised = loss
     by_branch = jax.vmap(cross_entropy, in_axes=(1, None))  # to [branches, batch]
+    if prediction.ensembles is not None:
+        minimised = by_branch(prediction.ensembles, labels).mean()
     if auxiliary_loss:
         losses = by_branch(prediction.branch_logits[:, :-1], labels)
         minimised += auxiliary_loss * losses.mean(axis=1).sum()
@@ -185,17 +189,27 @@ def mean_losses(
 
 
 def eval_step(
-    model: nn.Module, state: TrainState, images: Array, labels: Array, mask: Array
+    model: nn.Module,
+    state: TrainState,
+    images: Array,
+    labels: Array,
+    mask: Array,
+    *,
+    supervised: bool = False,
 ) -> EvalMetrics:
     """Measures a batch in evaluation mode.
 
     Args:
       model, state, images, labels: as in `train_step`.
       mask: [batch], bool; False for examples that only fill up the batch.
+      supervised: whether training minimised losses of the branches' own (`auxiliary_loss` or
+        `auxiliary_mean`); a branch alone then predicts by its own logits, else by its term of the
+        fusion (see `Prediction.alone`).
     """
     prediction = predict(model, state, images)
     loss = cross_entropy(prediction.logits, labels)
-    branch_hits = prediction.alone.argmax(-1) == labels[:, None]
+    alone = prediction.branch_logits if supervised else prediction.alone
+    branch_hits = alone.argmax(-1) == labels[:, None]
     return EvalMetrics(
         loss_sum=jnp.sum(jnp.where(mask, loss, 0.0)),
         correct=jnp.sum(mask & (prediction.logits.argmax(-1) == labels)),

@@ -151,8 +151,19 @@ def test_baselines_have_the_branches_of_s1_at_every_depth(key, method, depth, ta
     model, s1 = (ij.build(name, 10, depth, taps=taps) for name in (method, "S1"))
     assert model.backbone == s1.backbone
     scores = jax.random.normal(key, (2, len(s1.backbone.taps), 10))
-    logits, _ = model.fusion.apply({}, scores)
+    logits, *_ = model.fusion.apply({}, scores)
     np.testing.assert_array_equal(logits, scores[:, -1])
+
+
+@pytest.mark.parametrize("method", ["S2", "DSN"])
+@pytest.mark.parametrize("fusion", ["shared", "class", "softmax", "geometric"])
+def test_any_fusion_starts_from_the_method_s_weights(key, method, fusion):
+    module = ij.build(method, 10, fusion=fusion).fusion
+    assert module == ij.Fusion(fusion, ij.METHODS["S2"].initial_weights if method == "S2" else None)
+    (_, weights, _), _ = module.init_with_output(key, jnp.zeros((1, 4, 10)))
+    if method == "S2":
+        per_branch = weights[:, 0] if fusion == "class" else weights
+        np.testing.assert_allclose(per_branch, (0.1, 0.2, 0.3, 0.4), rtol=1e-5)
 
 
 def test_scaled_is_normal_times_the_expected_gain_of_s1(key, tiny):
@@ -196,6 +207,7 @@ def test_table_i_is_normal_at_each_depth(key, tiny, depth):
         ({"method": "S2", "depth": 40}, "S2 gives 4 branch weights, but there are 5 taps"),
         ({"method": "S1", "depth": 15}, "depth 15 has no branches by default"),
         ({"method": "Normal", "taps": (7, 13)}, "Normal gives 1 branch weights"),
+        ({"method": "S1", "fusion": "mean"}, "'mean'; choose one of fixed, shared, class, softmax"),
     ],
 )
 def test_what_does_not_fit_is_named(arguments, message):

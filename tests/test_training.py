@@ -255,6 +255,49 @@ def test_the_auxiliary_mean_weighs_all_branches_as_one():
     np.testing.assert_allclose(minimised, half + 0.3 * half + 2 * half, rtol=1e-6)
 
 
+def test_the_loss_of_ensembles_is_the_mean_over_all_of_them():
+    """By hand: the first ensemble is sure and right, the last undecided."""
+    sure, undecided = jnp.array([[20.0, -20.0]]), jnp.zeros((1, 2))
+    ensembles = jnp.stack([sure, undecided], axis=1)
+    prediction = Prediction(undecided, ensembles, jnp.ones(2), ensembles)
+    minimised, loss = training.mean_losses(prediction, jnp.zeros(1, int))
+    np.testing.assert_allclose([minimised, loss], [np.log(2) / 2, np.log(2)], rtol=1e-6)
+
+
+def test_a_branch_with_a_loss_of_its_own_predicts_by_its_own_logits(key, tiny):
+    """Whatever the sign of its weight; without such a loss, by its term of the fusion."""
+    model = tiny("S1", depth=5, taps=(3, 5))
+    state = ij.create_state(model, ij.make_optimizer(0.1), key, (8, 8, 1))
+    state.params["fusion"]["weights"] = jnp.array([-0.04, 1.0])
+    images = jax.random.normal(key, (6, 8, 8, 1))
+    everything = jnp.ones(6, bool)
+    branch_logits = ij.predict(model, state, images).branch_logits
+    for supervised, turned in ((True, 1), (False, -1)):
+        labels = (turned * branch_logits[:, 0]).argmax(-1)
+        measure = partial(ij.eval_step, model, state, images, labels, everything)
+        assert measure(supervised=supervised).branch_correct[0] == 6
+        assert measure(supervised=not supervised).branch_correct[0] < 6
+
+
+class TwoMaps(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Dense(4)(x))
+        return [x, nn.relu(nn.Dense(8)(x))]
+
+
+@pytest.mark.parametrize("fusion", ["softmax", "geometric"])
+def test_all_parameters_learn_through_a_fusion_of_probabilities(key, fusion):
+    model = ij.Interflow(TwoMaps(), 10, ij.Fusion(fusion))
+    optimizer = ij.make_optimizer(0.1)
+    state = ij.create_state(model, optimizer, key, (8, 8, 1))
+    images = jax.random.normal(key, (6, 8, 8, 1))
+    step = jax.jit(partial(ij.train_step, model, optimizer))
+    after, _ = step(state, images, jnp.arange(6))
+    changes = jax.tree.map(lambda a, b: jnp.any(a != b), after.params, state.params)
+    assert all(jax.tree.leaves(changes))
+
+
 @pytest.mark.parametrize("warmup", [0, 5])
 @pytest.mark.parametrize(("kind", "late"), [("step", 1e-3), ("cosine", 0.0)])
 def test_schedules_rise_hold_and_fall(kind, late, warmup):

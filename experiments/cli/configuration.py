@@ -15,6 +15,7 @@ import optax
 import interflow_jax as ij
 from interflow_jax.backbones import Downsample
 from interflow_jax.data import datasets
+from interflow_jax.fusion import FusionKind
 from interflow_jax.model import FullyConnected
 from interflow_jax.optimizer import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, Optimizer, Schedule
 from interflow_jax.training import BATCH_SIZE
@@ -100,6 +101,12 @@ class Configuration:
         "shared",
         "fully connected layers: one for all branches of equal channels, or one per branch",
         get_args(FullyConnected),
+    )
+    fusion: FusionKind | None = _flag(
+        None,
+        "how branches are weighed: fixed, shared or class (the paper's), softmax or geometric",
+        get_args(FusionKind),
+        "the method's",
     )
     dtype: str = _flag("float32", "of the backbone's computation", ("float32", "bfloat16"))
     train_size: int | None = _flag(
@@ -190,6 +197,7 @@ class Configuration:
             downsample=self.downsample,
             taps=self.taps,
             fully_connected=self.fc,
+            fusion=self.fusion,
             dtype=jnp.dtype(self.dtype),
         )
 

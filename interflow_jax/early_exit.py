@@ -1,0 +1,246 @@
+"""Real exits: an example that a branch is sure of goes no deeper."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, NamedTuple, cast, get_args
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from interflow_jax.depth import truncate
+from interflow_jax.model import Interflow, Prediction, pool
+from interflow_jax.ops.convolution import cpu_compiler_options
+from interflow_jax.switch import switch_arguments
+
+Measure = Literal["probability", "margin", "entropy"]
+BATCH_SIZES = (1, 8, 16, 32, 64)
+
+
+class Exits(NamedTuple):
+    """What examples leave with.
+
+    Attributes:
+      logits: [images, classes], float32, those of `truncate` at the exit.
+      exits: [images], int, the branch that each left after, counted from 1.
+      confidence: [images], float32, 0 to 1, at that exit.
+    """
+
+    logits: np.ndarray
+    exits: np.ndarray
+    confidence: np.ndarray
+
+
+class EarlyExit:
+    """Runs a model branch by branch; an example leaves where its confidence is above a threshold.
+
+    One jitted program runs from a branch to the next; those who stay are packed into batches of a
+    few fixed sizes, the largest but for what is left at the end. A backbone whose method `segments`
+    gives its parts, as `StrideVGG`'s does, computes nothing twice. Of any other the cut models run
+    one after the other, each from the images on.
+
+    XLA rounds by batch size: an example's logits are the same to the bit in batches of equal size.
+
+    Attributes:
+      thresholds: of all exits but the last, which lets everything out.
+      labels: of the exits, shallow to deep.
+    """
+
+    def __init__(
+        self,
+        model: Interflow,
+        variables: dict[str, Any],
+        thresholds: Sequence[float],
+        images: Any = None,
+        *,
+        measure: Measure = "probability",
+        temperatures: Sequence[float] | None = None,
+        refit: tuple[Array, Array] | None = None,
+        batch_sizes: Sequence[int] = BATCH_SIZES,
+    ):
+        """Makes the programs; compiles nothing yet.
+
+        Args:
+          model, variables: as of `truncate`.
+          thresholds: one per exit but the last, 0 to 1: confidence above it leaves.
+          images: as of `truncate`: their shape, which any backbone but a `StrideVGG` needs.
+          measure: of confidence (see `confidence`).
+          temperatures: one per exit, by which its logits are divided first; None for 1.
+          refit: fits a fusion to every exit (see `truncate`).
+          batch_sizes: that programs are compiled for, when needed.
+
+        Raises:
+          ValueError: for a threshold outside 0 to 1, a temperature or a batch size that is not
+            positive, another number of them, or an unknown measure.
+        """
+        count = len(thresholds) + 1
+        cuts = [
+            truncate(model, variables, branches, images, refit=refit)
+            for branches in range(1, count + 1)
+        ]
+        temperatures = (1.0,) * count if temperatures is None else tuple(temperatures)
+        if any(not 0 <= threshold <= 1 for threshold in thresholds):
+            raise ValueError(f"thresholds are {tuple(thresholds)}; choose each from 0 to 1")
+        if len(temperatures) != count or min(temperatures) <= 0:
+            raise ValueError(f"temperatures are {temperatures}; give {count} above 0")
+        if measure not in get_args(Measure):
+            raise ValueError(
+                f"measure is {measure!r}; choose one of {', '.join(get_args(Measure))}"
+            )
+        if not batch_sizes or min(batch_sizes) < 1:
+            raise ValueError(f"batch_sizes are {tuple(batch_sizes)}; give one or more from 1 on")
+        whole = cuts[-1][0]
+        self.thresholds = tuple(thresholds)
+        self.labels = whole.labels or tuple(range(1, count + 1))
+        self._classes, self._sizes = model.num_classes, sorted(batch_sizes)
+        self._variables = [cut_variables for _, cut_variables in cuts]
+        if hasattr(whole.backbone, "segments"):
+            segments = whole.backbone.segments()
+            parts = [
+                partial(_from_the_branch_before, cut, segment, number)
+                for number, ((cut, _), segment) in enumerate(zip(cuts, segments, strict=True), 1)
+            ]
+        else:
+            parts = [partial(_from_the_images, cut) for cut, _ in cuts]
+
+        def program(part: Callable, temperature: float) -> Callable:
+            def run(variables: Any, carry: tuple[Array, Array]) -> tuple[Any, Array, Array]:
+                carry, logits = part(variables, carry)
+                return carry, logits, confidence(logits, measure, temperature)
+
+            return jax.jit(run, compiler_options=cpu_compiler_options())
+
+        self._programs = [program(*each) for each in zip(parts, temperatures, strict=True)]
+
+    def __call__(self, images: Array | np.ndarray) -> Exits:
+        """Predicts any number of images.
+
+        Args:
+          images: [images, height, width, channels], float, as of the model.
+        """
+        images, most, last = np.asarray(images), self._sizes[-1], len(self._programs) - 1
+        logits = np.zeros((len(images), self._classes), np.float32)
+        result = Exits(logits, np.zeros(len(images), int), np.zeros(len(images), np.float32))
+        waiting: dict[int, _Group] = {}  # by stage, fewer than the largest batch
+
+        def add(stage: int, group: _Group) -> None:
+            if stage in waiting:
+                group = _joined(waiting.pop(stage), group, most)
+            while len(group.rows) >= most:
+                run(stage, group.first(most))
+                group = group.after(most)
+            if len(group.rows):
+                waiting[stage] = group
+
+        def run(stage: int, group: _Group) -> None:
+            numbers = group.numbers
+            packed = group.packed(self._size(len(numbers)))
+            carry, *outputs = self._programs[stage](self._variables[stage], packed)
+            logits, confidence = (np.asarray(output)[: len(numbers)] for output in outputs)
+            leaves = np.full(len(numbers), True)
+            if stage < last:
+                leaves = confidence > self.thresholds[stage]
+                (stay,) = np.nonzero(~leaves)
+                add(stage + 1, _Group(carry, stay, numbers[stay]))
+            result.logits[numbers[leaves]] = logits[leaves]
+            result.exits[numbers[leaves]] = stage + 1
+            result.confidence[numbers[leaves]] = confidence[leaves]
+
+        for start in range(0, len(images), most):
+            batch = images[start : start + most]
+            rows, size = np.arange(len(batch)), self._size(len(batch))
+            padding = [(0, size - len(batch)), *[(0, 0)] * (images.ndim - 1)]
+            no_branch = jnp.zeros((size, 0, self._classes), jnp.float32)
+            add(0, _Group((jnp.asarray(np.pad(batch, padding)), no_branch), rows, start + rows))
+        for stage in range(last + 1):
+            if stage in waiting:
+                run(stage, waiting.pop(stage))
+        return result
+
+    def _size(self, count: int) -> int:
+        return next(size for size in self._sizes if size >= count)
+
+
+def confidence(logits: Array, measure: Measure = "probability", temperature: float = 1.0) -> Array:
+    """How sure a prediction is, 0 to 1: [..., classes] to [...], float32.
+
+    Args:
+      logits: divided by the temperature before their softmax.
+      measure: "probability", the largest; "margin", by which it is ahead of the second; or
+        "entropy", 1 less its share of the largest possible.
+      temperature: above 0; more than 1 makes less sure.
+    """
+    log_probabilities = jax.nn.log_softmax(logits / temperature)
+    probabilities = jnp.exp(log_probabilities)
+    if measure == "probability":
+        return probabilities.max(-1)
+    if measure == "margin":
+        largest = jax.lax.top_k(probabilities, 2)[0]
+        return largest[..., 0] - largest[..., 1]
+    entropy = -jnp.sum(probabilities * log_probabilities, axis=-1)
+    return jnp.maximum(1 - entropy / jnp.log(logits.shape[-1]), 0)
+
+
+def _from_the_branch_before(
+    cut: Interflow, segment: nn.Module, number: int, variables: Any, carry: tuple[Array, Array]
+) -> tuple[tuple[Array, Array], Array]:
+    """From a branch's feature map and all logits so far to those of branch `number`."""
+    x, earlier = carry
+    params = variables["params"]
+    of_backbone = {
+        collection: parts["backbone"]
+        for collection, parts in variables.items()
+        if "backbone" in parts
+    }
+    (x,) = cast(list, segment.apply(of_backbone, x, **switch_arguments(segment, False, cut.switch)))
+    layer = {"params": params[cut.layer_name(number, x.shape[-1])]}
+    scores = cast(Array, nn.Dense(cut.num_classes).apply(layer, pool(x)))
+    branch_logits = jnp.concatenate([earlier, scores[:, None]], axis=1)
+    logits, *_ = cast(tuple, cut.fusion.apply({"params": params.get("fusion", {})}, branch_logits))
+    return (x, branch_logits), logits
+
+
+def _from_the_images(
+    cut: Interflow, variables: Any, carry: tuple[Array, Array]
+) -> tuple[tuple[Array, Array], Array]:
+    return carry, cast(Prediction, cut.apply(variables, carry[0])).logits
+
+
+@dataclass
+class _Group:
+    """Examples on their way: rows of what a program returned, and their numbers."""
+
+    carry: tuple[Array, Array]
+    rows: np.ndarray
+    numbers: np.ndarray
+
+    def first(self, count: int) -> "_Group":
+        return _Group(self.carry, self.rows[:count], self.numbers[:count])
+
+    def after(self, count: int) -> "_Group":
+        return _Group(self.carry, self.rows[count:], self.numbers[count:])
+
+    def packed(self, size: int) -> tuple[Array, Array]:
+        """The rows in order, and anything after them up to `size`."""
+        if len(self.carry[0]) == size and np.array_equal(self.rows, np.arange(len(self.rows))):
+            return self.carry
+        return _take(_filled(self.rows, size), self.carry)
+
+
+def _joined(first: _Group, second: _Group, most: int) -> _Group:
+    rows = np.concatenate([first.rows, len(first.carry[0]) + second.rows])
+    size = most if len(rows) <= most else 2 * most  # few shapes, so few compilations
+    carry = _take(_filled(rows, size), first.carry, second.carry)
+    return _Group(carry, np.arange(len(rows)), np.concatenate([first.numbers, second.numbers]))
+
+
+def _filled(rows: np.ndarray, size: int) -> np.ndarray:
+    return np.pad(rows, (0, size - len(rows)))
+
+
+@jax.jit
+def _take(rows: Array, *carries: tuple[Array, Array]) -> tuple[Array, Array]:
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[rows], *carries)
