@@ -218,6 +218,7 @@ def test_what_is_no_run_or_no_file_is_answered_in_a_line(flags, tmp_path, capsys
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("jax2onnx") is None, reason="docs/depth.md says how to install it"
 )
