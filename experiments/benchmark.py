@@ -3,6 +3,7 @@
 python -m experiments.benchmark
 """
 
+import argparse
 import importlib.metadata
 import importlib.util
 import json
@@ -11,10 +12,13 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import jax
+from jax.sharding import Mesh
+
 from experiments.cli import configuration
 from experiments.runs.files import writable
 from experiments.runs.machine import device
-from experiments.timing import convolutions
+from experiments.timing import convolutions, tpu
 from experiments.timing import report as timing_report
 from experiments.timing.contenders import TORCH, Network, epoch, flax, ours, product
 from experiments.timing.turns import measure
@@ -39,6 +43,88 @@ PYTORCH = importlib.util.find_spec("torch") is not None
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    parser = _parser()
+    flags = parser.parse_args(arguments)
+    names = flags.networks.split(",")
+    for name in names:
+        if name not in NETWORKS:
+            parser.error(f"--networks={name}: choose from {', '.join(NETWORKS)}")
+    if flags.turns < 1:
+        parser.error(f"--turns={flags.turns}: choose a number above 0")
+    if flags.convolutions and flags.tpu:
+        parser.error("--convolutions and --tpu together: give one")
+    out = Path(flags.out)
+    meshes = {}
+    try:
+        if flags.tpu:
+            jax.config.update("jax_platforms", "cpu")  # for all but the compilation
+            meshes = {topology: tpu.mesh_of(topology) for topology in flags.tpu}
+        writable(out)
+    except ValueError as error:
+        parser.error(str(error))
+
+    packages = ["jax", "jaxlib"]
+    if flags.tpu:
+        packages += ["flax", "optax", "libtpu"]
+    elif not flags.convolutions:
+        packages += ["flax", "optax", *(["torch"] * PYTORCH)]
+    report: dict[str, Any] = {
+        "command": " ".join(["python -m experiments.benchmark", *arguments]),
+        "device": device(),
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+    }
+    if flags.convolutions:
+        _convolutions(report, out)
+    elif flags.tpu:
+        _tpu(report, meshes, out)
+    else:
+        _networks(report | {"turns": flags.turns}, names, flags.profile, out)
+    return 0
+
+
+def _convolutions(report: dict[str, Any], out: Path) -> None:
+    memory.keep_freed_memory()
+    report["rows"] = []
+    print(convolutions.HEAD)
+    for size in convolutions.SIZES:
+        report["rows"].append(convolutions.measure(size))
+        print(convolutions.table_row(report["rows"][-1]), flush=True)
+        _write(out / "convolutions", report, convolutions.markdown(report))
+
+
+def _tpu(report: dict[str, Any], meshes: dict[str, Mesh], out: Path) -> None:
+    report |= {"network": str(NETWORKS["width1"]), "rows": []}
+    print(tpu.HEAD, flush=True)
+    for topology, mesh in meshes.items():
+        for dtype, images in tpu.CASES:
+            network = NETWORKS["width1"]._replace(batch_size=images)
+            report["rows"].append(tpu.measure(network, dtype, topology, mesh))
+            print(tpu.table_row(report["rows"][-1]), flush=True)
+            _write(out / "tpu", report, tpu.markdown(report))
+
+
+def _networks(report: dict[str, Any], names: list[str], profile: str | None, out: Path) -> None:
+    if not PYTORCH:
+        print("PyTorch is not installed: pip install '.[benchmark]' to compare with it")
+    report["networks"] = {}
+    for number, name in enumerate(names, start=1):
+        network = NETWORKS[name]
+        print(f"[{number}/{len(names)}] {network}", flush=True)
+        contenders = {"ours": ours, "flax": flax, **(TORCH if PYTORCH else {}), "product": product}
+        if name == EPOCH_OF:
+            contenders["epoch"] = epoch
+        trace = f"{profile}/{name}" if profile else None
+        measured = report["networks"][name] = measure(network, contenders, report["turns"], trace)
+        print(textwrap.indent("\n".join(timing_report.lines(measured)), "  "), flush=True)
+        _write(out / "benchmark", report, timing_report.markdown(report))
+
+
+def _write(path: Path, report: dict[str, Any], text: str) -> None:
+    path.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
+    path.with_suffix(".md").write_text(text)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = configuration.parser(
         "benchmark",
         "Times training steps: ours, the same network in plain Flax, and in PyTorch (eager,\n"
@@ -48,7 +134,10 @@ def main(arguments: list[str] | None = None) -> int:
         "Writes OUT/benchmark.json and OUT/benchmark.md after every network.\n\n"
         "With --convolutions, times the forward pass and both gradients of ij.conv3x3 against\n"
         "XLA's convolution in place of networks, at the sizes below, in about three minutes, and\n"
-        "writes OUT/convolutions.json and OUT/convolutions.md.",
+        "writes OUT/convolutions.json and OUT/convolutions.md.\n\n"
+        "With --tpu, compiles our step for TPUs that are not here (pip install 'jax[tpu]'), width\n"
+        "1, in float32 and bfloat16, with 64 and 1,024 images per chip: compile time, memory,\n"
+        "operations, collectives; some five minutes per row. Writes OUT/tpu.json and OUT/tpu.md.",
         "networks:\n"
         + "\n".join(f"  {name:<12}{network}" for name, network in NETWORKS.items())
         + "\n\nsizes of --convolutions, as channels@map/stride:\n"
@@ -61,55 +150,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--profile", metavar="DIR", help=trace_help)
     in_place = "time convolutions in place of networks"
     parser.add_argument("--convolutions", action="store_true", help=in_place)
-    flags = parser.parse_args(arguments)
-    names = flags.networks.split(",")
-    for name in names:
-        if name not in NETWORKS:
-            parser.error(f"--networks={name}: choose from {', '.join(NETWORKS)}")
-    if flags.turns < 1:
-        parser.error(f"--turns={flags.turns}: choose a number above 0")
-    out = Path(flags.out)
-    try:
-        writable(out)
-    except ValueError as error:
-        parser.error(str(error))
-
-    packages = ["jax", "jaxlib"]
-    if not flags.convolutions:
-        packages += ["flax", "optax", *(["torch"] * PYTORCH)]
-    report: dict[str, Any] = {
-        "command": " ".join(["python -m experiments.benchmark", *arguments]),
-        "device": device(),
-        "versions": {name: importlib.metadata.version(name) for name in packages},
-    }
-    if flags.convolutions:
-        memory.keep_freed_memory()
-        report["rows"] = []
-        print(convolutions.HEAD)
-        for size in convolutions.SIZES:
-            report["rows"].append(convolutions.measure(size))
-            print(convolutions.table_row(report["rows"][-1]), flush=True)
-            _write(out / "convolutions", report, convolutions.markdown(report))
-        return 0
-    if not PYTORCH:
-        print("PyTorch is not installed: pip install '.[benchmark]' to compare with it")
-    report |= {"turns": flags.turns, "networks": {}}
-    for number, name in enumerate(names, start=1):
-        network = NETWORKS[name]
-        print(f"[{number}/{len(names)}] {network}", flush=True)
-        contenders = {"ours": ours, "flax": flax, **(TORCH if PYTORCH else {}), "product": product}
-        if name == EPOCH_OF:
-            contenders["epoch"] = epoch
-        trace = f"{flags.profile}/{name}" if flags.profile else None
-        measured = report["networks"][name] = measure(network, contenders, flags.turns, trace)
-        print(textwrap.indent("\n".join(timing_report.lines(measured)), "  "), flush=True)
-        _write(out / "benchmark", report, timing_report.markdown(report))
-    return 0
-
-
-def _write(path: Path, report: dict[str, Any], text: str) -> None:
-    path.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
-    path.with_suffix(".md").write_text(text)
+    topologies = "compile for TPU topologies in place of timing, as v5e:2x2,v5e:16x16"
+    parser.add_argument("--tpu", type=configuration.names, metavar="TOPOLOGIES", help=topologies)
+    return parser
 
 
 if __name__ == "__main__":

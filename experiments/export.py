@@ -23,9 +23,7 @@ from experiments.cli import configuration
 from experiments.runs import machine
 from experiments.runs.files import writable, write_whole
 from interflow_jax.checkpoints import fingerprint
-from interflow_jax.export import PLATFORMS, to_safetensors, to_stablehlo
-
-DEFAULT_PLATFORMS = ("cpu", "cuda", "tpu")
+from interflow_jax.export import DEFAULT_PLATFORMS, PLATFORMS, to_safetensors, to_stablehlo
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -39,13 +37,17 @@ def main(arguments: list[str] | None = None) -> int:
         writable(out.parent)
         run = ij.load_run(given.run)
         if given.branches is not None:
-            run = _cut(run, given.branches)
+            if not 1 <= given.branches <= len(run.labels):
+                most = len(run.labels)
+                raise ValueError(f"--branches={given.branches}: choose 1 to {most}, the run's")
+            run = run.cut(given.branches)
         if given.format == "safetensors":
             _write(out, to_safetensors(run))
             return 0
         platforms = given.platforms or DEFAULT_PLATFORMS
         program = to_stablehlo(
-            run.model, run.variables, run.preprocessing, run.image_shape, platforms
+            *(run.model, run.variables, run.preprocessing, run.image_shape, platforms),
+            supervised=run.supervised,
         )
         command = shlex.join(["python", "-m", "experiments.export", *arguments])
         about = {"command": command, **_about(run, program, platforms)}
@@ -55,14 +57,6 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"export: error: {error}", file=sys.stderr)
         return 2
-
-
-def _cut(run: ij.TrainedRun, branches: int) -> ij.TrainedRun:
-    """The run's model as it ends at a branch, counted from 1."""
-    if not 1 <= branches <= len(run.labels):
-        raise ValueError(f"--branches={branches}: the run has {len(run.labels)}; choose 1 to that")
-    model, variables = ij.truncate(run.model, run.variables, branches=branches)
-    return ij.TrainedRun(model, variables, run.result | {"branches": run.labels[:branches]})
 
 
 def _about(run: ij.TrainedRun, program: bytes, platforms: tuple[str, ...]) -> dict[str, Any]:

@@ -46,11 +46,13 @@ def main(arguments: list[str] | None = None) -> int:
     flags = vars(parser.parse_args(arguments))
     name, figure, out = flags.pop("table"), flags.pop("figure"), Path(flags.pop("out"))
     dry_run, only_report = flags.pop("dry_run"), flags.pop("report")
-    workers, cpus = flags.pop("workers"), flags.pop("cpus")
+    workers, cpus, per_gpu = (flags.pop(name) for name in ("workers", "cpus", "runs_per_gpu"))
     if (name is None) == (figure is None):
         parser.error(f"give either --table=N, of {NAMED}, or --figure=4")
     if cpus is not None and not (workers == "ray" and cpus > 0):
         parser.error(f"--cpus={cpus}: choose a number above 0, with --workers=ray")
+    if per_gpu is not None and not (workers == "ray" and per_gpu > 0):
+        parser.error(f"--runs_per_gpu={per_gpu}: choose a number above 0, with --workers=ray")
     if name == "2":
         print(table_2())
         return 0
@@ -76,7 +78,9 @@ def main(arguments: list[str] | None = None) -> int:
         failed, stopped = [], None
         if not only_report:
             try:
-                failed = work.carry_out(table.title, runs, record, out, workers, cpus)
+                failed = work.carry_out(
+                    *(table.title, runs, record, out, workers, cpus, per_gpu or 1)
+                )
             except StoppedError as error:
                 stopped = error
         if record.finished(runs):
@@ -102,6 +106,7 @@ def _recorded(arguments: list[str]) -> str:
     parser.add_argument("--report", action="store_true")
     parser.add_argument("--workers")
     parser.add_argument("--cpus")
+    parser.add_argument("--runs_per_gpu")
     kept = parser.parse_known_args(arguments)[1]
     return shlex.join(["python", "-m", "experiments.reproduce", *kept])
 
@@ -151,7 +156,8 @@ def _parser() -> argparse.ArgumentParser:
         "  python -m experiments.reproduce --table=3 --preset=paper --workers=ray\n"
         "\nworkers:\n"
         "  N    runs in N processes of this machine, which share its cores\n"
-        "  ray  one run per GPU of a Ray cluster, without GPUs one for some CPUs; the cluster is\n"
+        "  ray  one run per GPU of a Ray cluster (or --runs_per_gpu: batches of 64 leave a large\n"
+        "       GPU idle), without GPUs one for some CPUs; the cluster is\n"
         "       $RAY_ADDRESS, else one that runs on this machine or is started there. Other\n"
         "       machines need the same Python environment and, under the same paths, this\n"
         "       checkout, OUT and the data (a shared filesystem); needs '.[ray]'.\n"
@@ -170,6 +176,8 @@ def _parser() -> argparse.ArgumentParser:
     table("--report", action="store_true", help="train nothing, report what is finished")
     table("--workers", type=_workers, help="train at once, as below (default: one after another)")
     table("--cpus", type=int, help="of a run on --workers=ray (default: 4, or 1 beside a GPU)")
+    per_gpu = "runs that share a GPU and its memory on --workers=ray (default: 1)"
+    table("--runs_per_gpu", type=int, metavar="N", help=per_gpu)
     table("--out", default="results", help="folder of reports (default: results)")
     group = parser.add_argument_group("flags of experiments.run, in place of the preset's values")
     of_table = dict.fromkeys(("downsample", "fc", "layout"), "the table's")

@@ -19,6 +19,7 @@ from interflow_jax.switch import switch_arguments
 from interflow_jax.trained import TrainedRun, build_as
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+DEFAULT_PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def to_stablehlo(
@@ -26,13 +27,15 @@ def to_stablehlo(
     variables: dict[str, Any],
     preprocessing: Preprocessing,
     image_shape: tuple[int, int, int],
-    platforms: tuple[str, ...] = ("cpu", "cuda", "tpu"),
+    platforms: tuple[str, ...] = DEFAULT_PLATFORMS,
+    *,
+    supervised: bool = False,
 ) -> bytes:
     """Exports a model in evaluation mode with its variables and preprocessing, by `jax.export`.
 
     `jax.export.deserialize(bytearray(program)).call(images)` takes any number of images, uint8
     [batch, height, width, channels], and returns float32 probabilities: the fused logits', [batch,
-    classes], and those of every branch alone (see `Prediction.alone`), [batch, branches, classes].
+    classes], and those of every branch alone, [batch, branches, classes].
 
     Args:
       model: any Linen module that returns a `Prediction`.
@@ -40,6 +43,7 @@ def to_stablehlo(
       preprocessing: normalisation; nothing is augmented.
       image_shape: (height, width, channels).
       platforms: of `PLATFORMS`, where the program is to run.
+      supervised: as in `eval_step`: how a branch predicts alone.
 
     Raises:
       ValueError: for no or an unknown platform, or a model that asks for the size of its batch.
@@ -51,7 +55,8 @@ def to_stablehlo(
     def probabilities(images: Array) -> tuple[Array, Array]:
         images = normalize(preprocessing, images)
         prediction = model.apply(variables, images, **switch_arguments(model, False))
-        return jax.nn.softmax(prediction.logits), jax.nn.softmax(prediction.alone)
+        alone = prediction.branch_logits if supervised else prediction.alone
+        return jax.nn.softmax(prediction.logits), jax.nn.softmax(alone)
 
     (batch,) = jax.export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *image_shape), np.uint8)
@@ -88,13 +93,12 @@ def _numbers(version: str) -> tuple[int, ...]:
 def to_safetensors(run: TrainedRun) -> bytes:
     """A run's variables, float32, by names as "params/backbone/conv1/kernel".
 
-    The metadata are strings: `run`, the JSON of the run's result; `branches`, the JSON of the
-    labels that the model has; `fingerprint`, of all variables.
+    The metadata are strings: `run`, the JSON of the run's result, and `fingerprint`, of all
+    variables.
     """
     arrays = flatten_dict(run.variables, sep="/")
     metadata = {
         "run": json.dumps(run.result),
-        "branches": json.dumps(run.labels),
         "fingerprint": fingerprint(run.variables),
     }
     return save({name: np.asarray(array) for name, array in arrays.items()}, metadata)
@@ -111,11 +115,11 @@ def load_safetensors(file: str | Path) -> TrainedRun:
             metadata = tensors.metadata() or {}
             names = tensors.keys()
             arrays = {name: tensors.get_tensor(name) for name in names}
-        result = json.loads(metadata["run"])
+        result, digest = json.loads(metadata["run"]), metadata["fingerprint"]
         model = build_as(result)
     except (SafetensorError, OSError, LookupError, TypeError, ValueError) as error:
         raise ValueError(f"{file} cannot be read as an exported run ({error!r})") from error
     variables = {"params": {}, "batch_stats": {}} | unflatten_dict(arrays, sep="/")
-    if fingerprint(variables) != metadata["fingerprint"]:
+    if fingerprint(variables) != digest:
         raise ValueError(f"{file} is broken: its parameters are not those that it was written with")
     return TrainedRun(model, variables, result)

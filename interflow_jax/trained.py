@@ -13,6 +13,7 @@ import numpy as np
 
 from interflow_jax.checkpoints import Checkpoints, UnreadableError, fingerprint
 from interflow_jax.data.preprocessing import Preprocessing, normalize
+from interflow_jax.depth import truncate
 from interflow_jax.methods import BASELINES, METHODS, build
 from interflow_jax.model import Prediction
 from interflow_jax.networks import load_network
@@ -34,7 +35,8 @@ class TrainedRun:
       labels: of its branches, shallow to deep.
       supervised: whether its branches had losses of their own, and so predict alone by their own
         logits (see `Prediction.alone`).
-      result: all that the run's result.json says.
+      result: all that the run's result.json says; for one that was cut also `cut`, the number of
+        branches that are left.
     """
 
     def __init__(self, model: nn.Module, variables: dict[str, Any], result: dict[str, Any]):
@@ -43,7 +45,7 @@ class TrainedRun:
         self.preprocessing = Preprocessing(mean, deviation, augment=False)
         self.class_names = tuple(result["class_names"])
         self.image_shape = tuple(result["image_shape"])
-        self.labels = tuple(result["branches"])
+        self.labels = tuple(result["branches"][: result.get("cut")])
         auxiliary_loss = (METHODS | BASELINES)[result["method"]].auxiliary_loss
         self.supervised = bool(auxiliary_loss or result.get("auxiliary_mean"))
 
@@ -65,6 +67,12 @@ class TrainedRun:
     def alone(self, prediction: Prediction) -> jax.Array:
         """The logits by which each branch predicts alone: [images, branches, classes], float32."""
         return prediction.branch_logits if self.supervised else prediction.alone
+
+    def cut(self, branches: int) -> "TrainedRun":
+        """The run with its model cut after so many branches; raises as `truncate` does."""
+        images = jax.ShapeDtypeStruct((1, *self.image_shape), jnp.float32)
+        model, variables = truncate(self.model, self.variables, branches, images)
+        return TrainedRun(model, variables, self.result | {"cut": branches})
 
 
 def load_run(folder: str | Path) -> TrainedRun:
@@ -96,7 +104,7 @@ def build_as(result: dict[str, Any]) -> nn.Module:
     taps, weights = result.get("taps"), result.get("initial_weights")
     name = result.get("backbone", "vgg")
     network = load_network(name, result["backbone_options"]) if name != "vgg" else None
-    return build(
+    model = build(
         result["method"],
         len(result["class_names"]),
         depth=result["depth"],
@@ -112,6 +120,12 @@ def build_as(result: dict[str, Any]) -> nn.Module:
         initial_weights=weights and tuple(weights),
         pool=result.get("pool", "mean"),
     )
+    if "cut" not in result:
+        return model
+    images = jax.ShapeDtypeStruct((1, *result["image_shape"]), jnp.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return truncate(model, zeros, result["cut"], images)[0]
 
 
 def _variables(folder: Path) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import interflow_jax as ij
-from interflow_jax.data.preprocessing import Preprocessing
+from interflow_jax.data.preprocessing import Preprocessing, normalize
 
 PREPROCESSING = Preprocessing((0.5,), (0.25,), augment=False)
 SHAPE = (4, 4, 1)
@@ -56,6 +56,18 @@ def test_other_platforms_get_xlas_convolution_alone(model, variables):
         assert text(platform).count("stablehlo.convolution(") == model.backbone.depth
         assert text(platform).count("stablehlo.dot_general") == branches
     assert text("cpu").count("stablehlo.dot_general") > branches
+
+
+def test_supervised_branches_predict_by_their_own_logits(model, variables):
+    images = np.zeros((2, *SHAPE), np.uint8)
+    prediction = jax.jit(model.apply)(variables, normalize(PREPROCESSING, images))
+    for supervised, alone in ((True, prediction.branch_logits), (False, prediction.alone)):
+        program = ij.to_stablehlo(
+            model, variables, PREPROCESSING, SHAPE, ("cpu",), supervised=supervised
+        )
+        _, branches = exported(program).call(images)
+        np.testing.assert_allclose(branches, jax.nn.softmax(alone), rtol=1e-5)
+    assert not np.allclose(prediction.branch_logits, prediction.alone)
 
 
 def test_what_cannot_be_exported_is_named(model, variables):

@@ -21,6 +21,7 @@ from experiments.sweep.processes import WorkerDiedError
 
 CPUS = 4  # of a run without a GPU; more make it faster, but less than in proportion
 CPUS_BESIDE_GPU = 1
+GPU_MEMORY = 0.9  # of a GPU, for the runs that share it; the rest is CUDA's own, for each of them
 _FORWARDED = ("JAX_", "XLA_", "TFDS_")  # what of the driver's environment runs depend on
 
 
@@ -29,7 +30,7 @@ class RayPool:
 
     slots = 10**9  # the cluster queues what it has no room for
 
-    def __init__(self, cpus: int | None):
+    def __init__(self, cpus: int | None, runs_per_gpu: int = 1):
         forwarded = {name: os.environ[name] for name in os.environ if name.startswith(_FORWARDED)}
         try:
             ray.init(
@@ -42,15 +43,23 @@ class RayPool:
             address = os.environ.get("RAY_ADDRESS", "not set")
             reason = " ".join(str(error).split())[:300]
             raise ValueError(f"no Ray cluster, with RAY_ADDRESS {address}: {reason}") from error
-        taken = share([node["Resources"] for node in ray.nodes() if node["Alive"]], cpus)
-        gpu = "a GPU and " if taken["num_gpus"] else ""
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        taken = share(nodes, cpus, runs_per_gpu)
+        gpu = "a GPU" if runs_per_gpu == 1 else f"1/{runs_per_gpu} of a GPU"
+        gpu = f"{gpu} and " if taken["num_gpus"] else ""
         print(f"on Ray; a run takes {gpu}{taken['num_cpus']} CPU(s) and prints to its output.txt")
-        # On a CPU, XLA would start a thread for every core of the machine in each of its runs.
-        threads = {} if gpu else {"PJRT_NPROC": str(taken["num_cpus"])}
+        if not gpu:
+            # On a CPU, XLA would start a thread for every core of the machine in each of its runs.
+            environment = {"PJRT_NPROC": str(taken["num_cpus"])}
+        elif runs_per_gpu > 1:
+            # JAX would take three quarters of a GPU's memory for the first of its runs.
+            environment = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{GPU_MEMORY / runs_per_gpu:.3f}"}
+        else:
+            environment = {}
         # A process takes one run: memory of a GPU and compiled programs go when it ends. Ray's own
         # retries would not tell of a death, and would repeat for ever what dies of its memory.
         task = ray.remote(max_calls=1, max_retries=0)(processes.train)
-        self._task = task.options(**taken, runtime_env={"env_vars": threads})
+        self._task = task.options(**taken, runtime_env={"env_vars": environment})
 
     def start(self, planned: Planned, wait: float) -> Any:
         return self._task.remote(planned, Path.cwd(), wait)
@@ -64,16 +73,24 @@ class RayPool:
             ray.cancel(reference)
 
 
-def share(nodes: list[dict[str, float]], cpus: int | None) -> dict[str, int]:
-    """What a run takes of a machine, as Ray's options: one GPU where there are some, and CPUs.
+def share(
+    nodes: list[dict[str, float]], cpus: int | None, runs_per_gpu: int = 1
+) -> dict[str, float]:
+    """What a run takes of a machine, as Ray's options: a GPU, or part of one, and CPUs.
 
     `nodes` are the resources of each machine by Ray's names; `cpus` are those asked for, of which a
     run takes at most what a machine has: Ray would wait for a larger one.
+
+    Raises:
+      ValueError: for several runs per GPU where no machine has one.
     """
     with_gpus = [node for node in nodes if node.get("GPU", 0) >= 1]
+    if runs_per_gpu > 1 and not with_gpus:
+        raise ValueError(f"--runs_per_gpu={runs_per_gpu}: the Ray cluster has no GPU; leave it out")
     asked = cpus or (CPUS_BESIDE_GPU if with_gpus else CPUS)
     most = max(int(node.get("CPU", 0)) for node in with_gpus or nodes)
-    return {"num_gpus": 1 if with_gpus else 0, "num_cpus": min(asked, most or asked)}
+    gpus = 1 / runs_per_gpu if with_gpus else 0
+    return {"num_gpus": gpus, "num_cpus": min(asked, most or asked)}
 
 
 def _outcome(reference: Any) -> Exception | None:

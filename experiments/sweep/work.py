@@ -67,9 +67,10 @@ def carry_out(
     out: Path,
     workers: Workers = None,
     cpus: int | None = None,
+    runs_per_gpu: int = 1,
 ) -> list[Failed]:
     """Checks a sweep, does its unfinished runs, adds them to OUT's record, says which failed."""
-    make_pool = _pool(workers, cpus)
+    make_pool = _pool(workers, cpus, runs_per_gpu)
     check(sweep, record, out)
     todo = record.unfinished(sweep)
     pool = make_pool() if make_pool and todo else None
@@ -89,7 +90,9 @@ def carry_out(
     return failed
 
 
-def _pool(workers: Workers, cpus: int | None) -> Callable[[], processes.Pool] | None:
+def _pool(
+    workers: Workers, cpus: int | None, runs_per_gpu: int
+) -> Callable[[], processes.Pool] | None:
     """What makes the pool; raises ValueError without Ray."""
     if workers is None:
         return None
@@ -102,7 +105,7 @@ def _pool(workers: Workers, cpus: int | None) -> Callable[[], processes.Pool] | 
     # Before anything asks for devices: JAX would take most of a GPU's memory for this process,
     # which trains nothing.
     jax.config.update("jax_platforms", "cpu")
-    return partial(RayPool, cpus)
+    return partial(RayPool, cpus, runs_per_gpu)
 
 
 def check(sweep: list[Planned], record: Record, out: Path) -> None:

@@ -58,7 +58,7 @@ def probabilities(run, images):
     def predict(images):
         images = normalize(run.preprocessing, images)
         prediction = run.model.apply(run.variables, images, train=False)
-        return jax.nn.softmax(prediction.logits), jax.nn.softmax(prediction.alone)
+        return jax.nn.softmax(prediction.logits), jax.nn.softmax(run.alone(prediction))
 
     return predict(images)
 
@@ -81,12 +81,12 @@ def test_the_documented_lines_need_no_project_and_agree_to_the_bit(finished, fla
     )
     assert child.returncode == 0, child.stderr
     fused, branches = np.load(tmp_path / "out.npz").values()
-    run = ij.load_run(folder_in(finished))
-    expected = probabilities(run, images)
+    loaded = ij.load_run(folder_in(finished))
+    expected = probabilities(loaded, images)
     np.testing.assert_array_equal(fused, expected[0])
     np.testing.assert_array_equal(branches, expected[1])
     assert branches.shape == (5, 3, 10)
-    assert child.stdout.strip() == str([run.class_names[label] for label in fused.argmax(-1)])
+    assert child.stdout.strip() == str([loaded.class_names[label] for label in fused.argmax(-1)])
 
 
 def test_the_documented_lines_are_ten():
@@ -120,6 +120,31 @@ def test_what_stands_beside_the_program_is_the_runs(finished, flags, tmp_path):
     assert about["command"].startswith("python -m experiments.export --run=")
     assert export.main([*flags, "--platforms=cpu"]) == 0
     assert ij.load_exported(tmp_path / "model.stablehlo")[0].platforms == ("cpu",)
+
+
+def test_a_cut_run_is_smaller_and_predicts_as_truncate_says(finished, flags, tmp_path):
+    branches = 2
+    file = tmp_path / "model.stablehlo"
+    assert export.main(flags) == 0
+    whole = file.stat().st_size
+    assert export.main([*flags, f"--branches={branches}"]) == 0
+    assert file.stat().st_size < whole
+    program, about = ij.load_exported(file)
+    original = ij.load_run(folder_in(finished))
+    cut = original.cut(branches)
+    model, variables = ij.truncate(original.model, original.variables, branches)
+    assert cut.model == model
+    assert about["branches"] == list(original.labels[:branches])
+    assert about["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    images = some_images(3)
+    for ours, theirs in zip(program.call(images), probabilities(cut, images), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+    flags = [flags[0], f"--out={tmp_path / 'cut.safetensors'}", "--format=safetensors"]
+    assert export.main([*flags, f"--branches={branches}"]) == 0
+    loaded = ij.load_safetensors(tmp_path / "cut.safetensors")
+    assert (loaded.model, loaded.labels) == (model, cut.labels)
+    np.testing.assert_array_equal(loaded.predict(images).logits, cut.predict(images).logits)
 
 
 @pytest.fixture
@@ -184,8 +209,8 @@ def test_what_is_no_run_or_no_file_is_answered_in_a_line(flags, tmp_path, capsys
     for wrong, words in (
         ([f"--run={tmp_path}"], "give the folder of a finished run"),
         ([f"--out={tmp_path}"], "is a folder; give a file"),
-        (["--branches=4"], "--branches=4: the run has 3"),
-        (["--branches=0"], "--branches=0: the run has 3"),
+        (["--branches=4"], "--branches=4: choose 1 to 3, the run's"),
+        (["--branches=0"], "--branches=0: choose 1 to 3, the run's"),
     ):
         assert export.main([*flags, *wrong]) == 2
         (line,) = capsys.readouterr().err.splitlines()
@@ -193,6 +218,7 @@ def test_what_is_no_run_or_no_file_is_answered_in_a_line(flags, tmp_path, capsys
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("jax2onnx") is None, reason="docs/depth.md says how to install it"
 )

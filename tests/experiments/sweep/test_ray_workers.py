@@ -40,6 +40,14 @@ def test_cpus_are_of_workers_and_above_0(capsys):
         assert "choose a number above 0, with --workers" in capsys.readouterr().err
 
 
+def test_runs_per_gpu_are_of_ray_and_above_0(capsys):
+    for flags in (["--runs_per_gpu=0", "--workers=ray"], ["--runs_per_gpu=2", "--workers=2"]):
+        with pytest.raises(SystemExit):
+            reproduce.main([*SMALL_TABLE, *flags])
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "choose a number above 0, with --workers=ray" in line
+
+
 def ray_workers():
     pytest.importorskip("ray", reason="Ray is an extra: pip install '.[ray]'")
     from experiments.sweep import ray_workers
@@ -55,6 +63,9 @@ def test_a_run_takes_a_gpu_or_cpus_that_some_machine_has():
     assert share([two, many], 16) == {"num_gpus": 0, "num_cpus": 16}
     assert share([many, gpus], None) == {"num_gpus": 1, "num_cpus": 1}
     assert share([many, gpus], 16) == {"num_gpus": 1, "num_cpus": 8}
+    assert share([many, gpus], None, 4) == {"num_gpus": 0.25, "num_cpus": 1}
+    with pytest.raises(ValueError, match="--runs_per_gpu=2: the Ray cluster has no GPU"):
+        share([many], None, 2)
 
 
 def test_a_lock_that_outlives_its_process_is_waited_for(tmp_path):
@@ -207,3 +218,34 @@ def test_a_signal_saves_what_the_workers_train(tmp_path):
     taken_up = f"after epoch {newest // (steps + 1)}, step {newest % (steps + 1)} of {steps}"
     assert taken_up in output_of(folder)
     assert len(list(tmp_path.glob("runs/**/result.json"))) == 2
+
+
+def wait_for_the_other(planned, directory, wait):
+    """In the place of `train`: says what it has of a GPU, and ends when two are at work."""
+    share = os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"], os.environ["CUDA_VISIBLE_DEVICES"]
+    (planned.folder.path / "share").write_text(" ".join(share))
+    deadline = time.monotonic() + 60
+    while len(list(planned.folder.path.parent.glob("*/share"))) < 2:
+        if time.monotonic() > deadline:
+            raise ValueError("the other run did not start beside this one")
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_runs_share_a_gpu_and_its_memory(tmp_path, monkeypatch):
+    """Ray lends a GPU that it is told of, whether it is there or not."""
+    workers = ray_workers()
+    import ray  # pyright: ignore[reportMissingImports]
+
+    ray.shutdown()
+    monkeypatch.setattr(processes, "train", wait_for_the_other)
+    ray.init("local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        planned = [plan(tmp_path, seed) for seed in range(2)]
+        for each in planned:
+            each.folder.path.mkdir(parents=True)
+        assert processes.work(planned, print, workers.RayPool(1, runs_per_gpu=2)) == []
+    finally:
+        ray.shutdown()
+    shares = [(each.folder.path / "share").read_text() for each in planned]
+    assert shares == ["0.450 0", "0.450 0"]
