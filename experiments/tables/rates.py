@@ -50,10 +50,11 @@ def best_rates(results: Results) -> dict[Configuration, Best]:
     best = {}
     for flags, cells in alike.items():
         means = [results.of(cell.flags)[VALIDATION].astype(float).mean() for cell in cells]
-        tried = pd.Series(means).dropna()
-        if len(tried):
-            rates = tuple(cell.flags.learning_rate for cell in cells)
-            best[flags] = Best(cells[tried.idxmax()], float(tried.max()), len(tried), rates)
+        tried = [(mean, cell) for mean, cell in zip(means, cells, strict=True) if pd.notna(mean)]
+        if tried:
+            mean, cell = max(tried, key=lambda pair: pair[0])
+            rates = tuple(each.flags.learning_rate for each in cells)
+            best[flags] = Best(cell, float(mean), len(tried), rates)
     return best
 
 

@@ -8,8 +8,8 @@ import pandas as pd
 from scipy import stats
 
 CONFIDENCE = 0.95
-MARGIN = 0.3  # points, within which methods are equal; the paper's own lie within one (IV-D)
-CHANCES = 3  # a network has begun to learn that is right so many times as often as by chance
+MARGIN = 0.3  # points, within which methods are equal; the paper's differ by less than 1 (IV-D)
+CHANCES = 3  # as often right as by chance, so many times over: a run has begun to learn
 _OUTLYING = 3.5
 
 

@@ -122,22 +122,25 @@ class Table:
         reference = alike[0] if alike else replace(flags, **named)
         return None if reference == flags else reference
 
-    def _configurations(self, choice: Choice) -> list[Configuration]:
+    def _axes(self, choice: Choice) -> dict[str, tuple[Any, ...]]:
+        """The table's axes; a chosen one stands in place of those that share a field with it."""
         axes: dict[str, tuple[Any, ...]] = {}
         for axis, values in self.axes.items():
-            fields = set(axis.split())
-            axes |= {
-                name: given for name, given in choice.axes.items() if fields & set(name.split())
-            } or {axis: values}
+            chosen = [name for name in choice.axes if set(name.split()) & set(axis.split())]
+            axes |= {name: choice.axes[name] for name in chosen} or {axis: values}
         axes |= choice.axes
         if "depth" in axes:
             axes["depth"] = tuple(sorted(axes["depth"]))
+        return axes
+
+    def _configurations(self, choice: Choice) -> list[Configuration]:
+        axes = self._axes(choice)
         configurations = []
         for place in itertools.product(*axes.values()):
             values: dict[str, Any] = {}
             for axis, value in zip(axes, place, strict=True):
                 names = axis.split()
-                values |= zip(names, value if len(names) > 1 else [value], strict=True)
+                values |= dict(zip(names, value if len(names) > 1 else [value], strict=True))
             length = values.pop("length", 1)
             decided = values | choice.overrides
             given = presets.flags(choice.preset, values["dataset"])
