@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import serialization, traverse_util
+from safetensors.numpy import load
 
 _LISTED = 5  # arrays that an error names
 
@@ -89,16 +90,12 @@ def read_pretrained(file: str | Path) -> dict[str, Any]:
         raise ValueError(f"the pretrained parameters {file} cannot be read: {error}") from error
     try:
         if str(file).endswith(".safetensors"):
-            from safetensors.numpy import load
-
             arrays = {tuple(k.replace(".", "/").split("/")): v for k, v in load(content).items()}
             tree = traverse_util.unflatten_dict(arrays)
         else:
             tree = serialization.msgpack_restore(content)
         if not isinstance(tree, dict) or not jax.tree.leaves(tree):
             raise ValueError("it holds no arrays by name")
-    except ImportError as error:
-        raise ValueError(f"reading {file} needs pip install safetensors") from error
     except Exception as error:  # both readers raise as they like
         raise ValueError(
             f"{file} is neither safetensors (by its name, *.safetensors) nor Flax's msgpack: "
