@@ -16,8 +16,9 @@ import numpy as np
 import interflow_jax as ij
 from experiments.cli import configuration
 from experiments.runs import exits, machine
-from experiments.runs.exits import OWN, Examples, Policy
+from experiments.runs.exits import OWN, Examples
 from experiments.runs.files import writable, write_whole
+from experiments.runs.policy import Thresholds, choose
 from experiments.tables import exits as page
 from experiments.tables import pictures
 from experiments.timing import exits as timing
@@ -25,7 +26,6 @@ from interflow_jax.data.preprocessing import normalize
 from interflow_jax.ops import memory
 
 BUDGETS = (0.25, 0.5, 0.75)
-CURVE_POINTS = 25  # of accuracy by operations
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -36,9 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         run, *baselines = _open([flags.run, *flags.baselines])
         cuts = [ij.truncate(run.model, run.variables, k, _image(run)) for k in _branches(run)]
-        sizes = [exits.operations(*cut, run.image_shape) for cut in cuts]
-        costs = exits.up_to_exits(run.model, sizes)
-        first = costs[0] / costs[-1]
+        operations = [exits.operations(cut, run.image_shape) for cut in cuts]
+        first, whole = operations[0] / operations[-1], operations[-1]
         flags.budgets = flags.budgets or [share for share in BUDGETS if share >= first]
         _check(flags, first)
         dataset = exits.load(run, flags.data_dir)
@@ -49,8 +48,17 @@ def main(arguments: list[str] | None = None) -> int:
         half = len(split) // 2
         fit, held = held.of(slice(half)), held.of(slice(half, None))
         _say("choosing fusion, temperatures, confidence and thresholds on held-out images")
-        policy = exits.choose(run, fit, held)
-        curve, budgets = _budgets(run, costs, flags, policy, [fit, held, test])
+        policy = choose(run, fit, held)
+        up_to = exits.up_to_exits(run.model, operations)
+        thresholds = Thresholds(run, policy, up_to, fit, held, test)
+        budgets = [
+            {"budget": f"{share:.0%} of operations", **thresholds.within(share * whole)}
+            for share in flags.budgets
+        ]
+        budgets += [
+            {"budget": f"{points:g} points of accuracy", **thresholds.losing(points)}
+            for points in flags.points
+        ]
         facts = ("method", "dataset", "seed", "epochs", "fusion", "auxiliary_mean")
         report = {
             "command": command,
@@ -61,10 +69,10 @@ def main(arguments: list[str] | None = None) -> int:
             "device": machine.device(),
             "versions": machine.versions(),
             "policy": vars(policy),
-            "cuts": _cuts(run, cuts, policy, fit, test),
-            "curve": curve,
+            "cuts": exits.cuts(run, cuts, policy.refit, fit, test),
+            "curve": thresholds.curve(),
             "budgets": budgets,
-            "baselines": [_baseline(each) for each in baselines],
+            "baselines": [exits.baseline(each) for each in baselines],
         }
         _say("timing")
         _measure(run, cuts, baselines, report, fit, test.images[: flags.timed])
@@ -153,90 +161,6 @@ def _branches(run: ij.TrainedRun) -> range:
 
 def _image(run: ij.TrainedRun) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((1, *run.image_shape), jnp.float32)
-
-
-def _cuts(
-    run: ij.TrainedRun, cuts: list, policy: Policy, fit: Examples, test: Examples
-) -> list[dict[str, Any]]:
-    """A row per branch: the model that ends there, and the branch in the whole."""
-    own, refit, alone = (
-        exits.logits_of_exits(run, OWN, fit, test),
-        exits.logits_of_exits(run, policy.refit, fit, test),
-        exits.logits_alone(run, test),
-    )
-    left_out = [exits.leaving_out(run, fusion, fit, test) for fusion in (OWN, policy.refit)]
-    return [
-        {
-            "after": label,
-            "accuracy": exits.accuracy(own[:, number], test.labels),
-            "refit_accuracy": exits.accuracy(refit[:, number], test.labels),
-            "alone": exits.accuracy(alone[:, number], test.labels),
-            "left_out": left_out[0][number],
-            "refit_left_out": left_out[1][number],
-            **_size(run, *cuts[number]),
-        }
-        for number, label in enumerate(run.labels)
-    ]
-
-
-def _size(run: ij.TrainedRun, model: ij.Interflow, variables: Any) -> dict[str, Any]:
-    return {
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(variables["params"])),
-        "operations": exits.operations(model, variables, run.image_shape),
-    }
-
-
-def _budgets(
-    run: ij.TrainedRun, costs: list[float], flags: Any, policy: Policy, examples: list[Examples]
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The curve and the budgets: thresholds chosen by held-out examples, figures of the test's."""
-    fit, held, test = examples
-    logits = [exits.logits_of_exits(run, policy.fusion, fit, each) for each in (held, test)]
-    correct, test_correct = (
-        np.asarray(each).argmax(-1) == split.labels[:, None]
-        for each, split in zip(logits, (held, test), strict=True)
-    )
-    sure, test_sure = (
-        exits.confidences(each, policy.measure, policy.temperatures) for each in logits
-    )
-    numbers = np.arange(len(test.labels))
-
-    def row(threshold: float) -> dict[str, Any]:
-        leaves = ij.leaving(test_sure, [threshold] * (len(costs) - 1))
-        return {
-            "threshold": threshold,
-            "accuracy": 100 * float(test_correct[numbers, leaves - 1].mean()),
-            "operations": float(np.array(costs)[leaves - 1].mean()),
-            "exits": (np.bincount(leaves, minlength=len(costs) + 1)[1:] / len(leaves)).tolist(),
-        }
-
-    def within(share: float) -> dict[str, Any]:
-        return row(ij.threshold_for_operations(sure, costs, share * costs[-1]))
-
-    curve = [within(share) for share in np.linspace(costs[0] / costs[-1], 1, CURVE_POINTS)]
-    budgets = [{"budget": f"{share:.0%} of operations", **within(share)} for share in flags.budgets]
-    for points in flags.points:
-        least = correct[:, -1].mean() - points / 100
-        threshold = ij.threshold_for_accuracy(sure, correct, least)
-        budgets.append({"budget": f"{points:g} points of accuracy", **row(threshold)})
-    return curve, budgets
-
-
-def _baseline(run: ij.TrainedRun) -> dict[str, Any]:
-    """A run to compare with, named by how it differs from the paper's network."""
-    changes = configuration.of_result(run.result).changes()
-    named = {name: changes[name] for name in ("depth", "width", "fc", "fusion") if name in changes}
-    words = [
-        f"{name} {value:g}" if name == "width" else f"{name} {value}"
-        for name, value in named.items()
-    ]
-    return {
-        "name": ", ".join([run.result["method"], *words]),
-        "accuracy": run.result["test_accuracy"],
-        "seed": run.result["seed"],
-        "command": run.result["command"],
-        **_size(run, run.model, run.variables),
-    }
 
 
 def _measure(

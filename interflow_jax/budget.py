@@ -10,7 +10,7 @@ from jax import Array
 _TEMPERATURES = np.geomspace(0.05, 20, 600)  # a step is 1 %
 
 
-def fit_temperature(logits: Array, labels: Array) -> float:
+def fit_temperature(logits: Array, labels: Array | np.ndarray) -> float:
     """The temperature at which logits have the least cross-entropy (Guo et al., 2017).
 
     Args:

@@ -18,6 +18,7 @@ from interflow_jax.ops.convolution import cpu_compiler_options
 from interflow_jax.switch import switch_arguments
 
 Measure = Literal["probability", "margin", "entropy"]
+MEASURES: tuple[Measure, ...] = get_args(Measure)
 BATCH_SIZES = (1, 8, 16, 32, 64)
 
 
@@ -59,7 +60,7 @@ class EarlyExit:
         *,
         measure: Measure = "probability",
         temperatures: Sequence[float] | None = None,
-        refit: tuple[Array, Array] | None = None,
+        refit: tuple[Array | np.ndarray, Array | np.ndarray] | None = None,
         kind: FusionKind | None = None,
         batch_sizes: Sequence[int] = BATCH_SIZES,
     ):
@@ -84,10 +85,8 @@ class EarlyExit:
             raise ValueError(f"thresholds are {tuple(thresholds)}; choose each from 0 to 1")
         if len(temperatures) != count or min(temperatures) <= 0:
             raise ValueError(f"temperatures are {temperatures}; give {count} above 0")
-        if measure not in get_args(Measure):
-            raise ValueError(
-                f"measure is {measure!r}; choose one of {', '.join(get_args(Measure))}"
-            )
+        if measure not in MEASURES:
+            raise ValueError(f"measure is {measure!r}; choose one of {', '.join(MEASURES)}")
         if not batch_sizes or min(batch_sizes) < 1:
             raise ValueError(f"batch_sizes are {tuple(batch_sizes)}; give one or more from 1 on")
         cuts = [

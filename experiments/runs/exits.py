@@ -9,17 +9,17 @@ import numpy as np
 from jax import Array
 
 import interflow_jax as ij
+from experiments.cli import configuration
 from experiments.runs import data
 from interflow_jax.backbones import StrideVGG, convolutions, forward_flops
 from interflow_jax.data import splits
 from interflow_jax.data.datasets import Dataset
 from interflow_jax.data.splits import Split
-from interflow_jax.early_exit import Measure
 from interflow_jax.fusion import FusionKind, cut_fusion, fit_fusion
 
 OWN = "own"  # the model's own fusion, cut
 KINDS = tuple(kind for kind in get_args(FusionKind) if kind != "fixed")
-MEASURES = get_args(Measure)
+Model = tuple[ij.Interflow, Any]  # and its variables
 CHUNK = 1024  # images read at a time
 
 
@@ -39,28 +39,6 @@ class Examples:
 
     def of(self, which: slice) -> "Examples":
         return Examples(self.images[which], self.labels[which], self.branch_logits[which])
-
-
-@dataclass
-class Policy:
-    """How examples leave: which fusion each exit predicts by, and how sure it is.
-
-    Attributes:
-      fusion: "own", or the kind that is fitted to every exit.
-      refit: the kind that is the best of those that are fitted.
-      measure: of confidence.
-      temperatures: one per exit.
-      held_out_accuracy: by fusion, the mean over exits, in percent.
-      ranking: by measure, how well it ranks failures, the mean over exits (see
-        `ij.failure_ranking`).
-    """
-
-    fusion: str
-    refit: str
-    measure: Measure
-    temperatures: list[float]
-    held_out_accuracy: dict[str, float]
-    ranking: dict[str, float]
 
 
 def held_out(run: ij.TrainedRun, dataset: Dataset, most: int) -> Split:
@@ -118,36 +96,52 @@ def logits_of_cut(
 def logits_alone(run: ij.TrainedRun, examples: Examples) -> Array:
     """What every branch predicts alone, [examples, branches, classes]."""
     params = {"params": run.variables["params"].get("fusion", {})}
-    logits, weights, _ = run.model.fusion.apply(params, examples.branch_logits)
+    logits, weights, _ = cast(tuple, run.model.fusion.apply(params, examples.branch_logits))
     return run.alone(ij.Prediction(logits, examples.branch_logits, weights))
 
 
-def choose(run: ij.TrainedRun, fit: Examples, held: Examples) -> Policy:
-    """Chooses by held-out examples: fusions and temperatures are fitted to others of them."""
-    outputs = {fusion: logits_of_exits(run, fusion, fit, held) for fusion in (OWN, *KINDS)}
-    means = {
-        fusion: float(np.mean([accuracy(each, held.labels) for each in logits.swapaxes(0, 1)]))
-        for fusion, logits in outputs.items()
+def cuts(
+    run: ij.TrainedRun, models: list[Model], kind: str, fit: Examples, test: Examples
+) -> list[dict[str, Any]]:
+    """A row per branch: the model that ends there, and the branch in the whole.
+
+    Args:
+      models: the cut models, from one branch to all.
+      kind: of the fusion that is fitted to `fit` for `refit_accuracy` and `refit_left_out`.
+    """
+    own, refit = (logits_of_exits(run, fusion, fit, test) for fusion in (OWN, kind))
+    alone = logits_alone(run, test)
+    left_out = [leaving_out(run, fusion, fit, test) for fusion in (OWN, kind)]
+    return [
+        {
+            "after": label,
+            "accuracy": accuracy(own[:, number], test.labels),
+            "refit_accuracy": accuracy(refit[:, number], test.labels),
+            "alone": accuracy(alone[:, number], test.labels),
+            "left_out": left_out[0][number],
+            "refit_left_out": left_out[1][number],
+            **size(models[number], run.image_shape),
+        }
+        for number, label in enumerate(run.labels)
+    ]
+
+
+def baseline(run: ij.TrainedRun) -> dict[str, Any]:
+    """A run to compare with, named by how it differs from the paper's network."""
+    changes = configuration.of_result(run.result).changes()
+    named = {name: changes[name] for name in ("depth", "width", "fc", "fusion") if name in changes}
+    return {
+        "name": ", ".join([run.result["method"], *(f"{k} {v}" for k, v in named.items())]),
+        "accuracy": run.result["test_accuracy"],
+        **{name: run.result[name] for name in ("seed", "command")},
+        **size((run.model, run.variables), run.image_shape),
     }
-    fusion = max(means, key=means.__getitem__)
-    refit = max(KINDS, key=means.__getitem__)
-    of_fit = logits_of_exits(run, fusion, fit, fit)
-    temperatures = [ij.fit_temperature(each, fit.labels) for each in of_fit.swapaxes(0, 1)]
-    logits = outputs[fusion]
-    correct = np.asarray(logits).argmax(-1) == held.labels[:, None]
-    ranking = {}
-    for measure in MEASURES:
-        sure = confidences(logits, measure, temperatures)
-        pairs = zip(sure.T, correct.T, strict=True)
-        ranking[measure] = float(np.mean([ij.failure_ranking(*each) for each in pairs]))
-    measure = max(ranking, key=ranking.__getitem__)
-    return Policy(fusion, refit, measure, temperatures, means, ranking)
 
 
-def confidences(logits: Array, measure: Measure, temperatures: list[float]) -> np.ndarray:
-    """[examples, exits, classes] to [examples, exits]."""
-    exits = zip(logits.swapaxes(0, 1), temperatures, strict=True)
-    return np.stack([np.asarray(ij.confidence(each, measure, t)) for each, t in exits], axis=1)
+def size(model: Model, image_shape: tuple[int, ...]) -> dict[str, Any]:
+    """The number of parameters, and of operations for one image."""
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(model[1]["params"]))
+    return {"parameters": parameters, "operations": operations(model, image_shape)}
 
 
 def leaving_out(run: ij.TrainedRun, fusion: str, fit: Examples, test: Examples) -> list[float]:
@@ -159,28 +153,29 @@ def leaving_out(run: ij.TrainedRun, fusion: str, fit: Examples, test: Examples) 
     whole = accuracy(logits_of_cut(run, fusion, fit, test, branches), test.labels)
     costs = []
     for branch in range(branches):
-        without = [
+        of_fit, of_test = (
             Examples(each.images, each.labels, each.branch_logits.at[:, branch].set(0.0))
             for each in (fit, test)
-        ]
-        rest = logits_of_cut(run, fusion, *without, branches)
+        )
+        rest = logits_of_cut(run, fusion, of_fit, of_test, branches)
         costs.append(whole - accuracy(rest, test.labels))
     return costs
 
 
-def operations(model: ij.Interflow, variables: Any, image_shape: tuple[int, ...]) -> float:
+def operations(model: Model, image_shape: tuple[int, ...]) -> float:
     """For one image, two per multiply-add.
 
     Of a StrideVGG those of its convolutions, padding counted as data, and fully connected layers;
     of any other what XLA counts in the compiled program.
     """
-    backbone = model.backbone
+    network, variables = model
+    backbone = network.backbone
     if isinstance(backbone, StrideVGG):
         layers = convolutions(backbone.depth, backbone.width, backbone.downsample)
         channels = sum(layers[tap - 1][0] for tap in backbone.taps)
-        return forward_flops(backbone, image_shape) + 2 * model.num_classes * channels
+        return forward_flops(backbone, image_shape) + 2 * network.num_classes * channels
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    costs: Any = jax.jit(model.apply).lower(variables, image).compile().cost_analysis()
+    costs: Any = jax.jit(network.apply).lower(variables, image).compile().cost_analysis()
     return float(costs["flops"])
 
 

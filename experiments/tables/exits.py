@@ -105,7 +105,10 @@ def text(report: dict[str, Any], drawn: list[dict[str, str]]) -> str:
         ),
         "## Leave early\n",
         f"Exits predict by {fusion} fusion; confidence: {policy['measure']}, at temperatures "
-        f"{', '.join(f'{each:.2f}' for each in policy['temperatures'])}.\n",
+        f"{', '.join(f'{each:.2f}' for each in policy['temperatures'])}. Held-out accuracy, "
+        f"mean over exits: {_listed(policy['held_out_accuracy'], '.2f')}.",
+        "Pairs of a right and a wrong prediction in which the right one is the surer: "
+        f"{_listed(policy['ranking'], '.3f')}.\n",
     ]
     head = ["budget", "accuracy", "less the whole's", "operations", "images/s", "times the whole's"]
     head += [f"leave after {cut['after']}" for cut in cuts]
@@ -140,3 +143,7 @@ def text(report: dict[str, Any], drawn: list[dict[str, str]]) -> str:
 
 def _as_models(cuts: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{**cut, "name": f"cut after {cut['after']}"} for cut in cuts]
+
+
+def _listed(figures: dict[str, float], form: str) -> str:
+    return ", ".join(f"{name} {value:{form}}" for name, value in figures.items())

@@ -2,19 +2,16 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import interflow_jax as ij
+from experiments.runs.exits import Model
 from experiments.timing import latency
 
 BATCH_SIZE = 64  # of whole models; exits are packed up to as many
-
-Model = tuple[ij.Interflow, Any]
-"""And its variables."""
 
 
 def milliseconds(models: list[Model], images: np.ndarray) -> list[dict[str, float]]:
