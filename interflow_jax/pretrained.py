@@ -33,8 +33,10 @@ def with_backbone(variables: Any, pretrained: Any) -> dict[str, Any]:
         pretrained = {"params": pretrained}
     problems, result = [], {}
     for collection, of_model in variables.items():
-        flat = traverse_util.flatten_dict(serialization.to_state_dict(of_model), sep="/")
-        given = traverse_util.flatten_dict(pretrained.get(collection, {}), sep="/")
+        flat: dict[str, Any] = traverse_util.flatten_dict(
+            serialization.to_state_dict(of_model), sep="/"
+        )
+        given: dict[str, Any] = traverse_util.flatten_dict(pretrained.get(collection, {}), sep="/")
         below = _backbone(flat)
         for path in flat:
             if not path.startswith(below):
