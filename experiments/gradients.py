@@ -8,6 +8,7 @@ import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -55,7 +56,8 @@ def main(arguments: list[str] | None = None) -> int:
     epochs = sorted(flags.pop("epochs"))
     base = Path(flags.pop("out")) / pictures.stem("gradients", name or "")
     # Without a drop a shorter run is the beginning of a longer one.
-    values = presets.flags(flags.pop("preset"), flags["dataset"]) | {"drop_after": 1.0} | flags
+    values: dict[str, Any] = presets.flags(flags.pop("preset"), flags["dataset"])
+    values |= {"drop_after": 1.0} | flags
 
     def body() -> int:
         networks = [
