@@ -181,4 +181,5 @@ def _compiled_flops(backbone: nn.Module, image_shape: tuple[int, ...]) -> float:
     switch = switch_arguments(backbone, False)
     variables = jax.eval_shape(partial(backbone.init, **switch), jax.random.key(0), images)
     forward = jax.jit(partial(backbone.apply, **switch))
-    return float(forward.lower(variables, images).compile().cost_analysis()["flops"])
+    cost: Any = forward.lower(variables, images).compile().cost_analysis()
+    return float(cost["flops"])

@@ -116,7 +116,7 @@ def build(
     width: float = 1.0,
     downsample: Downsample = "first",
     layout: Layout = "spread",
-    taps: tuple[int, ...] | tuple[str, ...] | None = None,
+    taps: tuple[Any, ...] | None = None,
     fully_connected: FullyConnected = "shared",
     fusion_start: FusionStart = "xavier",
     dtype: Any = jnp.float32,
@@ -174,7 +174,8 @@ def build(
         if not taps:
             raise ValueError("a network needs taps, the names of its layers; ij.layers lists them")
         taps = tuple(taps[-1:] if row.taps == (VGG_DEPTH,) else taps)
-        backbone = (Taps if isinstance(network, nn.Module) else NNXTaps)(network, taps)
+        linen = isinstance(network, nn.Module)
+        backbone = Taps(network, taps) if linen else NNXTaps(network, taps)
     weights = _weights(method, kind, taps, initial_weights)
     return Interflow(
         backbone,

@@ -1,5 +1,6 @@
 """The optimiser and its learning rate; the paper's by default (IV-B)."""
 
+from collections.abc import Hashable
 from typing import Any, Literal, get_args
 
 import jax
@@ -73,7 +74,10 @@ def make_optimizer(
     """
     if frozen:
         trained = make_optimizer(learning_rate, name, momentum, weight_decay)
-        parts = {True: optax.set_to_zero(), False: trained}
+        parts: dict[Hashable, optax.GradientTransformation] = {
+            True: optax.set_to_zero(),
+            False: trained,
+        }
         return optax.multi_transform(parts, lambda params: _is_frozen(params, frozen))
     if name not in get_args(Optimizer):
         raise ValueError(f"optimizer is {name!r}; choose one of {', '.join(get_args(Optimizer))}")

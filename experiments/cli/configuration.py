@@ -42,7 +42,7 @@ def integers(text: str) -> tuple[int, ...]:
     return _list(text, int, "7,9,11")
 
 
-def taps(text: str) -> tuple[int, ...] | tuple[str, ...]:
+def taps(text: str) -> tuple[Any, ...]:
     """Reads "7,9,11" or "stage1,stage2/block1" from the command line."""
     return integers(text) if all(part.isdigit() for part in text.split(",")) else names(text)
 
@@ -110,7 +110,7 @@ class Configuration:
         "convolutions above depth 13: over VGG's five blocks, or after its 13th",
         get_args(Layout),
     )
-    taps: tuple[int, ...] | tuple[str, ...] | None = _flag(
+    taps: tuple[Any, ...] | None = _flag(
         None,
         "convolutions that branches follow, as 7,9,11,13; of another backbone the names of layers, "
         "as stage1,stage2/block1",
