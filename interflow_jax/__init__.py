@@ -6,8 +6,15 @@ Attention Mechanism" (Cai, 2021).
 
 from interflow_jax import data
 from interflow_jax.backbones import StrideVGG
+from interflow_jax.budget import (
+    failure_ranking,
+    fit_temperature,
+    leaving,
+    threshold_for_accuracy,
+    threshold_for_operations,
+)
 from interflow_jax.depth import truncate
-from interflow_jax.early_exit import EarlyExit, Exits
+from interflow_jax.early_exit import EarlyExit, Exits, confidence
 from interflow_jax.export import load_exported, load_safetensors, to_safetensors, to_stablehlo
 from interflow_jax.fusion import Fusion, fit_fusion
 from interflow_jax.methods import BASELINES, METHODS, Method, build, default_taps
@@ -41,22 +48,28 @@ __all__ = [
     "Trainer",
     "__version__",
     "build",
+    "confidence",
     "conv3x3",
     "cpu_compiler_options",
     "create_state",
     "data",
     "default_taps",
     "eval_step",
+    "failure_ranking",
     "fit_fusion",
+    "fit_temperature",
     "keep_freed_memory",
     "layers",
     "learning_rate_schedule",
+    "leaving",
     "load_exported",
     "load_run",
     "load_safetensors",
     "make_optimizer",
     "predict",
     "switch_arguments",
+    "threshold_for_accuracy",
+    "threshold_for_operations",
     "to_safetensors",
     "to_stablehlo",
     "train_step",

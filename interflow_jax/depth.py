@@ -5,6 +5,7 @@ from typing import Any, cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
 from jax.interpreters.partial_eval import dce_jaxpr
@@ -22,7 +23,7 @@ def truncate(
     branches: int,
     images: Any = None,
     *,
-    refit: tuple[Array, Array] | None = None,
+    refit: tuple[Array | np.ndarray, Array | np.ndarray] | None = None,
     kind: FusionKind | None = None,
 ) -> tuple[Interflow, dict[str, Any]]:
     """Cuts a model after a branch.
@@ -81,7 +82,7 @@ def truncate(
     needed = _needed(model, variables, images)
     absent = tuple(
         ((path[0], *path[3:]), leaf.shape, leaf.dtype.name)
-        for path, leaf in flatten_dict(variables).items()
+        for path, leaf in cast(dict, flatten_dict(variables)).items()
         if path not in needed and path[1] == "backbone"
     )
     model = model.clone(backbone=FirstMaps(backbone.backbone, branches, absent, backbone.switch))

@@ -12,11 +12,13 @@ import numpy as np
 from jax import Array
 
 from interflow_jax.depth import truncate
+from interflow_jax.fusion import FusionKind
 from interflow_jax.model import Interflow, Prediction, pool
 from interflow_jax.ops.convolution import cpu_compiler_options
 from interflow_jax.switch import switch_arguments
 
 Measure = Literal["probability", "margin", "entropy"]
+MEASURES: tuple[Measure, ...] = get_args(Measure)
 BATCH_SIZES = (1, 8, 16, 32, 64)
 
 
@@ -58,7 +60,8 @@ class EarlyExit:
         *,
         measure: Measure = "probability",
         temperatures: Sequence[float] | None = None,
-        refit: tuple[Array, Array] | None = None,
+        refit: tuple[Array | np.ndarray, Array | np.ndarray] | None = None,
+        kind: FusionKind | None = None,
         batch_sizes: Sequence[int] = BATCH_SIZES,
     ):
         """Makes the programs; compiles nothing yet.
@@ -69,7 +72,7 @@ class EarlyExit:
           images: as of `truncate`: their shape, which any backbone but a `StrideVGG` needs.
           measure: of confidence (see `confidence`).
           temperatures: one per exit, by which its logits are divided first; None for 1.
-          refit: fits a fusion to every exit (see `truncate`).
+          refit, kind: fit a fusion to every exit (see `truncate`).
           batch_sizes: that programs are compiled for, when needed.
 
         Raises:
@@ -77,21 +80,19 @@ class EarlyExit:
             positive, another number of them, or an unknown measure.
         """
         count = len(thresholds) + 1
-        cuts = [
-            truncate(model, variables, branches, images, refit=refit)
-            for branches in range(1, count + 1)
-        ]
         temperatures = (1.0,) * count if temperatures is None else tuple(temperatures)
         if any(not 0 <= threshold <= 1 for threshold in thresholds):
             raise ValueError(f"thresholds are {tuple(thresholds)}; choose each from 0 to 1")
         if len(temperatures) != count or min(temperatures) <= 0:
             raise ValueError(f"temperatures are {temperatures}; give {count} above 0")
-        if measure not in get_args(Measure):
-            raise ValueError(
-                f"measure is {measure!r}; choose one of {', '.join(get_args(Measure))}"
-            )
+        if measure not in MEASURES:
+            raise ValueError(f"measure is {measure!r}; choose one of {', '.join(MEASURES)}")
         if not batch_sizes or min(batch_sizes) < 1:
             raise ValueError(f"batch_sizes are {tuple(batch_sizes)}; give one or more from 1 on")
+        cuts = [
+            truncate(model, variables, branches, images, refit=refit, kind=kind)
+            for branches in range(1, count + 1)
+        ]
         whole = cuts[-1][0]
         self.thresholds = tuple(thresholds)
         self.labels = whole.labels or tuple(range(1, count + 1))

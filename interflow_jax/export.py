@@ -3,7 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -15,6 +15,7 @@ from safetensors.numpy import save
 
 from interflow_jax.checkpoints import fingerprint
 from interflow_jax.data.preprocessing import Preprocessing, normalize
+from interflow_jax.model import Prediction
 from interflow_jax.switch import switch_arguments
 from interflow_jax.trained import TrainedRun, build_as
 
@@ -54,7 +55,8 @@ def to_stablehlo(
     @jax.jit
     def probabilities(images: Array) -> tuple[Array, Array]:
         images = normalize(preprocessing, images)
-        prediction = model.apply(variables, images, **switch_arguments(model, False))
+        arguments = switch_arguments(model, False)
+        prediction = cast(Prediction, model.apply(variables, images, **arguments))
         alone = prediction.branch_logits if supervised else prediction.alone
         return jax.nn.softmax(prediction.logits), jax.nn.softmax(alone)
 

@@ -1,11 +1,12 @@
 """The attention module: weighs the branches and sums them (paper, III-B), and two others."""
 
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 
@@ -156,7 +157,7 @@ def cut_fusion(fusion: Fusion, params: Any, branches: int) -> tuple[Fusion, Any]
 
 
 def fit_fusion(
-    branch_logits: Array, labels: Array, kind: FusionKind
+    branch_logits: Array | np.ndarray, labels: Array | np.ndarray, kind: FusionKind
 ) -> tuple[Fusion, dict[str, Array]]:
     """Fits a fusion to the branches of a network that trains no more.
 
@@ -196,7 +197,7 @@ def _minimize(fusion: Fusion, params: Any, branch_logits: Array, labels: Array) 
     optimizer = optax.lbfgs()
 
     def loss(params: Any) -> Array:
-        logits, _, ensembles = fusion.apply({"params": params}, branch_logits)
+        logits, _, ensembles = cast(tuple, fusion.apply({"params": params}, branch_logits))
         each = logits[:, None] if ensembles is None else ensembles
         targets = jnp.broadcast_to(labels[:, None], each.shape[:2])
         return optax.softmax_cross_entropy_with_integer_labels(each, targets).mean()

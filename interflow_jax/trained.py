@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +13,7 @@ from interflow_jax.checkpoints import Checkpoints, UnreadableError, fingerprint
 from interflow_jax.data.preprocessing import Preprocessing, normalize
 from interflow_jax.depth import truncate
 from interflow_jax.methods import BASELINES, METHODS, build
-from interflow_jax.model import Prediction
+from interflow_jax.model import Interflow, Prediction
 from interflow_jax.switch import switch_arguments
 
 _BATCH_SIZE = 64  # predictions compile once
@@ -36,7 +35,7 @@ class TrainedRun:
         branches that are left.
     """
 
-    def __init__(self, model: nn.Module, variables: dict[str, Any], result: dict[str, Any]):
+    def __init__(self, model: Interflow, variables: dict[str, Any], result: dict[str, Any]):
         self.model, self.variables, self.result = model, variables, result
         mean, deviation = tuple(result["mean"]), tuple(result["deviation"])
         self.preprocessing = Preprocessing(mean, deviation, augment=False)
@@ -106,7 +105,7 @@ def load_run(folder: str | Path) -> TrainedRun:
     return TrainedRun(model, variables, result)
 
 
-def build_as(result: dict[str, Any]) -> nn.Module:
+def build_as(result: dict[str, Any]) -> Interflow:
     """The model of a run, untrained; raises LookupError, TypeError or ValueError for no result."""
     taps = result.get("taps")
     model = build(
