@@ -55,9 +55,8 @@ def to_stablehlo(
     @jax.jit
     def probabilities(images: Array) -> tuple[Array, Array]:
         images = normalize(preprocessing, images)
-        prediction = cast(
-            Prediction, model.apply(variables, images, **switch_arguments(model, False))
-        )
+        arguments = switch_arguments(model, False)
+        prediction = cast(Prediction, model.apply(variables, images, **arguments))
         alone = prediction.branch_logits if supervised else prediction.alone
         return jax.nn.softmax(prediction.logits), jax.nn.softmax(alone)
 
