@@ -177,23 +177,21 @@ def _measure(
     refit = {}
     if policy["fusion"] != OWN:
         refit = {"refit": (fit.branch_logits, jnp.asarray(fit.labels)), "kind": policy["fusion"]}
-    early = [
-        ij.EarlyExit(
-            run.model,
-            run.variables,
-            [row["threshold"]] * (len(cuts) - 1),
-            _image(run),
-            measure=policy["measure"],
-            temperatures=policy["temperatures"],
-            **refit,
-        )
-        for row in report["budgets"]
-    ]
+    early = ij.EarlyExit(
+        run.model,
+        run.variables,
+        [1.0] * (len(cuts) - 1),
+        _image(run),
+        measure=policy["measure"],
+        temperatures=policy["temperatures"],
+        **refit,
+    )
     models = [*cuts, *((each.model, each.variables) for each in baselines)]
     rows = [*report["cuts"], *report["baselines"]]
     for row, times in zip(rows, timing.milliseconds(models, images), strict=True):
         row |= times
-    rates = timing.images_per_second(models, early, images)
+    thresholds = [row["threshold"] for row in report["budgets"]]
+    rates = timing.images_per_second(models, early, thresholds, images)
     for row, rate in zip([*rows, *report["budgets"]], rates, strict=True):
         row["images_per_second"] = rate
 

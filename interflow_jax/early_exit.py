@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 
 from interflow_jax.depth import truncate
-from interflow_jax.fusion import FusionKind
+from interflow_jax.fusion import Fusion, FusionKind
 from interflow_jax.model import Interflow, Prediction, pool
 from interflow_jax.ops.convolution import cpu_compiler_options
 from interflow_jax.switch import switch_arguments
@@ -81,8 +81,7 @@ class EarlyExit:
         """
         count = len(thresholds) + 1
         temperatures = (1.0,) * count if temperatures is None else tuple(temperatures)
-        if any(not 0 <= threshold <= 1 for threshold in thresholds):
-            raise ValueError(f"thresholds are {tuple(thresholds)}; choose each from 0 to 1")
+        self.thresholds = _checked(thresholds, count - 1)
         if len(temperatures) != count or min(temperatures) <= 0:
             raise ValueError(f"temperatures are {temperatures}; give {count} above 0")
         if measure not in MEASURES:
@@ -94,15 +93,22 @@ class EarlyExit:
             for branches in range(1, count + 1)
         ]
         whole = cuts[-1][0]
-        self.thresholds = tuple(thresholds)
         self.labels = whole.labels or tuple(range(1, count + 1))
         self._classes, self._sizes = model.num_classes, sorted(batch_sizes)
         self._variables = [cut_variables for _, cut_variables in cuts]
-        if hasattr(whole.backbone, "segments"):
-            segments = whole.backbone.segments()
+        if hasattr(model.backbone, "segments"):
+            segments = cast(Any, model.backbone).segments()[:count]
             parts = [
-                partial(_from_the_branch_before, cut, segment, number)
+                partial(_from_the_branch_before, model, cut.fusion, segment, number)
                 for number, ((cut, _), segment) in enumerate(zip(cuts, segments, strict=True), 1)
+            ]
+            # A cut may have packed its backbone into another; a segment takes what it needs.
+            self._variables = [
+                {
+                    name: {**parts, "backbone": variables[name].get("backbone", {})}
+                    for name, parts in cut_variables.items()
+                }
+                for cut_variables in self._variables
             ]
         else:
             parts = [partial(_from_the_images, cut) for cut, _ in cuts]
@@ -116,12 +122,18 @@ class EarlyExit:
 
         self._programs = [program(*each) for each in zip(parts, temperatures, strict=True)]
 
-    def __call__(self, images: Array | np.ndarray) -> Exits:
+    def __call__(
+        self, images: Array | np.ndarray, thresholds: Sequence[float] | None = None
+    ) -> Exits:
         """Predicts any number of images.
 
         Args:
           images: [images, height, width, channels], float, as of the model.
+          thresholds: in place of those that were given first; nothing is compiled anew.
         """
+        if thresholds is None:
+            thresholds = self.thresholds
+        thresholds = _checked(thresholds, len(self.thresholds))
         images, most, last = np.asarray(images), self._sizes[-1], len(self._programs) - 1
         logits = np.zeros((len(images), self._classes), np.float32)
         result = Exits(logits, np.zeros(len(images), int), np.zeros(len(images), np.float32))
@@ -140,15 +152,15 @@ class EarlyExit:
             numbers = group.numbers
             packed = group.packed(self._size(len(numbers)))
             carry, *outputs = self._programs[stage](self._variables[stage], packed)
-            logits, confidence = (np.asarray(output)[: len(numbers)] for output in outputs)
+            logits, sure = (np.asarray(output)[: len(numbers)] for output in outputs)
             leaves = np.full(len(numbers), True)
             if stage < last:
-                leaves = confidence > self.thresholds[stage]
+                leaves = sure > thresholds[stage]
                 (stay,) = np.nonzero(~leaves)
                 add(stage + 1, _Group(carry, stay, numbers[stay]))
             result.logits[numbers[leaves]] = logits[leaves]
             result.exits[numbers[leaves]] = stage + 1
-            result.confidence[numbers[leaves]] = confidence[leaves]
+            result.confidence[numbers[leaves]] = sure[leaves]
 
         for start in range(0, len(images), most):
             batch = images[start : start + most]
@@ -163,6 +175,12 @@ class EarlyExit:
 
     def _size(self, count: int) -> int:
         return next(size for size in self._sizes if size >= count)
+
+
+def _checked(thresholds: Sequence[float], count: int) -> tuple[float, ...]:
+    if len(thresholds) != count or any(not 0 <= threshold <= 1 for threshold in thresholds):
+        raise ValueError(f"thresholds are {tuple(thresholds)}; choose {count} from 0 to 1")
+    return tuple(thresholds)
 
 
 def confidence(logits: Array, measure: Measure = "probability", temperature: float = 1.0) -> Array:
@@ -186,7 +204,12 @@ def confidence(logits: Array, measure: Measure = "probability", temperature: flo
 
 
 def _from_the_branch_before(
-    cut: Interflow, segment: nn.Module, number: int, variables: Any, carry: tuple[Array, Array]
+    model: Interflow,
+    fusion: Fusion,
+    segment: nn.Module,
+    number: int,
+    variables: Any,
+    carry: tuple[Array, Array],
 ) -> tuple[tuple[Array, Array], Array]:
     """From a branch's feature map and all logits so far to those of branch `number`."""
     x, earlier = carry
@@ -196,11 +219,13 @@ def _from_the_branch_before(
         for collection, parts in variables.items()
         if "backbone" in parts
     }
-    (x,) = cast(list, segment.apply(of_backbone, x, **switch_arguments(segment, False, cut.switch)))
-    layer = {"params": params[cut.layer_name(number, x.shape[-1])]}
-    scores = cast(Array, nn.Dense(cut.num_classes).apply(layer, pool(x, cut.pool)))
+    (x,) = cast(
+        list, segment.apply(of_backbone, x, **switch_arguments(segment, False, model.switch))
+    )
+    layer = {"params": params[model.layer_name(number, x.shape[-1])]}
+    scores = cast(Array, nn.Dense(model.num_classes).apply(layer, pool(x, model.pool)))
     branch_logits = jnp.concatenate([earlier, scores[:, None]], axis=1)
-    logits, *_ = cast(tuple, cut.fusion.apply({"params": params.get("fusion", {})}, branch_logits))
+    logits, *_ = cast(tuple, fusion.apply({"params": params.get("fusion", {})}, branch_logits))
     return (x, branch_logits), logits
 
 

@@ -46,6 +46,25 @@ class Maps(nn.Module):
         return [*maps, deepest]
 
 
+class Segmented(nn.Module):
+    """Two blocks of a size, and how to run them one by one."""
+
+    first: int = 0
+    last: int = 1
+
+    @nn.compact
+    def __call__(self, x, train):
+        maps = []
+        for number in range(self.first, self.last + 1):
+            x = Block(3, name=f"block{number}")(x, train)
+            maps.append(x)
+        return maps
+
+    @nn.nowrap
+    def segments(self):
+        return [Segmented(0, 0), Segmented(1, 1)]
+
+
 class NNXNetwork(nnx.Module):
     def __init__(self, *, rngs):
         self.convs = nnx.List([nnx.Conv(3, 3, (3, 3), rngs=rngs) for _ in range(3)])
@@ -246,8 +265,9 @@ def test_at_the_extremes_exits_are_the_first_branch_and_the_whole_model(images, 
 @pytest.mark.parametrize("name", [("S1", None), "Taps"], ids=str)
 def test_an_example_leaves_where_it_is_surer_than_the_threshold(name, measure):
     model = model_of(name)
-    variables = trained(model, seed=1)
-    images = 3 * jax.random.normal(jax.random.key(6), (70, 8, 8, 3))
+    variables = trained(model, seed=2)
+    images = jax.random.normal(jax.random.key(6), (70, 8, 8, 3))
+    images *= jnp.linspace(0.1, 5, 70)[:, None, None, None]
     temperatures = (0.5, 2.0, 1.0)
     cuts = [run(*ij.truncate(model, variables, k, images), images).logits for k in (1, 2, 3)]
     sure = [
@@ -280,6 +300,20 @@ def test_an_example_leaves_where_it_is_surer_than_the_threshold(name, measure):
     assert alone.exits[0] == result.exits[11] or close[11]
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_backbone_s_own_segments_run_one_by_one(images, count):
+    """Block 1 of the second program has no block 0 before it: that is the first one's."""
+    model = ij.Interflow(Segmented(), 10, ij.Fusion("class"), "separate")
+    variables = trained(model)
+    exits = ij.EarlyExit(model, variables, [1.0] * (count - 1), images, batch_sizes=(len(images),))
+    expected = run(*ij.truncate(model, variables, count, images), images)
+    np.testing.assert_array_equal(exits(images).logits, expected.logits)
+    for number, program in enumerate(exits._programs):
+        carry = images, jnp.zeros((len(images), number, 10))
+        text = program.lower(exits._variables[number], carry).as_text()
+        assert text.count("stablehlo.convolution") == 1
+
+
 def test_programs_are_compiled_for_few_batch_sizes():
     model = vgg("S1")
     variables = trained(model, seed=1)
@@ -288,6 +322,9 @@ def test_programs_are_compiled_for_few_batch_sizes():
     exits = ij.EarlyExit(model, variables, [float(jnp.median(sure)), 1.0], batch_sizes=(8, 32))
     for count in (90, 40, 17, 3, 1):
         assert len(exits(images[:count]).exits) == count
+        np.testing.assert_array_equal(exits(images[:count], [1.0, 1.0]).exits, 3)
+    with pytest.raises(ValueError, match=r"thresholds are \(0.5,\); choose 2 from 0 to 1"):
+        exits(images, [0.5])
     assert [program._cache_size() for program in exits._programs] == [2, 2, 2]
     assert exits.labels == (2, 3, 5)
 
@@ -321,8 +358,8 @@ def test_confidence_by_hand():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"thresholds": [0.5, 1.5]}, r"thresholds are \(0.5, 1.5\); choose each from 0 to 1"),
-        ({"thresholds": [0.5, float("nan")]}, "choose each from 0 to 1"),
+        ({"thresholds": [0.5, 1.5]}, r"thresholds are \(0.5, 1.5\); choose 2 from 0 to 1"),
+        ({"thresholds": [0.5, float("nan")]}, "choose 2 from 0 to 1"),
         ({"thresholds": [0.5] * 3}, "branches is 4; the model has 3"),
         ({"temperatures": [1.0, 0.0, 1.0]}, "give 3 above 0"),
         ({"temperatures": [1.0]}, "give 3 above 0"),

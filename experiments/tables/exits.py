@@ -11,6 +11,8 @@ from experiments.runs.exits import OWN
 from experiments.tables.report import versions_line
 from experiments.tables.table import Picture
 
+ACCURACY = "accuracy"
+
 
 def charts(report: dict[str, Any]) -> Iterator[Picture]:
     """Accuracy by depth, and accuracy by operations and by images per second."""
@@ -25,12 +27,12 @@ def _by_depth(report: dict[str, Any]) -> Figure:
     cuts = report["cuts"]
     labels = [str(cut["after"]) for cut in cuts]
     refit = f"cut there, {report['policy']['refit']} fusion fitted"
-    for column, label in (
-        ("alone", "branch alone"),
-        ("accuracy", "cut there"),
-        ("refit_accuracy", refit),
+    for column, label, form in (
+        ("accuracy", "cut there", "o-"),
+        ("refit_accuracy", refit, "s-"),
+        ("alone", "branch alone", "kx:"),
     ):
-        axes.plot(labels, [cut[column] for cut in cuts], "o-", label=label)
+        axes.plot(labels, [cut[column] for cut in cuts], form, label=label)
     axes.set(xlabel="branch after", ylabel="test accuracy (%)")
     axes.legend()
     return figure
@@ -38,28 +40,17 @@ def _by_depth(report: dict[str, Any]) -> Figure:
 
 def _by_budget(report: dict[str, Any]) -> Figure:
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained", sharey=True)
-    cuts, budgets = report["cuts"], report["budgets"]
-    unit = 1e6
     curve = report["curve"]
-    left.plot(
-        [point["operations"] / unit for point in curve],
-        [point["accuracy"] for point in curve],
-        label="early exits",
-    )
-    best = [max(cut["accuracy"], cut["refit_accuracy"]) for cut in cuts]
-    best[-1] = cuts[-1]["accuracy"]
-    left.plot([cut["operations"] / unit for cut in cuts], best, "s--", label="cut models")
-    rates = sorted((each["images_per_second"], each["accuracy"]) for each in budgets)
-    right.plot(*zip(*rates, strict=True), "o", label="early exits")
-    right.plot([cut["images_per_second"] for cut in cuts], best, "s--", label="cut models")
-    for number, baseline in enumerate(report["baselines"], start=2):
-        for axes, x in (
-            (left, baseline["operations"] / unit),
-            (right, baseline["images_per_second"]),
-        ):
-            axes.plot(
-                x, baseline["accuracy"], "*", ms=10, color=f"C{number}", label=baseline["name"]
-            )
+    operations, accuracies = ([point[name] for point in curve] for name in ("operations", ACCURACY))
+    left.plot([each / 1e6 for each in operations], accuracies, color="C0")
+    column = ACCURACY if report["policy"]["fusion"] == OWN else "refit_accuracy"
+    cuts = [{**cut, ACCURACY: cut[column]} for cut in report["cuts"]]
+    series = [("early exits", "o", report["budgets"]), ("cut models", "s", cuts)]
+    series += [(baseline["name"], "*", [baseline]) for baseline in report["baselines"]]
+    for label, marker, rows in series:
+        accuracies = [row[ACCURACY] for row in rows]
+        left.plot([row["operations"] / 1e6 for row in rows], accuracies, marker, label=label)
+        right.plot([row["images_per_second"] for row in rows], accuracies, marker, label=label)
     left.set(xlabel="mean operations per image (millions)", ylabel="test accuracy (%)")
     right.set(xlabel="images per second")
     left.legend(fontsize=8)

@@ -32,9 +32,9 @@ def milliseconds(models: list[Model], images: np.ndarray) -> list[dict[str, floa
 
 
 def images_per_second(
-    models: list[Model], exits: list[ij.EarlyExit], images: np.ndarray
+    models: list[Model], exits: ij.EarlyExit, thresholds: list[float], images: np.ndarray
 ) -> list[float]:
-    """Of models, in batches of `BATCH_SIZE`, and then of exits; all in turns."""
+    """Of models, in batches of `BATCH_SIZE`, then of exits at each threshold; all in turns."""
     images = images[: len(images) // BATCH_SIZE * BATCH_SIZE]
     batches = np.split(images, len(images) // BATCH_SIZE)
 
@@ -43,7 +43,9 @@ def images_per_second(
             program(batch)
 
     calls: list[Callable] = [partial(through, _program(model)) for model in models]
-    calls += [partial(exit, images) for exit in exits]
+    calls += [
+        partial(exits, images, [threshold] * len(exits.thresholds)) for threshold in thresholds
+    ]
     times = latency.seconds(dict(enumerate(calls)))
     return [len(images) / times[number] for number in range(len(calls))]
 
