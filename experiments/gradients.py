@@ -19,7 +19,7 @@ from scipy import stats
 
 import interflow_jax as ij
 from experiments.cli import configuration
-from experiments.cli.configuration import Configuration, integers, names
+from experiments.cli.configuration import HOSTS, Configuration, integers, names
 from experiments.page import markdown
 from experiments.runs import data
 from experiments.runs.files import write_whole
@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--out", default="results", help="folder of the report (default: results)")
     add("--name", help="of a record beside the first: OUT/gradients-NAME.md, ...")
     group = parser.add_argument_group("flags of experiments.run, in place of the preset's values")
-    decided = ("method", "dataset", "seed", "seeds", "depth", "epochs", "out")
+    decided = ("method", "dataset", "seed", "seeds", "depth", "epochs", "out", *HOSTS)
     configuration.add_flags(group, decided, presets.DECIDED)
     flags = vars(parser.parse_args(arguments))
     depths, methods, seeds, name = map(flags.pop, ("depths", "methods", "seeds", "name"))

@@ -1,4 +1,4 @@
-"""Trains any model on any dataset: whole epochs, all local devices, exact order and draws."""
+"""Trains any model on any dataset: whole epochs, all devices, exact order and draws."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -42,7 +42,8 @@ class Trainer:
     Attributes:
       model, optimizer, batch_size, preprocessing: what trains.
       dataset: as given; its splits are in memory if they fit.
-      mesh: all local devices. The batch is sharded over them, the state is on each.
+      mesh: all devices, of all processes after `jax.distributed.initialize`, which then do the same
+        in the same order. The batch is sharded over them, the state is on each.
       steps: optimiser steps per epoch.
       labels: of the branches, shallow to deep: the model's own, or 1 to their number.
     """
@@ -79,7 +80,7 @@ class Trainer:
             fill, or a model that returns no `Prediction` or has not one label per branch.
           splits.UnreadableExamplesError: for data that cannot be read.
         """
-        self.mesh = batches.local_mesh()
+        self.mesh = batches.device_mesh()
         if batch_size % self.mesh.size or not 1 <= batch_size <= len(dataset.train):
             raise ValueError(
                 f"batch_size is {batch_size}; it must be a multiple of the {self.mesh.size} "
@@ -118,7 +119,7 @@ class Trainer:
 
     def put(self, state: TrainState) -> TrainState:
         """Copies a state, such as one that was saved, to every device."""
-        return jax.device_put(state, batches.replicated(self.mesh))
+        return batches.replicate(state, self.mesh)
 
     def train_epoch(
         self, state: TrainState, epoch: int, seed: int = 0

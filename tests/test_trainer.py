@@ -117,7 +117,7 @@ def test_a_batch_that_does_not_fit_is_named(model, dataset, monkeypatch):
     class EightDevices:
         size = 8
 
-    monkeypatch.setattr(batches, "local_mesh", EightDevices)
+    monkeypatch.setattr(batches, "device_mesh", EightDevices)
     with pytest.raises(ValueError, match=r"batch_size is 12; .* multiple of the 8 device"):
         ij.Trainer(model, dataset, batch_size=12)
 

@@ -19,7 +19,10 @@ from interflow_jax.model import FullyConnected
 from interflow_jax.optimizer import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, Optimizer, Schedule
 from interflow_jax.training import BATCH_SIZE
 
-PLACES = ("data_dir", "out", "checkpoint_minutes", "seeds")
+HOSTS = ("coordinator", "processes", "process")
+"""Flags that join the processes of one run on several hosts."""
+
+PLACES = ("data_dir", "out", "checkpoint_minutes", "seeds", *HOSTS)
 """Flags that say where and how often, and so are no part of what a run computes."""
 
 
@@ -131,6 +134,18 @@ class Configuration:
     )
     out: str = _flag("runs", "results go to OUT/DATASET/METHOD/seedN")
     checkpoint_minutes: float = _flag(3.0, "between checkpoints within an epoch")
+    coordinator: str | None = _flag(
+        None,
+        "of a run on several hosts: address of process 0 and a free port, as 10.0.0.1:1234",
+        str,
+    )
+    processes: int | None = _flag(
+        None,
+        "how many such processes there are",
+        int,
+        "those that Slurm, Open MPI, Kubernetes or Cloud TPU started, else 1",
+    )
+    process: int | None = _flag(None, "which of them this is, from 0", int)
 
     def all_seeds(self) -> tuple[int, ...]:
         """The seeds to run, in order."""
@@ -222,7 +237,7 @@ class Configuration:
 
 def of_result(result: dict[str, Any]) -> Configuration:
     """The configuration of a finished run, but for its places."""
-    names = Configuration.__dataclass_fields__.keys() & result.keys()
+    names = (Configuration.__dataclass_fields__.keys() & result.keys()) - {*PLACES}
     values: dict[str, Any] = {name: result[name] for name in names}
     values["taps"] = tuple(values["taps"])
     return Configuration(**values)

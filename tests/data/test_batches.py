@@ -23,7 +23,7 @@ def test_streamed_batches_are_the_resident_ones(split, subset):
     if subset:
         split = Subset(split, np.arange(49, -1, -2))
     resident_split = batches.put(
-        ArraySplit(*split.read(np.arange(len(split)))), mesh := batches.local_mesh()
+        ArraySplit(*split.read(np.arange(len(split)))), mesh := batches.device_mesh()
     )
     order = batches.training_order(preprocessing.epoch_keys(3, 1), len(split))
     chunks = batches.chunks(0, len(split) // BATCH, 2)
