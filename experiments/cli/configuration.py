@@ -122,8 +122,8 @@ class Configuration:
     warmup_epochs: float = _flag(0.0, "over which the learning rate rises from zero")
     augment: str | None = _flag(
         None,
-        "random crops and flips of training images",
-        ("none", "crop_flip"),
+        "random flips of training images, and crops of their padded form or of resized boxes",
+        ("none", "crop_flip", "random_resized_crop"),
         "the paper's: crop_flip for CIFAR",
     )
     auxiliary_mean: float = _flag(
@@ -181,7 +181,7 @@ class Configuration:
         """Whether training images are cropped and flipped at random."""
         if self.augment is None:
             return datasets.recipe(self.dataset).augment
-        return self.augment == "crop_flip"
+        return self.augment != "none"
 
     def make_optimizer(self, steps: int) -> optax.GradientTransformation:
         """The optimizer of a training of so many steps per epoch, with its schedule."""

@@ -79,7 +79,7 @@ def prepare(flags: Configuration, folders: dict[int, RunFolder], command: str) -
         dataset = data.load(flags.dataset, flags.data_dir, flags.image_size, before_download)
         check_sizes(flags, len(dataset.train))
     hosts.once(claims)
-    augment = flags.augments()
+    augment, resized = flags.augments(), flags.augment == "random_resized_crop"
     stored = hosts.once(lambda: [each.statistics() for each in folders.values()])
     statistics = next(filter(None, stored), None)
     with hosts.everywhere(), memory_errors(), data.reading(dataset.name):
@@ -89,13 +89,16 @@ def prepare(flags: Configuration, folders: dict[int, RunFolder], command: str) -
             dataset,
             batch_size=flags.batch_size,
             optimizer=flags.make_optimizer(len(dataset.train) // flags.batch_size),
-            preprocessing=Preprocessing(**statistics, augment=augment) if statistics else None,
+            preprocessing=Preprocessing(**statistics, augment=augment, resized_crop=resized)
+            if statistics
+            else None,
             augment=augment,
+            resized_crop=resized,
             auxiliary_loss=(ij.METHODS | ij.BASELINES)[flags.method].auxiliary_loss,
             auxiliary_mean=flags.auxiliary_mean,
             progress=partial(console.reading, words=dataset.name),
         )
-    mean, deviation, _ = trainer.preprocessing
+    mean, deviation = trainer.preprocessing[:2]
     hosts.once(lambda: [each.keep_statistics(mean, deviation) for each in folders.values()])
     return trainer
 

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -98,7 +99,8 @@ def test_killed_and_signalled_they_end_together_and_go_on(by_one, by_two, tmp_pa
     killed = time.monotonic()
     statuses, _, errors = finish(*processes)
     assert time.monotonic() - killed < 60
-    assert statuses == [1, -signal.SIGKILL]
+    assert statuses[0] != 0  # of this command, or of JAX where that was the first to notice
+    assert statuses[1] == -signal.SIGKILL
     for error in errors:
         assert error.splitlines()[-1].endswith("to go on, run the same command again on every host")
     checkpoints = {path.name for path in folder_in(out, "S1").glob("checkpoints/*.sha256.json")}
@@ -193,8 +195,12 @@ def two_hosts():
         subprocess.run(["ip", *arguments], check=True)
 
     try:
-        for name in names:
+        for number, name in enumerate(names, start=1):
             ip("netns", "add", name)
+            # What `ip netns exec` shows as /etc/hosts: gloo listens where this host's name leads.
+            file = Path("/etc/netns", name, "hosts")
+            file.parent.mkdir(parents=True)
+            file.write_text(f"127.0.0.1 localhost\n10.77.0.{number} {socket.gethostname()}\n")
         ip(*f"link add cable netns {names[0]} type veth peer name cable netns {names[1]}".split())
         for number, name in enumerate(names, start=1):
             ip(*f"-n {name} address add 10.77.0.{number}/24 dev cable".split())
@@ -204,6 +210,7 @@ def two_hosts():
     finally:
         for name in names:
             subprocess.run(["ip", "netns", "del", name], check=False)
+            shutil.rmtree(Path("/etc/netns", name), ignore_errors=True)
 
 
 @pytest.mark.slow
