@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from experiments.cli import configuration
-from experiments.cli.configuration import Configuration, integers, names
+from experiments.cli.configuration import HOSTS, Configuration, integers, names
 from experiments.runs.files import write_whole
 from experiments.sweep import work
 from experiments.sweep.planning import plan
@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--out", default="results", help="folder of the report (default: results)")
     add("--name", help="of a record beside the first: OUT/gradients-NAME.md, ...")
     group = parser.add_argument_group("flags of experiments.run, in place of the preset's values")
-    decided = ("method", "dataset", "seed", "seeds", "depth", "epochs", "out")
+    decided = ("method", "dataset", "seed", "seeds", "depth", "epochs", "out", *HOSTS)
     configuration.add_flags(group, decided, presets.DECIDED | {"drop_after": "1.0, no drop"})
     flags = vars(parser.parse_args(arguments))
     depths, methods, seeds, name = map(flags.pop, ("depths", "methods", "seeds", "name"))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import interflow_jax as ij
 from experiments.cli import configuration
-from experiments.cli.configuration import integers, names, numbers
+from experiments.cli.configuration import HOSTS, integers, names, numbers
 from experiments.runs.files import writable
 from experiments.runs.stopping import StoppedError
 from experiments.sweep import time_left, work
@@ -32,8 +32,8 @@ AXES = {
 }
 """Flags that give a table's axes: the axis, how its values are read, and their form in words."""
 
-DECIDED = ("method", "dataset", "seed", "seeds", "depth", "out")
-"""Flags of the main command that the tables decide."""
+DECIDED = ("method", "dataset", "seed", "seeds", "depth", "out", *HOSTS)
+"""Flags of the main command that the tables decide, or that a sweep has no use for."""
 
 NAMED = f"{', '.join(sorted([*TABLES, '2']))}"
 

@@ -37,13 +37,21 @@ class Checkpoints:
 
     Orbax writes each to a temporary folder and renames it when complete, so that a process killed
     at any moment leaves the one before. It may miss that a file was altered; so the digest of every
-    file lies beside the checkpoint and is compared before reading.
+    file lies beside the checkpoint and is compared before reading. Of several processes one alone
+    saves and restores, states of which it has every array whole.
     """
 
     def __init__(self, folder: Path):
         self._folder = folder.resolve()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        process = jax.process_index()
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=KEPT, enable_async_checkpointing=False, create=True
+            max_to_keep=KEPT,
+            enable_async_checkpointing=False,
+            create=False,
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                primary_host=process, active_processes={process}
+            ),
         )
         self._manager = ocp.CheckpointManager(self._folder, options=options)
         self.close = self._manager.close  # ends orbax's threads

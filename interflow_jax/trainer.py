@@ -1,4 +1,4 @@
-"""Trains any model on any dataset: whole epochs, all local devices, exact order and draws."""
+"""Trains any model on any dataset: whole epochs, all devices, exact order and draws."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -19,6 +19,7 @@ from interflow_jax.data.datasets import Dataset, recipe
 from interflow_jax.data.preprocessing import (
     EpochKeys,
     Preprocessing,
+    crop_draws,
     dropout_key,
     epoch_keys,
     for_training,
@@ -37,13 +38,14 @@ class Trainer:
     """Trains a model that returns a `Prediction`; runs of several seeds share its programs.
 
     Every draw is a function of (seed, epoch, step). A last batch that is not full is left out of an
-    epoch; another epoch's order leaves out other examples. A split that fits stays on the devices,
-    another one is streamed.
+    epoch; another epoch's order leaves out other examples. Splits that fit stay on the devices;
+    others, and those of which random boxes are resized, are streamed.
 
     Attributes:
       model, optimizer, batch_size, preprocessing: what trains.
       dataset: as given; its splits are in memory if they fit.
-      mesh: all local devices. The batch is sharded over them, the state is on each.
+      mesh: all devices, of all processes after `jax.distributed.initialize`, which then do the same
+        in the same order. The batch is sharded over them, the state is on each.
       steps: optimiser steps per epoch.
       labels: of the branches, shallow to deep: the model's own, or 1 to their number.
     """
@@ -58,6 +60,7 @@ class Trainer:
         optimizer: optax.GradientTransformation | None = None,
         preprocessing: Preprocessing | None = None,
         augment: bool = False,
+        resized_crop: bool = False,
         auxiliary_loss: float = 0.0,
         auxiliary_mean: float = 0.0,
         pretrained: Any = None,
@@ -72,7 +75,8 @@ class Trainer:
           batch_size: over all devices.
           optimizer: None for the paper's (IV-B), with the drop of the dataset's recipe.
           preprocessing: None to normalise by the channels' mean and deviation in training.
-          augment: without `preprocessing`, whether training images are cropped and flipped.
+          augment, resized_crop: without `preprocessing`, whether training images are cropped and
+            flipped, and how (see `Preprocessing`).
           auxiliary_loss, auxiliary_mean: as in `train_step`.
           pretrained: the backbone's variables that `init` begins from, as in `with_backbone`.
           progress: wraps the chunks of a split that is read whole, as `tqdm.tqdm` does.
@@ -83,7 +87,7 @@ class Trainer:
             pretrained variables that do not fit its backbone.
           splits.UnreadableExamplesError: for data that cannot be read.
         """
-        self.mesh = batches.local_mesh()
+        self.mesh = batches.device_mesh()
         if batch_size % self.mesh.size or not 1 <= batch_size <= len(dataset.train):
             raise ValueError(
                 f"batch_size is {batch_size}; it must be a multiple of the {self.mesh.size} "
@@ -97,14 +101,16 @@ class Trainer:
         self._resident: dict[str, tuple[Array, Array]] = {}
         # Without validation: whether training streams, which rounds otherwise, must not hang on it.
         examples = len(dataset.train) + len(dataset.test)
-        if batches.fits(examples * int(np.prod(dataset.image_shape))):
+        nbytes = examples * int(np.prod(dataset.image_shape))
+        streamed = preprocessing.resized_crop if preprocessing else resized_crop
+        if not streamed and batches.fits(nbytes):
             for name, split in self._splits.items():
                 self._splits[name] = arrays = splits.into_memory(split, progress)
                 self._resident[name] = batches.put(arrays, self.mesh)
         self.dataset = dataset = dataset._replace(**self._splits)
         if preprocessing is None:
             statistics = splits.channel_statistics(dataset.train, progress)
-            preprocessing = Preprocessing(*statistics, augment)
+            preprocessing = Preprocessing(*statistics, augment, resized_crop)
         self.preprocessing = preprocessing
         if optimizer is None:
             drop_after = recipe(dataset.name).drop_after
@@ -134,7 +140,7 @@ class Trainer:
 
     def put(self, state: TrainState) -> TrainState:
         """Copies a state, such as one that was saved, to every device."""
-        return jax.device_put(state, batches.replicated(self.mesh))
+        return batches.replicate(state, self.mesh)
 
     def train_epoch(
         self, state: TrainState, epoch: int, seed: int = 0
@@ -161,7 +167,9 @@ class Trainer:
         """
         keys = epoch_keys(seed, epoch)
         order = batches.training_order(keys, len(self.dataset.train))
-        for steps, source in self._sources("train", order, first, self.steps):
+        draws = partial(crop_draws, keys, self.batch_size)
+        draws = draws if self.preprocessing.resized_crop else None
+        for steps, source in self._sources("train", order, first, self.steps, draws):
             state, metrics = self._train(state, source, keys, steps)
             yield state, jax.tree.map(np.asarray, metrics)
 
@@ -199,14 +207,19 @@ class Trainer:
         return training.predict_in_batches(program, images, shape, self.batch_size)
 
     def _sources(
-        self, split: str, order: np.ndarray, first: int, last: int
+        self,
+        split: str,
+        order: np.ndarray,
+        first: int,
+        last: int,
+        draws: Callable[[int], np.ndarray] | None = None,
     ) -> Iterator[tuple[np.ndarray, Any]]:
         """Pairs each dispatch's steps, from `first` to before `last`, with its batches."""
         chunks = batches.chunks(first, last, batches.steps_per_dispatch())
         if split in self._resident:
             return batches.resident_batches(self._resident[split], order, chunks, self.mesh)
         examples = self._splits[split]
-        return batches.streamed_batches(examples, order, chunks, self.mesh, self.batch_size)
+        return batches.streamed_batches(examples, order, chunks, self.mesh, self.batch_size, draws)
 
 
 def _branch_labels(model: nn.Module, image_shape: tuple[int, int, int]) -> tuple[Any, ...]:

@@ -33,12 +33,12 @@ def key():
 def on_cpu_devices():
     """Runs a program in a child with so many CPU devices; returns what it printed."""
 
-    def run(devices: int, program: str) -> str:
+    def run(devices: int, program: str, *arguments: object) -> str:
         flags = (
             f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
         )
         done = subprocess.run(
-            [sys.executable, "-c", program],
+            [sys.executable, "-c", program, *map(str, arguments)],
             env={**os.environ, "XLA_FLAGS": flags},
             capture_output=True,
             text=True,

@@ -2,6 +2,8 @@
 
 import json
 import os
+import socket
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import flax.linen as nn
@@ -117,7 +119,7 @@ def test_a_batch_that_does_not_fit_is_named(model, dataset, monkeypatch):
     class EightDevices:
         size = 8
 
-    monkeypatch.setattr(batches, "local_mesh", EightDevices)
+    monkeypatch.setattr(batches, "device_mesh", EightDevices)
     with pytest.raises(ValueError, match=r"batch_size is 12; .* multiple of the 8 device"):
         ij.Trainer(model, dataset, batch_size=12)
 
@@ -300,3 +302,59 @@ def test_eight_devices_lose_what_one_loses(on_cpu_devices):
     assert (one["devices"], eight["devices"]) == (1, 8)
     assert one["counted"] == eight["counted"] == 50
     np.testing.assert_allclose(eight["losses"], one["losses"], rtol=1e-4)
+
+
+def test_random_crops_are_streamed_and_taken_up_bit_for_bit(model, dataset):
+    cutting = Preprocessing((0.5,), (0.25,), augment=True, resized_crop=True)
+    trained = ij.Trainer(model, dataset, batch_size=BATCH, preprocessing=cutting)
+    whole, metrics = trained.train_epoch(trained.init(1), 2, seed=1)
+    for count, (state, _) in enumerate(trained.dispatches(trained.init(1), 2, seed=1), start=1):
+        if count == 3:
+            saved = jax.tree.map(np.asarray, state)
+            break
+    *_, (resumed, _) = trained.dispatches(trained.put(saved), 2, seed=1, first=3)
+    jax.tree.map(np.testing.assert_array_equal, resumed.params, whole.params)
+    padding = ij.Trainer(model, dataset, batch_size=BATCH, preprocessing=AUGMENTING)
+    _, others = padding.train_epoch(padding.init(1), 2, seed=1)
+    assert np.all(metrics.loss_sum != others.loss_sum)
+
+
+PROCESS = (
+    """
+import sys, jax, numpy as np
+from interflow_jax.data import batches, splits
+port, processes, process, resident = map(int, sys.argv[1:])
+jax.distributed.initialize(f"127.0.0.1:{port}", processes, process,
+                           cluster_detection_method="deactivate")
+batches.fits = lambda nbytes: bool(resident)
+count, read = [], splits.ArraySplit.read
+splits.ArraySplit.read = lambda self, indices, *draws: (
+    count.append(len(indices)), read(self, indices, *draws))[1]
+"""
+    + LOSSES_OF_A_CHILD
+    + """
+print("read", sum(count))
+"""
+)
+
+
+@pytest.mark.parametrize(("processes", "resident"), [(2, True), (4, False)])
+def test_processes_lose_what_one_loses_and_read_their_part(processes, resident, on_cpu_devices):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with ThreadPoolExecutor() as pool:
+        outputs = pool.map(
+            lambda process: on_cpu_devices(
+                4 // processes, PROCESS, port, processes, process, int(resident)
+            ),
+            range(processes),
+        )
+        one = json.loads(on_cpu_devices(4, LOSSES_OF_A_CHILD))
+    for output in outputs:
+        losses, reads = (line for line in output.splitlines() if "[Gloo]" not in line)
+        each = json.loads(losses)
+        assert (each["devices"], each["counted"]) == (4, 50)
+        np.testing.assert_allclose(each["losses"], one["losses"], rtol=1e-4)
+        # 64 for training and 64 for testing, the last 14 of which only fill up the batch.
+        assert reads == f"read {64 + 50 if resident else 128 // processes}"

@@ -22,7 +22,10 @@ from interflow_jax.model import FullyConnected, Pool
 from interflow_jax.optimizer import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, Optimizer, Schedule
 from interflow_jax.training import BATCH_SIZE
 
-PLACES = ("data_dir", "out", "checkpoint_minutes", "seeds", "list_layers")
+HOSTS = ("coordinator", "processes", "process")
+"""Flags that join the processes of one run on several hosts."""
+
+PLACES = ("data_dir", "out", "checkpoint_minutes", "seeds", "list_layers", *HOSTS)
 """Flags that say where, how often and what to print, and so are no part of what a run computes."""
 
 VGG = "vgg"
@@ -182,8 +185,8 @@ class Configuration:
     warmup_epochs: float = _flag(0.0, "over which the learning rate rises from zero")
     augment: str | None = _flag(
         None,
-        "random crops and flips of training images",
-        ("none", "crop_flip"),
+        "random flips of training images, and crops of their padded form or of resized boxes",
+        ("none", "crop_flip", "random_resized_crop"),
         "the paper's: crop_flip for CIFAR",
     )
     auxiliary_mean: float = _flag(
@@ -196,6 +199,18 @@ class Configuration:
     )
     out: str = _flag("runs", "results go to OUT/DATASET/METHOD/seedN")
     checkpoint_minutes: float = _flag(3.0, "between checkpoints within an epoch")
+    coordinator: str | None = _flag(
+        None,
+        "of a run on several hosts: address of process 0 and a free port, as 10.0.0.1:1234",
+        str,
+    )
+    processes: int | None = _flag(
+        None,
+        "how many such processes there are",
+        int,
+        "those that Slurm, Open MPI, Kubernetes or Cloud TPU started, else 1",
+    )
+    process: int | None = _flag(None, "which of them this is, from 0", int)
 
     def all_seeds(self) -> tuple[int, ...]:
         """The seeds to run, in order."""
@@ -248,7 +263,7 @@ class Configuration:
         """Whether training images are cropped and flipped at random."""
         if self.augment is None:
             return datasets.recipe(self.dataset).augment
-        return self.augment == "crop_flip"
+        return self.augment != "none"
 
     def auxiliary_loss(self) -> float:
         """The weight of the loss of every branch but the last, unless a mean takes their place."""
@@ -351,7 +366,7 @@ def _bytes(file: str) -> bytes:
 
 def of_result(result: dict[str, Any]) -> Configuration:
     """The configuration of a finished run, but for its places."""
-    names = Configuration.__dataclass_fields__.keys() & result.keys()
+    names = (Configuration.__dataclass_fields__.keys() & result.keys()) - {*PLACES}
     values: dict[str, Any] = {name: result[name] for name in names}
     values["taps"] = tuple(values["taps"])
     values["initial_weights"] = values.get("initial_weights") and tuple(values["initial_weights"])

@@ -17,17 +17,19 @@ def versions() -> dict[str, str]:
 
 
 def device() -> str:
-    """The devices in words."""
-    devices = jax.local_devices()
+    """The devices in words; of CPUs on several hosts, those of this one."""
+    devices = jax.devices()
+    processes = jax.process_count()
+    suffix = f", {processes} processes" if processes > 1 else ""
     if devices[0].platform != "cpu":
-        return f"{len(devices)} x {devices[0].device_kind}"
+        return f"{len(devices)} x {devices[0].device_kind}{suffix}"
     model = platform.processor() or platform.machine()
     information = Path("/proc/cpuinfo")
     if information.exists():
         names = [line for line in information.read_text().splitlines() if "model name" in line]
         model = names[0].partition(":")[2].strip() if names else model
     shared = f" as {len(devices)} devices" if len(devices) > 1 else ""
-    return f"CPU, {os.cpu_count()} cores{shared}, {model}"
+    return f"CPU, {os.cpu_count()} cores{shared}, {model}{suffix}"
 
 
 def cores() -> int:

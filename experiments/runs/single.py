@@ -10,7 +10,7 @@ import jax
 import interflow_jax as ij
 from experiments.cli import console
 from experiments.cli.configuration import VGG, Configuration
-from experiments.runs import charts, data, machine
+from experiments.runs import charts, data, hosts, machine
 from experiments.runs.files import writable
 from experiments.runs.folder import RunFolder
 from experiments.runs.stopping import StopSignals, memory_errors
@@ -26,15 +26,27 @@ from interflow_jax.trainer import Trainer
 
 def check(flags: Configuration) -> dict[int, RunFolder]:
     """Checks all that can be wrong without the data; returns a folder for every seed."""
-    flags.check()
-    devices = jax.local_device_count()
-    if flags.batch_size % devices:
-        raise ValueError(
-            f"--batch_size={flags.batch_size} on {devices} devices: choose a multiple of {devices}"
-        )
-    folders = {seed: RunFolder(flags.folder(seed)) for seed in flags.all_seeds()}
-    for seed, folder in folders.items():
-        folder.check(flags.identity(seed))
+    with hosts.everywhere():
+        flags.check()
+        devices = jax.device_count()
+        if flags.batch_size % devices:
+            raise ValueError(
+                f"--batch_size={flags.batch_size} on {devices} devices: choose a multiple of "
+                f"{devices}"
+            )
+    identities = {seed: flags.identity(seed) for seed in flags.all_seeds()}
+    folders = {seed: RunFolder(flags.folder(seed)) for seed in identities}
+
+    def check_folders() -> dict[int, dict[str, Any]]:
+        for seed, folder in folders.items():
+            folder.check(identities[seed])
+        return identities
+
+    first = hosts.once(check_folders)
+    with hosts.everywhere():
+        if identities != first:
+            me = jax.process_index()
+            raise ValueError(f"process {me} was given another command than process 0")
     return folders
 
 
@@ -69,17 +81,30 @@ def check_sizes(flags: Configuration, examples: int) -> None:
 def prepare(flags: Configuration, folders: dict[int, RunFolder], command: str) -> Trainer:
     """Opens the data, claims the folders, and makes all ready to train."""
     claims = partial(claim, flags, folders, command)
-    dataset = data.load(flags.dataset, flags.data_dir, flags.image_size, before_download=claims)
-    check_sizes(flags, len(dataset.train))
-    claims()
-    augment = flags.augments()
+
+    def before_download() -> None:
+        if not hosts.alone():
+            raise ValueError(
+                f"{flags.dataset} is not prepared on process {jax.process_index()}; for several "
+                f"hosts do it first: python -m experiments.prepare --dataset={flags.dataset}"
+            )
+        claims()
+
+    with hosts.everywhere():
+        dataset = data.load(flags.dataset, flags.data_dir, flags.image_size, before_download)
+        check_sizes(flags, len(dataset.train))
+    hosts.once(claims)
+    augments = {
+        "augment": flags.augments(),
+        "resized_crop": flags.augment == "random_resized_crop",
+    }
     preprocessing = None
-    stored = [statistics for each in folders.values() if (statistics := each.statistics())]
-    if stored:
-        preprocessing = Preprocessing(**stored[0], augment=augment)
+    stored = hosts.once(lambda: [each.statistics() for each in folders.values()])
+    if statistics := next(filter(None, stored), None):
+        preprocessing = Preprocessing(**statistics, **augments)
     elif flags.normalize == "imagenet":
-        preprocessing = imagenet_preprocessing(dataset.image_shape, augment)
-    with memory_errors(), data.reading(dataset.name):
+        preprocessing = imagenet_preprocessing(dataset.image_shape, **augments)
+    with hosts.everywhere(), memory_errors(), data.reading(dataset.name):
         dataset = _subset(flags, dataset)
         trainer = Trainer(
             flags.build(len(dataset.class_names)),
@@ -87,14 +112,14 @@ def prepare(flags: Configuration, folders: dict[int, RunFolder], command: str) -
             batch_size=flags.batch_size,
             optimizer=flags.make_optimizer(len(dataset.train) // flags.batch_size),
             preprocessing=preprocessing,
-            augment=augment,
+            **augments,
             auxiliary_loss=flags.auxiliary_loss(),
             auxiliary_mean=flags.auxiliary_mean,
             pretrained=flags.pretrained and ij.read_pretrained(flags.pretrained),
             progress=partial(console.reading, words=dataset.name),
         )
-    for folder in folders.values():
-        folder.keep_statistics(trainer.preprocessing.mean, trainer.preprocessing.deviation)
+    mean, deviation = trainer.preprocessing[:2]
+    hosts.once(lambda: [each.keep_statistics(mean, deviation) for each in folders.values()])
     return trainer
 
 
@@ -121,8 +146,9 @@ def run(
     flags: Configuration, trainer: Trainer, seed: int, folder: RunFolder, command: str
 ) -> dict[str, Any]:
     """Trains one seed to the end, or from where it stopped to the end; returns its result."""
-    with folder.locked(), StopSignals() as stop:
-        if (result := folder.result()) is not None:  # another process has done it meanwhile
+    with contextlib.ExitStack() as lock, StopSignals() as stop:
+        hosts.once(lambda: lock.enter_context(folder.locked()))
+        if result := hosts.once(folder.result):  # another command has done it meanwhile
             return result
         epochs = flags.resolved_epochs()
         print(
@@ -136,12 +162,18 @@ def run(
             with contextlib.closing(training):
                 training.resume(partial(print, flush=True))
                 training.train(stop)
-        history = training.position.history
-        result = _result(flags.identity(seed), training, command)
-        charts.draw(history, result, trainer.dataset.class_names, folder.pictures)
-        folder.write_history(history)
-        folder.write_json("result.json", result)
-        stop.check()  # a signal that came after the last epoch stops the seeds after this one
+
+        def finish() -> dict[str, Any]:
+            history = training.position.history
+            result = _result(flags.identity(seed), training, command)
+            charts.draw(history, result, trainer.dataset.class_names, folder.pictures)
+            folder.write_history(history)
+            folder.write_json("result.json", result)
+            return result
+
+        result = hosts.once(finish)
+        with hosts.everywhere():
+            stop.check()  # a signal that came after the last epoch stops the seeds after this one
         return result
 
 
@@ -160,6 +192,7 @@ def _result(identity: dict[str, Any], training: TrainingRun, command: str) -> di
         "weights": list(last["weights"].values()),
         "train_seconds": training.position.seconds,
         "device": machine.device(),
+        "processes": jax.process_count(),
         "cores": training.position.cores,
         "versions": machine.versions(),
         "command": command,

@@ -10,11 +10,11 @@ import jax
 import numpy as np
 
 from experiments.cli.console import Progress, epoch_line
-from experiments.runs import machine
+from experiments.runs import hosts, machine
 from experiments.runs.events import Events
 from experiments.runs.folder import RunFolder
 from experiments.runs.stopping import NonFiniteLossError, StoppedError, StopSignals
-from interflow_jax.checkpoints import Checkpoints, UnwritableError
+from interflow_jax.checkpoints import Checkpoint, Checkpoints, UnwritableError
 from interflow_jax.trainer import Trainer
 from interflow_jax.training import TrainMetrics, TrainState
 
@@ -57,15 +57,21 @@ class TrainingRun:
 
     def resume(self, say: Say) -> None:
         """Resumes from the newest readable checkpoint, if there is one."""
-        self._checkpoints.remove_drafts()
-        restored = self._checkpoints.restore(self.state, say)
+
+        def restore() -> Checkpoint | None:
+            self._checkpoints.remove_drafts()
+            restored = self._checkpoints.restore(self.state, say)
+            if restored is not None:
+                self._checkpoints.discard_after(restored.number)
+            return restored
+
+        restored = hosts.once(restore)
         if restored is None:
             return
         self.state = self.trainer.put(restored.state)
         self.position = Position(**restored.notes)
         if self.position.cores[-1:] != [machine.cores()]:
             self.position.cores.append(machine.cores())
-        self._checkpoints.discard_after(restored.number)
         self._saved = restored.number
         say(
             f"taking up {self.folder.path} after epoch {self.position.epoch}, "
@@ -93,16 +99,18 @@ class TrainingRun:
                 self._write_history(progress.say)
                 progress.say(epoch_line(record, self.epochs))
         except StoppedError as stopped:
-            try:
-                self.save(progress.say)
-                self._check_saved()
-            except (UnwritableError, NonFiniteLossError) as error:
-                raise StoppedError(stopped.signal, str(error)) from error
+            with hosts.everywhere():
+                try:
+                    self.save(progress.say)
+                    self._check_saved()
+                except (UnwritableError, NonFiniteLossError) as error:
+                    raise StoppedError(stopped.signal, str(error)) from error
             raise
         finally:
             self._events.close()
             progress.close()
-        self._check_saved()
+        with hosts.everywhere():
+            self._check_saved()
 
     def _check_saved(self) -> None:
         if self._saved != self.position.number(self.trainer.steps):
@@ -114,7 +122,7 @@ class TrainingRun:
     def _write_history(self, say: Say) -> None:
         """Writes the metrics; a failure costs nothing, for every checkpoint has them too."""
         try:
-            if self.position.history:
+            if self.position.history and hosts.is_first():
                 self.folder.write_history(self.position.history)
                 self._events.write(self.position.history)
         except OSError as error:
@@ -128,17 +136,20 @@ class TrainingRun:
         for self.state, metrics in dispatches:
             steps = len(metrics.count)
             images = steps * trainer.batch_size
-            self._add(metrics)
-            if steps in self._compiled:
-                position.seconds += time.monotonic() - start
-                position.timed += images
-            self._compiled.add(steps)
-            progress.add(images, f"{position.epoch + 1}/{self.epochs}")
-            stop.check()
-            due = time.monotonic() - self._last_save >= self._seconds_between_saves
-            if due and position.step < trainer.steps:
+            with hosts.everywhere():
+                self._add(metrics)
+                if steps in self._compiled:
+                    position.seconds += time.monotonic() - start
+                    position.timed += images
+                self._compiled.add(steps)
+                progress.add(images, f"{position.epoch + 1}/{self.epochs}")
+                stop.check()
+            if position.step < trainer.steps and hosts.once(self._save_is_due):
                 self.save(progress.say)
             start = time.monotonic()
+
+    def _save_is_due(self) -> bool:
+        return time.monotonic() - self._last_save >= self._seconds_between_saves
 
     def _add(self, metrics: TrainMetrics) -> None:
         """Adds a dispatch's sums, [steps] each, to the position."""
@@ -157,12 +168,17 @@ class TrainingRun:
     def _record(self, stop: StopSignals) -> dict[str, Any]:
         """Evaluates: losses in nats, accuracies in percent, branches by their labels."""
         position, trainer = self.position, self.trainer
-        test = trainer.evaluate(self.state, "test", stop.check)
+
+        def between() -> None:
+            with hosts.everywhere():
+                stop.check()
+
+        test = trainer.evaluate(self.state, "test", between)
         validation = {}
         # A run begun before it was measured goes on without: every epoch has the same figures.
         before = all("validation_accuracy" in record for record in position.history)
         if trainer.dataset.validation is not None and before:
-            metrics = trainer.evaluate(self.state, "validation", stop.check)
+            metrics = trainer.evaluate(self.state, "validation", between)
             validation["validation_accuracy"] = metrics.accuracy
         labels = [str(label) for label in trainer.labels]
         return {
@@ -183,13 +199,17 @@ class TrainingRun:
         number = self.position.number(self.trainer.steps)
         if number == self._saved:
             return
-        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(self.state.params)):
-            raise NonFiniteLossError(
-                f"parameters are not finite after epoch {self.position.epoch}, "
-                f"step {self.position.step} of the next"
-            )
-        try:
+
+        def write() -> None:
+            if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(self.state.params)):
+                raise NonFiniteLossError(
+                    f"parameters are not finite after epoch {self.position.epoch}, "
+                    f"step {self.position.step} of the next"
+                )
             self._checkpoints.save(number, self.state, dataclasses.asdict(self.position))
+
+        try:
+            hosts.once(write)
             self._saved = number
         except UnwritableError as error:
             say(f"could not save a checkpoint ({error}); trying again at the next one")

@@ -2,21 +2,23 @@
 
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import pairwise
-from typing import NamedTuple
+from itertools import pairwise, repeat
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from interflow_jax.data.preprocessing import EpochKeys
 from interflow_jax.data.splits import ArraySplit, Split, read
 
 PREFETCHED_WINDOWS = 2  # read ahead of the device while streaming
+_MOST_AT_ONCE = 64  # examples that a thread holds before they are fitted to the batch
 
 
 class Resident(NamedTuple):
@@ -45,9 +47,9 @@ class Window(NamedTuple):
         return self.images[step - self.first], self.labels[step - self.first]
 
 
-def local_mesh() -> Mesh:
-    """All devices of this process along one axis, "batch"."""
-    return Mesh(np.array(jax.local_devices()), ("batch",))
+def device_mesh() -> Mesh:
+    """All devices of all processes along one axis, "batch"."""
+    return Mesh(np.array(jax.devices()), ("batch",))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -55,16 +57,31 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def replicate(arrays: Any, mesh: Mesh) -> Any:
+    """Copies a pytree of arrays that every process has, equal on all, to every device."""
+    # `device_put` would have the processes send each other their copies, to compare them.
+    return jax.make_array_from_process_local_data(replicated(mesh), arrays)
+
+
+def own_examples(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """Which examples of a batch this process's devices take, in order, int."""
+    sharding = NamedSharding(mesh, PartitionSpec("batch"))
+    parts = sharding.addressable_devices_indices_map((batch_size,)).values()
+    return np.sort(np.concatenate([np.arange(batch_size)[part] for part in parts]))
+
+
 def fits(nbytes: int) -> bool:
-    """Whether every device may hold data of `nbytes`, which the host reads first.
+    """Whether every device may hold data of `nbytes`, which each host reads first.
 
     A quarter of the memory at most, of each device and of the host; CPU devices share the host's.
+    All processes, which must ask together, get the answer of the one with the least memory.
     """
     host_memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     copies = jax.local_device_count() if jax.default_backend() == "cpu" else 1
     statistics = jax.local_devices()[0].memory_stats() or {}
     device_memory = statistics.get("bytes_limit", host_memory)
-    return nbytes <= min(host_memory // copies, device_memory) // 4
+    enough = nbytes <= min(host_memory // copies, device_memory) // 4
+    return bool(multihost_utils.process_allgather(np.array(enough)).all())
 
 
 def steps_per_dispatch() -> int:
@@ -78,7 +95,7 @@ def steps_per_dispatch() -> int:
 
 def put(split: ArraySplit, mesh: Mesh) -> tuple[Array, Array]:
     """Puts a split's images and labels on every device."""
-    return jax.device_put((split.images, split.labels), replicated(mesh))
+    return replicate((split.images, split.labels), mesh)
 
 
 def chunks(first: int, last: int, size: int) -> list[np.ndarray]:
@@ -94,24 +111,48 @@ def resident_batches(
     examples: tuple[Array, Array], order: np.ndarray, steps: list[np.ndarray], mesh: Mesh
 ) -> Iterator[tuple[np.ndarray, Resident]]:
     """Pairs every dispatch's steps with the source of their batches, a split on the devices."""
-    source = Resident(*examples, jax.device_put(order, replicated(mesh)))
+    source = Resident(*examples, replicate(order, mesh))
     for chunk in steps:
         yield chunk, source
 
 
 def streamed_batches(
-    split: Split, order: np.ndarray, steps: list[np.ndarray], mesh: Mesh, batch_size: int
+    split: Split,
+    order: np.ndarray,
+    steps: list[np.ndarray],
+    mesh: Mesh,
+    batch_size: int,
+    draws: Callable[[int], np.ndarray] | None = None,
+    readers: int | None = None,
 ) -> Iterator[tuple[np.ndarray, Window]]:
-    """As `resident_batches`, from a split that stays on the host, read ahead in a thread."""
+    """As `resident_batches`, from a split that stays on the host, read ahead in threads.
+
+    A process reads only the examples that its own devices take. Decoding pictures leaves Python
+    free, so threads are as fast as processes, and start at once.
+
+    Args:
+      draws: of random crops (see `Split.read`), by the step, [batch, ...]; None for whole images.
+      readers: how many examples to read at once; None for one per core.
+    """
+    readers = readers or len(os.sched_getaffinity(0))
     sharding = NamedSharding(mesh, PartitionSpec(None, "batch"))
+    own = own_examples(mesh, batch_size)
 
     def window(chunk: np.ndarray) -> tuple[np.ndarray, Window]:
-        visited = order[chunk[0] * batch_size : (chunk[-1] + 1) * batch_size]
-        arrays = read(split, visited)
-        shaped = [array.reshape(len(chunk), batch_size, *array.shape[1:]) for array in arrays]
-        return chunk, Window(*jax.device_put(shaped, sharding), first=jnp.asarray(chunk[0]))
+        visited = order[: (chunk[-1] + 1) * batch_size].reshape(-1, batch_size)[chunk][:, own]
+        parts = max(readers, visited.size // _MOST_AT_ONCE)
+        indices = np.array_split(visited.ravel(), parts)
+        if draws is None:
+            examples = pool.map(read, repeat(split), indices)
+        else:
+            boxes = np.concatenate([draws(int(step))[own] for step in chunk])
+            examples = pool.map(read, repeat(split), indices, np.array_split(boxes, parts))
+        arrays = map(np.concatenate, zip(*examples, strict=True))
+        shaped = [array.reshape(*visited.shape, *array.shape[1:]) for array in arrays]
+        shards = jax.make_array_from_process_local_data(sharding, shaped)
+        return chunk, Window(*shards, first=jnp.asarray(chunk[0]))
 
-    with ThreadPoolExecutor(1) as reader:
+    with ThreadPoolExecutor(readers) as pool, ThreadPoolExecutor(1) as reader:
         pending: deque[Future] = deque()
         for chunk in steps:
             pending.append(reader.submit(window, chunk))

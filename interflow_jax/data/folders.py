@@ -7,6 +7,7 @@ import numpy as np
 
 from interflow_jax.data import pictures
 from interflow_jax.data.datasets import VARYING_SIZE, Dataset
+from interflow_jax.data.splits import each
 
 ENDINGS = (".png", ".jpg", ".jpeg")
 _HELD_OUT = 10  # without a test folder, every tenth picture of a class is for testing
@@ -23,11 +24,13 @@ class PictureSplit:
     def __len__(self) -> int:
         return len(self.files)
 
-    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def read(
+        self, indices: np.ndarray, draws: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         images = []
-        for index in indices.tolist():
+        for index, draw in zip(indices.tolist(), each(draws, indices), strict=True):
             with pictures.opened(self.files[index]) as picture:
-                images.append(pictures.fit(picture, self.image_shape))
+                images.append(pictures.fit(picture, self.image_shape, draw))
         return np.stack(images), self.labels[indices]
 
 

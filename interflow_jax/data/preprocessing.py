@@ -4,7 +4,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+
+from interflow_jax.data import pictures
 
 PADDING = 4  # zero pixels on every side before the random crop (paper, IV-B)
 
@@ -22,20 +25,23 @@ class Preprocessing(NamedTuple):
     mean: tuple[float, ...]  # of every channel, for pixels in [0, 1]
     deviation: tuple[float, ...]  # standard deviation, likewise
     augment: bool  # training images, by random crops and flips
+    resized_crop: bool = False  # those crops as Inception's, of the pictures that the host reads
 
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of its training images, as most weights for it expect
 _IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
 
 
-def imagenet_preprocessing(image_shape: tuple[int, int, int], augment: bool) -> Preprocessing:
+def imagenet_preprocessing(
+    image_shape: tuple[int, int, int], augment: bool, resized_crop: bool = False
+) -> Preprocessing:
     """ImageNet's statistics; raises ValueError for images that have not three channels."""
     if image_shape[-1] != len(_IMAGENET_MEAN):
         raise ValueError(
             f"ImageNet's mean and deviation are of 3 channels, and the images have "
             f"{image_shape[-1]}; normalize by the dataset's"
         )
-    return Preprocessing(_IMAGENET_MEAN, _IMAGENET_DEVIATION, augment)
+    return Preprocessing(_IMAGENET_MEAN, _IMAGENET_DEVIATION, augment, resized_crop)
 
 
 def initial_key(seed: int) -> Array:
@@ -55,6 +61,12 @@ def dropout_key(keys: EpochKeys, step: Array) -> Array:
     return jax.random.fold_in(jax.random.fold_in(keys.steps, step), 2)
 
 
+def crop_draws(keys: EpochKeys, batch_size: int, step: int) -> np.ndarray:
+    """What decides a step's resized crops, [batch, pictures.TRIES, 4], uniform in [0, 1)."""
+    generator = np.random.default_rng([*np.asarray(jax.random.key_data(keys.steps)), step])
+    return generator.random((batch_size, pictures.TRIES, 4), np.float32)
+
+
 def for_training(
     preprocessing: Preprocessing, images: Array, keys: EpochKeys, step: Array
 ) -> Array:
@@ -66,7 +78,8 @@ def for_training(
       step: of the epoch, counted from 0.
     """
     if preprocessing.augment:
-        images = crop_and_flip(jax.random.fold_in(keys.steps, step), images)
+        augment = flip if preprocessing.resized_crop else crop_and_flip
+        images = augment(jax.random.fold_in(keys.steps, step), images)
     return normalize(preprocessing, images)
 
 
@@ -75,15 +88,19 @@ def crop_and_flip(key: Array, images: Array) -> Array:
     batch, height, width, _ = images.shape
     crop_key, flip_key = jax.random.split(key)
     corners = jax.random.randint(crop_key, (batch, 2), 0, 2 * PADDING + 1)
-    flips = jax.random.bernoulli(flip_key, 0.5, (batch,))
     padded = jnp.pad(images, ((0, 0), (PADDING, PADDING), (PADDING, PADDING), (0, 0)))
 
     def crop(image: Array, corner: Array) -> Array:
         start = (corner[0], corner[1], 0)
         return jax.lax.dynamic_slice(image, start, (height, width, image.shape[-1]))
 
-    cropped = jax.vmap(crop)(padded, corners)
-    return jnp.where(flips[:, None, None, None], cropped[:, :, ::-1], cropped)
+    return flip(flip_key, jax.vmap(crop)(padded, corners))
+
+
+def flip(key: Array, images: Array) -> Array:
+    """Mirrors half of [batch, height, width, channels]."""
+    flips = jax.random.bernoulli(key, 0.5, (len(images),))
+    return jnp.where(flips[:, None, None, None], images[:, :, ::-1], images)
 
 
 def normalize(preprocessing: Preprocessing, images: Array) -> Array:

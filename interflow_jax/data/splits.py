@@ -1,6 +1,6 @@
 """Examples of one split, in memory or in tfds's files, read in any order."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sized
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -8,6 +8,9 @@ import jax
 import numpy as np
 
 from interflow_jax.data import pictures
+
+_READ_WHOLE = 10**9  # bytes of pixels, more than the paper's datasets have
+_SAMPLE = 2048  # examples
 
 Progress = Callable[[list], Iterable]
 """Wraps a list that is slow to go through, as `tqdm.tqdm` does."""
@@ -18,8 +21,13 @@ class Split(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Images [n, height, width, channels], uint8, and labels [n], int32, at `indices` [n]."""
+    def read(
+        self, indices: np.ndarray, draws: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Images [n, height, width, channels], uint8, and labels [n], int32, at `indices` [n].
+
+        With `draws`, [n, pictures.TRIES, 4], of each image a random box (see `pictures.fit`).
+        """
         ...
 
 
@@ -33,8 +41,14 @@ class ArraySplit:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return self.images[indices], self.labels[indices]
+    def read(
+        self, indices: np.ndarray, draws: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        images, labels = self.images[indices], self.labels[indices]
+        if draws is not None:
+            boxes = zip(images, draws, strict=True)
+            images = np.stack([pictures.fit(image, image.shape, draw) for image, draw in boxes])
+        return images, labels
 
 
 @dataclass(frozen=True)
@@ -47,9 +61,14 @@ class RecordSplit:
     def __len__(self) -> int:
         return len(self.source)
 
-    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def read(
+        self, indices: np.ndarray, draws: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         examples = self.source.__getitems__(indices.tolist())
-        images = [pictures.fit(example["image"], self.image_shape) for example in examples]
+        images = [
+            pictures.fit(example["image"], self.image_shape, draw)
+            for example, draw in zip(examples, each(draws, examples), strict=True)
+        ]
         return np.stack(images), np.array([example["label"] for example in examples], np.int32)
 
 
@@ -63,18 +82,27 @@ class Subset:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return self.split.read(self.indices[indices])
+    def read(
+        self, indices: np.ndarray, draws: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        return self.split.read(self.indices[indices], draws)
 
 
 class UnreadableExamplesError(RuntimeError):
     """Examples of a split cannot be read or decoded."""
 
 
-def read(split: Split, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def each(draws: np.ndarray | None, examples: Sized) -> Iterable[np.ndarray | None]:
+    """The draws of every example, None if there are none."""
+    return [None] * len(examples) if draws is None else draws
+
+
+def read(
+    split: Split, indices: np.ndarray, draws: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """As `split.read`; raises UnreadableExamplesError with the reason, but MemoryError as it is."""
     try:
-        return split.read(indices)
+        return split.read(indices) if draws is None else split.read(indices, draws)
     except MemoryError:
         raise
     except Exception as error:  # array_record, tfds and the decoders raise as they like
@@ -108,8 +136,13 @@ def channel_statistics(
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of every channel over a split, of pixels in [0, 1].
 
-    They come from counts of the 256 levels, so they do not depend on where the split lies.
+    They come from counts of the 256 levels, so they do not depend on where the split lies; of a
+    split of more than 1 GB from some of its examples, for reading all would take longer than all
+    else of a start.
     """
+    height, width, channels = read(split, np.arange(1))[0].shape[1:]
+    if len(split) * height * width * channels > _READ_WHOLE:
+        split = take(split, min(len(split), _SAMPLE))
     levels = np.arange(256) / 255
     counts = sum(_level_counts(read(split, chunk)[0]) for chunk in progress(_chunks(split)))
     shares = counts / np.sum(counts, axis=1, keepdims=True)

@@ -42,3 +42,31 @@ def test_grey_arrays_become_coloured_and_the_other_way_round():
 def test_other_channels_are_named():
     with pytest.raises(ValueError, match="2 channels asked for"):
         pictures.fit(np.zeros((3, 3, 1), np.uint8), (3, 3, 2))
+
+
+def test_random_boxes_lie_in_the_picture_and_have_the_areas_and_ratios_of_inception():
+    draws = np.random.default_rng(0).random((2000, pictures.TRIES, 4))
+    boxes = np.array([pictures.crop_box((400, 350), draw) for draw in draws])
+    width, height = (boxes[:, 2:] - boxes[:, :2]).T
+    assert boxes.min() == 0
+    assert list(boxes.max(axis=0)[2:]) == [400, 350]
+    area, ratio = width * height / (400 * 350), width / height
+    assert area.min() == pytest.approx(0.08, abs=0.005)
+    assert area.max() > 0.97
+    np.testing.assert_allclose((ratio.min(), ratio.max()), (3 / 4, 4 / 3), atol=0.02)
+    # Where no try is refused, areas and logarithms of ratios are uniform.
+    small = area < 0.5
+    assert area[small].mean() == pytest.approx(0.29, abs=0.01)
+    assert np.log(ratio[small]).mean() == pytest.approx(0, abs=0.02)
+
+
+def test_a_picture_that_no_try_fits_is_taken_whole():
+    assert pictures.crop_box((100, 5), np.full((pictures.TRIES, 4), 0.99)) == (0, 0, 100, 5)
+
+
+def test_a_random_box_is_what_is_resized():
+    array = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+    draws = np.random.default_rng(1).random((pictures.TRIES, 4))
+    left, upper, right, lower = pictures.crop_box((50, 40), draws)
+    expected = pictures.fit(np.ascontiguousarray(array[upper:lower, left:right]), (16, 16, 3))
+    np.testing.assert_array_equal(pictures.fit(array, (16, 16, 3), draws), expected)

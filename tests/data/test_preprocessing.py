@@ -8,6 +8,7 @@ from interflow_jax.data.preprocessing import (
     PADDING,
     Preprocessing,
     crop_and_flip,
+    crop_draws,
     epoch_keys,
     for_training,
     initial_key,
@@ -71,3 +72,23 @@ def test_without_augmentation_pixels_are_only_normalised():
     np.testing.assert_array_equal(
         for_training(plain, images, epoch_keys(0, 0), jnp.asarray(0)), normalize(plain, images)
     )
+
+
+def test_images_that_the_host_has_cut_out_are_only_mirrored():
+    images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3), np.uint8))
+    cut = Preprocessing((0.0,) * 3, (1.0,) * 3, augment=True, resized_crop=True)
+    batch = for_training(cut, images, epoch_keys(0, 0), jnp.asarray(0))
+    whole = normalize(cut, images)
+    same = [bool((a == b).all()) for a, b in zip(batch, whole, strict=True)]
+    mirrored = [bool((a == b[:, ::-1]).all()) for a, b in zip(batch, whole, strict=True)]
+    assert all(a or b for a, b in zip(same, mirrored, strict=True))
+    assert 2 < sum(same) < 14
+
+
+def test_crops_depend_on_seed_epoch_and_step_alone():
+    def draws(seed, epoch, step):
+        return crop_draws(epoch_keys(seed, epoch), 4, step)
+
+    np.testing.assert_array_equal(draws(0, 1, 2), draws(0, 1, 2))
+    for other in ((1, 1, 2), (0, 2, 2), (0, 1, 3)):
+        assert np.all(draws(0, 1, 2) != draws(*other))

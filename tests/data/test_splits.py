@@ -49,3 +49,13 @@ def test_a_channel_of_one_level_divides_by_one():
     flat = ArraySplit(np.full((5, 2, 2, 1), 7, np.uint8), np.zeros(5, np.int32))
     mean, deviation = splits.channel_statistics(flat)
     np.testing.assert_allclose((mean[0], deviation[0]), (7 / 255, 1.0))
+
+
+def test_the_statistics_of_a_large_split_are_those_of_some_of_its_examples(split, monkeypatch):
+    monkeypatch.setattr(splits, "_READ_WHOLE", split.images.nbytes - 1)
+    monkeypatch.setattr(splits, "_SAMPLE", 100)
+    mean, deviation = splits.channel_statistics(split)
+    some = splits.take(split, 100)
+    monkeypatch.setattr(splits, "_READ_WHOLE", split.images.nbytes)
+    assert (mean, deviation) == splits.channel_statistics(some)
+    assert mean != splits.channel_statistics(split)[0]

@@ -80,7 +80,7 @@ def test_one_line_says_what_is_wrong(flags, said, capsys, tmp_path):
 
 
 def test_a_batch_that_the_devices_do_not_divide(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr("jax.local_device_count", lambda: 8)
+    monkeypatch.setattr("jax.device_count", lambda: 8)
     assert run.main(["--batch_size=60", f"--out={tmp_path}"]) == 2
     assert "--batch_size=60 on 8 devices: choose a multiple of 8" in capsys.readouterr().err
 
