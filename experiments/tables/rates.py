@@ -115,7 +115,7 @@ TABLE = Table(
     seeds=3,
     axes={
         "dataset": ("cifar10",),
-        "learning_rate": (1e-3, 3e-3, 1e-2, 3e-2),
+        "learning_rate": (1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
         "depth": (13,),
         "method auxiliary_mean": (
             *((method, 0.0) for method in ("Normal", "Scaled", "S0", "S1")),

@@ -48,7 +48,7 @@ def test_help_has_a_line_on_every_method(capsys):
         (["--dataset=cifar11"], ["cifar11", "cifar10", "list_builders"]),
         (["--metod=S1"], ["--metod", "did you mean --method"]),
         (["--epochs=many"], ["--epochs", "many"]),
-        (["--taps=a"], ["--taps", "'a'", "7,9,11"]),
+        (["--taps=a"], ["--taps=a", "vgg has convolutions, as 7,9,11,13"]),
         (["--width=inf"], ["width is inf", "above 0"]),
         (["--epochs=0"], ["--epochs=0", "above 0"]),
         (["--width=-1"], ["-1", "above 0"]),
