@@ -99,7 +99,8 @@ def text(report: dict[str, Any], drawn: list[dict[str, str]]) -> str:
         f"{', '.join(f'{each:.2f}' for each in policy['temperatures'])}. Held-out accuracy, "
         f"mean over exits: {_listed(policy['held_out_accuracy'], '.2f')}.",
         "Pairs of a right and a wrong prediction in which the right one is the surer: "
-        f"{_listed(policy['ranking'], '.3f')}.\n",
+        f"{_listed(policy['ranking'], '.3f')}. The whole is",
+        "the run as it is, without a fitted fusion.\n",
     ]
     head = ["budget", "accuracy", "less the whole's", "operations", "images/s", "times the whole's"]
     head += [f"leave after {cut['after']}" for cut in cuts]
