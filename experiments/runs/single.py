@@ -94,7 +94,7 @@ def prepare(flags: Configuration, folders: dict[int, RunFolder], command: str) -
         dataset = data.load(flags.dataset, flags.data_dir, flags.image_size, before_download)
         check_sizes(flags, len(dataset.train))
     hosts.once(claims)
-    augments = {
+    augments: dict[str, Any] = {
         "augment": flags.augments(),
         "resized_crop": flags.augment == "random_resized_crop",
     }
