@@ -1,11 +1,13 @@
 """Examples of one split, in memory or in tfds's files, read in any order."""
 
+import io
 from collections.abc import Callable, Iterable, Sized
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jax
 import numpy as np
+from PIL import Image
 
 from interflow_jax.data import pictures
 
@@ -53,7 +55,7 @@ class ArraySplit:
 
 @dataclass(frozen=True)
 class RecordSplit:
-    """Examples in a tfds data source, decoded on demand and fitted to `image_shape`."""
+    """Examples in a tfds data source that leaves images encoded; decoded when they are read."""
 
     source: Any
     image_shape: tuple[int, int, int]
@@ -65,10 +67,10 @@ class RecordSplit:
         self, indices: np.ndarray, draws: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         examples = self.source.__getitems__(indices.tolist())
-        images = [
-            pictures.fit(example["image"], self.image_shape, draw)
-            for example, draw in zip(examples, each(draws, examples), strict=True)
-        ]
+        images = []
+        for example, draw in zip(examples, each(draws, examples), strict=True):
+            with Image.open(io.BytesIO(example["image"])) as picture:
+                images.append(pictures.fit(picture, self.image_shape, draw))
         return np.stack(images), np.array([example["label"] for example in examples], np.int32)
 
 

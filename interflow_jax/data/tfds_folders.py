@@ -152,7 +152,9 @@ def open_prepared(
 
 def _open_split(folder: Path, builder: Any, split: str, shape: tuple[int, int, int]) -> Split:
     if builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD:
-        return RecordSplit(builder.as_data_source(split=split), shape)
+        # Pillow decodes to the picture of which boxes are cut; tfds would decode to an array.
+        encoded = {"image": tfds.decode.SkipDecoding()}
+        return RecordSplit(builder.as_data_source(split=split, decoders=encoded), shape)
     prepared_at = (folder / "dataset_info.json").stat().st_mtime_ns
     identity = f"{folder.resolve()} {prepared_at} {split} {shape}"
     digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
