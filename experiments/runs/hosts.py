@@ -120,6 +120,7 @@ def joined(flags: Configuration, detect: bool) -> Iterator[None]:
     )
     try:
         if not _initialize(flags):
+            words.are("")  # a run that is alone may be killed without a word
             yield
             return
         again = "to go on, run the same command again on every host"
