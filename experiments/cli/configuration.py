@@ -445,8 +445,9 @@ def add_flags(
             meaning += f": {' or '.join(choices)}"
         unset = item.metadata["unset"] if item.default is None else item.default
         default = (elsewhere or {}).get(item.name, unset)
-        if isinstance(item.default, bool):
-            parser.add_argument(f"--{item.name}", action="store_true", help=meaning)
+        if isinstance(item.default, bool):  # which only the main command can do
+            if elsewhere is None:
+                parser.add_argument(f"--{item.name}", action="store_true", help=meaning)
             continue
         parser.add_argument(
             f"--{item.name}",
