@@ -91,11 +91,17 @@ class _LastWords:
         self._shell = subprocess.Popen(["sh", "-c", program], stdin=subprocess.PIPE)
 
     def are(self, line: str) -> None:
-        """Replaces the line; an empty one is not said."""
+        """Replaces the line."""
         assert self._shell.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._shell.stdin.write(f"{' '.join(line.split())}\n".encode())
             self._shell.stdin.flush()
+
+    def withdraw(self) -> None:
+        """Ends the shell, which then says nothing."""
+        if self._shell.poll() is None:
+            self.are("")
+            self._shell.communicate()
 
 
 @contextlib.contextmanager
@@ -120,7 +126,7 @@ def joined(flags: Configuration, detect: bool) -> Iterator[None]:
     )
     try:
         if not _initialize(flags):
-            words.are("")  # a run that is alone may be killed without a word
+            words.withdraw()
             yield
             return
         again = "to go on, run the same command again on every host"
@@ -150,7 +156,7 @@ def joined(flags: Configuration, detect: bool) -> Iterator[None]:
         finally:
             jax.distributed.shutdown()
     finally:
-        words.are("")
+        words.withdraw()
 
 
 def _check(flags: Configuration) -> None:
