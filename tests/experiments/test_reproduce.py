@@ -251,8 +251,9 @@ def test_a_dry_run_of_all_rates_says_how_long_is_left(tmp_path, capsys):
     assert reproduce.main(dry) == 0
     note, *commands, total = capsys.readouterr().out.strip().split("\n")
     assert "training examples that no run trains on" in note
-    assert len(commands) == 2 * 4 * 3 - 1
-    assert total.startswith("24 runs, 1 finished, 23 to do, about ")
+    assert len(commands) == 2 * len(TABLES["rates"].axes["learning_rate"]) * 3 - 1
+    left = len(commands)
+    assert total.startswith(f"{left + 1} runs, 1 finished, {left} to do, about ")
     # As Normal's first: 60 epochs, test images at a third.
     alike = f"about {duration(60 * (10_000 + 10_000 / 3) / 500)}"
     assert all(alike in command for command in commands if "--method=Normal" in command)
