@@ -1,4 +1,6 @@
-"""Takes a finished run away as one file: a program that needs jax alone, or its parameters.
+"""Takes a finished run away as one file: a program, or its parameters.
+
+The program needs jax and flatbuffers alone.
 
 python -m experiments.export --run=runs/fashion_mini/S7/seed0 --out=model.stablehlo
 python -m experiments.export --run=runs/fashion_mini/S7/seed0 --out=model.safetensors \\

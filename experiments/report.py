@@ -24,7 +24,7 @@ Zhicheng Cai, “Interflow: Aggregating Multi-layer Feature Mappings with Attent
 [arXiv:2106.14073](https://arxiv.org/abs/2106.14073), lets every stage of a network predict, and
 learns how much each prediction counts. `interflow_jax` implements it in JAX and Flax. Here are its
 figures beside the paper's, table by table, each with the protocol of its runs and its command.
-After three epochs a difference says which method learns faster, not which ends higher.
+A method is judged at the paper's learning rate and at its own best one.
 """
 
 FIRST = ("best", "rates", "table3")

@@ -1,4 +1,4 @@
-"""Trained models as files: a StableHLO program that needs jax alone, or safetensors."""
+"""Trained models as files: StableHLO, which needs jax and flatbuffers alone, or safetensors."""
 
 import hashlib
 import json

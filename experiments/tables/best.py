@@ -31,10 +31,12 @@ def _at_best_rates(choice: Choice, record: Record, out: Path) -> Choice:
     for cell in results.cells:
         each = best.get(rates.but_for_rate(cell.flags))
         if each is None or not each.is_settled:
-            tried = f"{each.tried if each else 0} of its learning rates"
+            rates_of = len(rates.TABLE.axes["learning_rate"] if each is None else each.rates)
             raise ValueError(
-                f"{cell.flags.method} on {cell.flags.dataset} has runs at {tried}; first train "
-                f"--table=rates --methods={','.join(methods)} with the same flags"
+                f"{cell.flags.method} on {cell.flags.dataset} has held-out accuracies at "
+                f"{each.tried if each else 0} of {rates_of} learning rates; first train "
+                f"--table=rates --methods={','.join(methods)} with the same flags, or leave out "
+                "by --learning_rates one that cannot be trained"
             )
     fields = {name for axis in (*TABLE.axes, *choice.axes) for name in axis.split()}
     names = sorted(fields)

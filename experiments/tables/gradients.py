@@ -169,7 +169,7 @@ def text(report: dict[str, Any], shown: dict[str, str]) -> str:
         "What a step of the first learning rate, without momentum, moves a convolution's kernel "
         "by, as a part of the kernel's norm: above one, the step replaces the kernel. Mean over "
         f"{networks[0]['batches']} training batches, geometric mean over "
-        f"{len(networks[0]['seeds'])} seed(s), with the 95 % confidence interval of the ratio's.\n",
+        f"{len(networks[0]['seeds'])} seed(s), and the 95 % confidence interval of the ratio.\n",
         *markdown.table([*places, "first / last"], steps),
     ]
     if factors:

@@ -1,8 +1,8 @@
 """Not in the paper: accuracy by learning rate, and each method at the rate that is best for it.
 
-At one rate the method with the larger effective step wins, whatever else it does: four losses in
-place of one, or a larger output, are a larger step. So a method is also judged at its own best
-rate, chosen on held-out training examples.
+Where the rate is far below the best, a method can win by larger steps alone: four losses in place
+of one, or a larger output, make them larger. So a method is also judged at its own best rate,
+chosen on held-out training examples.
 """
 
 from collections.abc import Iterator
@@ -106,8 +106,8 @@ def _pictures(results: Results) -> Iterator[Picture]:
 
 
 NOTE = """\
-The rates are compared on training examples that no run trains on, a tenth as many as are trained
-on; of a split that would train whole, the last tenth is held out."""
+The rates are compared on training examples that no run trains on, at most a tenth as many as are
+trained on; of a split that would train whole, nine tenths are trained on."""
 
 TABLE = Table(
     name="rates",

@@ -52,8 +52,12 @@ class Share:
 
 
 def learned(runs: pd.DataFrame) -> pd.Series:
-    """Marks runs that have begun to learn: their test accuracy is `CHANCES` times chance's."""
-    return runs["test_accuracy"] >= CHANCES * 100 / runs["class_names"].str.len()
+    """Marks runs that have begun to learn: their test accuracy is `CHANCES` times chance's.
+
+    With few classes, half way from chance to 100 %.
+    """
+    chance = 100 / runs["class_names"].str.len()
+    return runs["test_accuracy"] >= np.minimum(CHANCES * chance, (chance + 100) / 2)
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,11 @@ def milliseconds(models: list[Model], images: np.ndarray) -> list[dict[str, floa
 def images_per_second(
     models: list[Model], exits: ij.EarlyExit, thresholds: list[float], images: np.ndarray
 ) -> list[float]:
-    """Of models, in batches of `BATCH_SIZE`, then of exits at each threshold; all in turns."""
+    """Of models, in batches of `BATCH_SIZE`, then of exits at each threshold; all in turns.
+
+    Images are taken again, from the first on, until they fill a batch.
+    """
+    images = np.resize(images, (max(len(images), BATCH_SIZE), *images.shape[1:]))
     images = images[: len(images) // BATCH_SIZE * BATCH_SIZE]
     batches = np.split(images, len(images) // BATCH_SIZE)
 

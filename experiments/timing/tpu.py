@@ -25,7 +25,7 @@ CASES = list(product(("float32", "bfloat16"), (64, 1024)))
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 HEAD = (
-    "| topology | dtype | images per chip | compiled in | parameters and optimizer | temporaries "
+    "| topology | dtype | images per chip | compiled in | state and batch | temporaries "
     "| GFLOP per chip | convolutions | collectives |\n"
     "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |"
 )

@@ -140,7 +140,7 @@ def streamed_batches(
 
     def window(chunk: np.ndarray) -> tuple[np.ndarray, Window]:
         visited = order[: (chunk[-1] + 1) * batch_size].reshape(-1, batch_size)[chunk][:, own]
-        parts = max(readers, visited.size // _MOST_AT_ONCE)
+        parts = min(visited.size, max(readers, visited.size // _MOST_AT_ONCE))
         indices = np.array_split(visited.ravel(), parts)
         if draws is None:
             examples = pool.map(read, repeat(split), indices)

@@ -119,8 +119,10 @@ def take(split: Split, size: int, after: int = 0) -> Split:
     """
     if size < 1 or not 0 <= after <= len(split) - size:
         rest = f", {after} of them taken" if after else ""
-        count = f"{len(split)} examples{rest}"
-        raise ValueError(f"size is {size}; the split has {count}: choose 1 to that")
+        raise ValueError(
+            f"size is {size}; the split has {len(split)} examples{rest}: choose 1 to "
+            f"{len(split) - after}"
+        )
     if size == len(split):
         return split
     order = np.asarray(jax.random.permutation(jax.random.key(0), len(split)))

@@ -60,7 +60,7 @@ def test_chunks_cover_the_steps_and_end_on_a_fixed_grid(first, last, size):
     assert all((chunk[-1] + 1) % size == 0 for chunk in chunks[:-1])
 
 
-@pytest.mark.parametrize(("size", "readers"), [(1, 3), (4, 1), (4, 5)])
+@pytest.mark.parametrize(("size", "readers"), [(1, 3), (4, 1), (4, 5), (1, 99)])
 def test_random_crops_do_not_hang_on_dispatches_or_readers(split, size, readers):
     mesh = batches.device_mesh()
     keys = preprocessing.epoch_keys(3, 1)
