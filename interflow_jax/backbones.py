@@ -158,7 +158,8 @@ def forward_flops(backbone: nn.Module, image_shape: tuple[int, ...]) -> float:
     """Operations of a backbone for one image, two per multiply-add, up to its last tap.
 
     Of a `StrideVGG` those of the convolutions, padding counted as data: its paths on a CPU would
-    mislead. Of others what XLA counts in the compiled forward pass, padding left out.
+    mislead. Of others what XLA counts in the compiled forward pass: without padding, and a loop's
+    body, as of nn.scan, once.
 
     Args:
       backbone: as of `Interflow`.

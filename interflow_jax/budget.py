@@ -48,7 +48,8 @@ def leaving(confidences: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
       thresholds: one per exit but the last.
     """
     sure = confidences[:, :-1] > np.asarray(thresholds, np.float32)
-    return 1 + np.where(sure.any(1), sure.argmax(1), sure.shape[1])
+    last = np.ones((len(sure), 1), bool)
+    return 1 + np.concatenate([sure, last], axis=1).argmax(1)
 
 
 def threshold_for_operations(
@@ -82,7 +83,7 @@ def threshold_for_operations(
 
 
 def threshold_for_accuracy(confidences: np.ndarray, correct: np.ndarray, accuracy: float) -> float:
-    """The lowest threshold, one for all exits, from which on none has less than an accuracy.
+    """Where the highest range of thresholds begins, one for all exits, that has an accuracy.
 
     Lower ones that reach it by chance, below others that do not, are passed over.
 
@@ -95,7 +96,9 @@ def threshold_for_accuracy(confidences: np.ndarray, correct: np.ndarray, accurac
       ValueError: for an accuracy that no threshold has.
     """
     shares = np.linspace(0, 1, 1001)
-    candidates = np.unique(np.append(np.quantile(confidences[:, :-1], shares), [0.0, 1.0]))
+    before_last = confidences[:, :-1]
+    quantiles = np.quantile(before_last, shares) if before_last.size else []
+    candidates = np.unique(np.append(quantiles, [0.0, 1.0]))
     exits, examples = confidences.shape[1] - 1, np.arange(len(correct))
     leaves = [leaving(confidences, [threshold] * exits) for threshold in candidates]
     accuracies = np.array([correct[examples, each - 1].mean() for each in leaves])

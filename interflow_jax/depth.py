@@ -124,7 +124,8 @@ class FirstMaps(nn.Module):
         rngs = {"dropout": self.make_rng("dropout")} if self.has_rng("dropout") else None
         result = backbone.apply(variables, images, rngs=rngs, mutable=mutable, **arguments)
         feature_maps, updates = cast(tuple, result)
-        for collection, values in updates.items():
+        needed = {path: x for path, x in flatten_dict(dict(updates)).items() if path not in zeros}
+        for collection, values in unflatten_dict(needed).items():
             for name, value in values.items():
                 self.backbone.put_variable(collection, name, value)
         return list(feature_maps)[: self.maps]

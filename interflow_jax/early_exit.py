@@ -68,7 +68,8 @@ class EarlyExit:
 
         Args:
           model, variables: as of `truncate`.
-          thresholds: one per exit but the last, 0 to 1: confidence above it leaves.
+          thresholds: one per exit but the last, 0 to 1: confidence above it leaves. The last exit
+            is the branch after as many; fewer thresholds than branches end before the last branch.
           images: as of `truncate`: their shape, which any backbone but a `StrideVGG` needs.
           measure: of confidence (see `confidence`).
           temperatures: one per exit, by which its logits are divided first; None for 1.

@@ -8,6 +8,7 @@ from typing import Any, cast
 import flax.linen as nn
 import jax
 import numpy as np
+from flax import serialization
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
 from safetensors import SafetensorError, safe_open
@@ -17,7 +18,7 @@ from interflow_jax.checkpoints import fingerprint
 from interflow_jax.data.preprocessing import Preprocessing, normalize
 from interflow_jax.model import Prediction
 from interflow_jax.switch import switch_arguments
-from interflow_jax.trained import TrainedRun, build_as
+from interflow_jax.trained import TrainedRun, build_as, named_as_the_model_has_them
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 DEFAULT_PLATFORMS = ("cpu", "cuda", "tpu")
@@ -98,7 +99,7 @@ def to_safetensors(run: TrainedRun) -> bytes:
     The metadata are strings: `run`, the JSON of the run's result, and `fingerprint`, of all
     variables.
     """
-    arrays = flatten_dict(run.variables, sep="/")
+    arrays = flatten_dict(serialization.to_state_dict(run.variables), sep="/")
     metadata = {
         "run": json.dumps(run.result),
         "fingerprint": fingerprint(run.variables),
@@ -124,4 +125,4 @@ def load_safetensors(file: str | Path) -> TrainedRun:
     variables = {"params": {}, "batch_stats": {}} | unflatten_dict(arrays, sep="/")
     if fingerprint(variables) != digest:
         raise ValueError(f"{file} is broken: its parameters are not those that it was written with")
-    return TrainedRun(model, variables, result)
+    return TrainedRun(model, named_as_the_model_has_them(model, variables, result), result)

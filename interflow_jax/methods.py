@@ -173,7 +173,7 @@ def build(
     else:
         if not taps:
             raise ValueError("a network needs taps, the names of its layers; ij.layers lists them")
-        taps = tuple(taps[-1:] if row.taps == (VGG_DEPTH,) else taps)
+        taps = tuple(map(str, taps[-1:] if row.taps == (VGG_DEPTH,) else taps))
         linen = isinstance(network, nn.Module)
         backbone = Taps(network, taps) if linen else NNXTaps(network, taps)
     weights = _weights(method, kind, taps, initial_weights)

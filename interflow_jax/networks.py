@@ -40,9 +40,10 @@ def load_network(name: str, options: str | None = None) -> Network:
     function = _function(name)
     keywords = read_options(options)
     try:
-        parameters = inspect.signature(function).parameters
-        if makes_nnx := "rngs" in parameters:
-            inspect.signature(function).bind_partial(**keywords)
+        # A class of NNX has the signature of its metaclass's call, which tells nothing.
+        called = function.__init__ if inspect.isclass(function) else function
+        if makes_nnx := "rngs" in inspect.signature(called).parameters:
+            inspect.signature(called).bind_partial(**keywords)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} does not take {options!r}: {error}") from error
     if makes_nnx:
@@ -68,8 +69,11 @@ def read_options(options: str | None) -> dict[str, Any]:
     """
     try:
         call = ast.parse(f"f({options or ''})", mode="eval").body
-        if not isinstance(call, ast.Call) or call.args or None in [k.arg for k in call.keywords]:
+        names = [option.arg for option in getattr(call, "keywords", ())]
+        if not isinstance(call, ast.Call) or call.args or None in names:
             raise ValueError("each option is key=value")
+        if not isinstance(call.func, ast.Name) or len(set(names)) < len(names):
+            raise ValueError("each option stands once")
         return {
             str(option.arg): option.value.id
             if isinstance(option.value, ast.Name)

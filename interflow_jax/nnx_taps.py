@@ -85,7 +85,10 @@ def _to_linen(make: Callable[..., Any], name: str | None = None) -> nn.Module:
         # The bridge gives only the streams that Linen has, at initialisation "params" alone.
         streams = {name: stream() for name, stream in rngs.items()}
         default = {"default": next(iter(streams.values()))}
-        return make(rngs=nnx.Rngs(**default | streams))
+        network = make(rngs=nnx.Rngs(**default | streams))
+        if not isinstance(network, nnx.Module):
+            raise ValueError(f"the network is a {type(network).__name__}, not a flax.nnx.Module")
+        return network
 
     return nnx.bridge.ToLinen(with_streams, name=name)
 
@@ -97,7 +100,8 @@ def _outputs(network: Any, images: Array, train: bool) -> dict[str, Array]:
     (network.train if train else network.eval)()
     forward = nnx.capture(network, nnx.Intermediate, method_outputs=nnx.Intermediate)
     return {
-        "/".join(map(str, path[:-1])): jax.tree.leaves(calls.get_value()[-1])[0]
+        "/".join(map(str, path[:-1])): array
         for path, calls in nnx.to_flat_state(forward(images)[1])
         if path[-1] == "__call__" and path[:-1]
+        for array in jax.tree.leaves(calls.get_value()[-1])[:1]
     }

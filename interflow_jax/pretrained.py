@@ -31,13 +31,16 @@ def with_backbone(variables: Any, pretrained: Any) -> dict[str, Any]:
     pretrained = serialization.to_state_dict(pretrained)
     if "params" not in pretrained:
         pretrained = {"params": pretrained}
+    of_params: dict[str, Any] = traverse_util.flatten_dict(
+        serialization.to_state_dict(variables["params"]), sep="/"
+    )
+    below = _backbone(of_params, traverse_util.flatten_dict(pretrained["params"], sep="/"))
     problems, result = [], {}
     for collection, of_model in variables.items():
         flat: dict[str, Any] = traverse_util.flatten_dict(
             serialization.to_state_dict(of_model), sep="/"
         )
         given: dict[str, Any] = traverse_util.flatten_dict(pretrained.get(collection, {}), sep="/")
-        below = _backbone(flat)
         for path in flat:
             if not path.startswith(below):
                 continue
@@ -62,11 +65,11 @@ def with_backbone(variables: Any, pretrained: Any) -> dict[str, Any]:
     return result
 
 
-def _backbone(flat: dict[str, Any]) -> str:
+def _backbone(own: Any, given: Any) -> str:
     """Where the network's own names begin: below `Taps.network`, or the backbone itself."""
-    inside = [path for path in flat if path.startswith("backbone/")]
-    tapped = inside and all(path.startswith("backbone/network/") for path in inside)
-    return "backbone/network/" if tapped else "backbone/"
+    inside = [path.removeprefix("backbone/") for path in own if path.startswith("backbone/")]
+    tapped = all(path.startswith("network/") for path in inside)
+    return "backbone/network/" if tapped and not set(inside) & set(given) else "backbone/"
 
 
 def _examples(pretrained: dict[str, Any]) -> str:

@@ -52,7 +52,7 @@ def layers(network: nn.Module, *arguments: Any, **keywords: Any) -> list[Layer]:
     return [
         Layer(f"{path}:{number}" if calls[path] > 1 else path, array.shape, array.dtype)
         for (path, number), output in outputs.items()
-        for array in jax.tree.leaves(output)[:1]
+        for array in _arrays(output)[:1]
         if number != _INSIDE
     ]
 
@@ -110,12 +110,15 @@ class Taps(nn.Module):
             if not waiting:
                 # From here on the network computes with zeros, which XLA drops. An exception would
                 # end it, but nn.remat and nn.jit would lose the parameters that they have made.
-                return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), outputs[call])
+                return jax.tree.map(
+                    lambda x: jnp.zeros(x.shape, x.dtype) if hasattr(x, "shape") else x,
+                    outputs[call],
+                )
             output = function(*arguments, **named)
             if call in waiting:
                 waiting.remove(call)
                 # A variable, not a Python value: nn.remat and nn.jit carry it out.
-                context.module.put_variable(_TAPPED, str(call[1]), jax.tree.leaves(output)[0])
+                context.module.put_variable(_TAPPED, str(call[1]), _arrays(output)[0])
             return output
 
         streams = self.scope.rngs if self.scope else {}
@@ -153,7 +156,9 @@ def _outputs(network: nn.Module, arguments: tuple, keywords: dict[str, Any]) -> 
         call = _number(context.module, numbers, traces)
         outputs[call] = None  # the place in the order is that of the call's start
         output = function(*given, **named)
-        outputs[call] = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), output)
+        outputs[call] = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype) if hasattr(x, "shape") else x, output
+        )
         return output
 
     def initialize(key: Array, given: tuple) -> Any:
@@ -194,7 +199,7 @@ def _find(tap: str, outputs: dict[_Call, Any]) -> _Call:
         calls = [call for call in calls if str(call[1]) == number]
     if not calls:
         shapes = {
-            path: " ".join(str(x.shape) for x in jax.tree.leaves(output))
+            path: " ".join(str(x.shape) for x in _arrays(output))
             for (path, call), output in outputs.items()
             if path and call != _INSIDE
         }
@@ -208,6 +213,11 @@ def _find(tap: str, outputs: dict[_Call, Any]) -> _Call:
             + (f"the layer around it, {around!r}" if around else "one before or after it")
         )
     return calls[-1]
+
+
+def _arrays(output: Any) -> list[Any]:
+    """The arrays of an output, or their shapes; networks return numbers and None beside them."""
+    return [leaf for leaf in jax.tree.leaves(output) if hasattr(leaf, "shape")]
 
 
 def unknown_layer(tap: str, shapes: dict[str, str]) -> ValueError:

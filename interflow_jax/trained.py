@@ -9,13 +9,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import serialization
 
 from interflow_jax.checkpoints import Checkpoints, UnreadableError, fingerprint
 from interflow_jax.data.preprocessing import Preprocessing, normalize
 from interflow_jax.depth import truncate
 from interflow_jax.methods import BASELINES, METHODS, build
 from interflow_jax.model import Interflow, Prediction
-from interflow_jax.networks import load_network
+from interflow_jax.networks import load_network, source
 from interflow_jax.switch import switch_arguments
 from interflow_jax.training import predict_in_batches
 
@@ -95,14 +96,32 @@ def load_run(folder: str | Path) -> TrainedRun:
             f"the last checkpoint in {checkpoints} is not the one that the run ended with; delete "
             f"{folder if variables is None else file} and run again: {result['command']}"
         )
-    return TrainedRun(model, variables, result)
+    return TrainedRun(model, named_as_the_model_has_them(model, variables, result), result)
+
+
+def named_as_the_model_has_them(
+    model: Interflow, variables: dict[str, Any], result: dict[str, Any]
+) -> dict[str, Any]:
+    """Variables that come from a file, whose names are all strings; NNX has numbers, too."""
+    if result.get("backbone", "vgg") == "vgg":
+        return variables
+    images = jax.ShapeDtypeStruct((1, *result["image_shape"]), jnp.float32)
+    shapes = {"batch_stats": {}, **jax.eval_shape(model.init, jax.random.key(0), images)}
+    return serialization.from_state_dict(shapes, variables)
 
 
 def build_as(result: dict[str, Any]) -> Interflow:
     """The model of a run, untrained; raises LookupError, TypeError or ValueError for no result."""
     taps, weights = result.get("taps"), result.get("initial_weights")
     name = result.get("backbone", "vgg")
-    network = load_network(name, result["backbone_options"]) if name != "vgg" else None
+    network = None
+    if name != "vgg":
+        network, digest = load_network(name, result["backbone_options"]), source(name)["sha256"]
+        if digest != result["backbone_sha256"]:
+            raise ValueError(
+                f"{name} is not what the run was trained with: its file {source(name)['file']} has "
+                "been changed"
+            )
     model = build(
         result["method"],
         len(result["class_names"]),
@@ -118,6 +137,7 @@ def build_as(result: dict[str, Any]) -> Interflow:
         network=network,
         initial_weights=weights and tuple(weights),
         pool=result.get("pool", "mean"),
+        frozen=result.get("frozen", "none") == "backbone",
     )
     if "cut" not in result:
         return model

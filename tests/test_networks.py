@@ -33,6 +33,42 @@ def nnx_network(width=4, *, rngs):
     return nnx.Sequential(nnx.Linear(3, width, rngs=rngs), nnx.Linear(width, 5, rngs=rngs))
 
 
+class Blocks(nnx.Module):
+    def __init__(self, width, *, rngs):
+        self.blocks = nnx.List([nnx.Linear(3, width, rngs=rngs), nnx.Linear(width, 5, rngs=rngs)])
+        self.nothing = Nothing()
+
+    def __call__(self, x):
+        self.nothing(x)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class Nothing(nnx.Module):
+    def __call__(self, x):
+        return None
+
+
+class Patches(nn.Module):
+    # As many transformers have them: tokens, and how many there are along the sides.
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(4)(x).reshape(x.shape[0], -1, 4), x.shape[1], x.shape[2]
+
+
+class OfPatches(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x, height, width = Patches(name="patches")(x)
+        x = nn.Dense(4, name="dense")(x)
+        return Patches(name="later")(x.reshape(x.shape[0], height, width, 4))
+
+
+def no_module(*, rngs):
+    return {}
+
+
 def number(value=1):
     return value
 """
@@ -61,7 +97,7 @@ def test_options_are_those_of_a_call(text, options):
     assert read_options(text) == options
 
 
-@pytest.mark.parametrize("text", ["a", "1,2", "a=1 b=2", "a=f(1)", "**a"])
+@pytest.mark.parametrize("text", ["a", "1,2", "a=1 b=2", "a=f(1)", "**a", "a=1,a=2", "a=1)(b=2"])
 def test_options_that_are_none_are_refused(text):
     with pytest.raises(ValueError, match="are not as key=value"):
         read_options(text)
@@ -77,6 +113,38 @@ def test_a_network_is_called_with_its_options(module):
         for layer in ij.network_layers(ij.load_network("somebodys:nnx_network", "width=7"), SHAPE)
     }
     assert shapes["layers/0"] == (1, 8, 8, 7)
+    blocks = ij.load_network("somebodys:Blocks", "width=9")  # a class, and a module without output
+    shapes = {layer.path: layer.shape for layer in ij.network_layers(blocks, SHAPE)}
+    assert shapes["blocks/0"] == (1, 8, 8, 9)
+    assert "nothing" not in shapes
+
+
+def test_numbers_beside_arrays_are_no_outputs(module):
+    network = ij.load_network("somebodys:OfPatches")
+    assert isinstance(network, nn.Module)
+    shapes = {layer.path: layer.shape for layer in ij.network_layers(network, SHAPE)}
+    assert shapes["patches"] == (1, 64, 4)
+    taps = ij.Taps(network, ("patches", "dense"))
+    maps, variables = taps.init_with_output(jax.random.key(0), IMAGES)
+    assert [x.shape for x in maps] == [(4, 64, 4), (4, 64, 4)]
+    assert set(variables["params"]["network"]) == {"patches", "dense"}
+
+
+def test_what_is_no_module_is_named_when_it_is_made(module):
+    with pytest.raises(ValueError, match=r"the network is a dict, not a flax.nnx.Module"):
+        ij.network_layers(ij.load_network("somebodys:no_module"), SHAPE)
+
+
+def test_a_backbone_whose_only_layer_is_called_network_is_itself():
+    class Backbone(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return [nn.Dense(3, name="network")(x)]
+
+    model = ij.Interflow(Backbone(), 10, ij.Fusion("shared"))
+    own = Backbone().init(jax.random.key(1), IMAGES)
+    result = ij.with_backbone(model.init(jax.random.key(0), IMAGES), own)
+    jax.tree.map(np.testing.assert_array_equal, result["params"]["backbone"], own["params"])
 
 
 @pytest.mark.parametrize(

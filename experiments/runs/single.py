@@ -54,13 +54,17 @@ def print_layers(flags: Configuration) -> None:
     """Prints what can be tapped in the backbone, for the dataset's images."""
     dataset = data.load(flags.dataset, flags.data_dir, flags.image_size)
     network = flags.network()
+    own = network is None
     if network is None:
         network = StrideVGG(
             (flags.depth,), flags.depth, flags.width, flags.downsample, flags.layout
         )
     print(f"layers for --taps, and the shapes that they give for one {flags.dataset} image:")
     for layer in ij.network_layers(network, dataset.image_shape):
-        print(f"  {layer.path}  {' x '.join(map(str, layer.shape[1:]))}")
+        if own and not layer.path.removeprefix("conv").isdigit():
+            continue  # branches follow whole convolutions, by their number
+        name = layer.path.removeprefix("conv") if own else layer.path
+        print(f"  {name}  {' x '.join(map(str, layer.shape[1:]))}")
 
 
 def check_sizes(flags: Configuration, examples: int) -> None:

@@ -5,7 +5,9 @@ import sys
 
 import numpy as np
 import pytest
+from flax import serialization
 
+import interflow_jax as ij
 from experiments import predict, reproduce, run
 from interflow_jax.pretrained import read_pretrained
 
@@ -55,6 +57,39 @@ def test_it_trains_resumes_predicts_and_refuses_another_source(network, tmp_path
     network.write_text(NETWORK + "\n")
     assert run.main(command) == 2
     assert "backbone_sha256" in capsys.readouterr().err
+    assert predict.main([f"--run={folder}", "--dataset=fashion_mini"]) == 2
+    assert "mine:Network is not what the run was trained with" in capsys.readouterr().err
+
+
+NNX = """
+from flax import nnx
+
+
+class Network(nnx.Module):
+    def __init__(self, *, rngs):
+        self.blocks = nnx.List([nnx.Linear(1, 4, rngs=rngs), nnx.Linear(4, 5, rngs=rngs)])
+
+    def __call__(self, x):
+        for block in self.blocks:
+            x = nnx.relu(block(x))
+        return x
+"""
+
+
+def test_an_nnx_network_is_opened_as_it_was_trained(network, tmp_path, capsys):
+    """Its lists have numbers for names, which files turn into strings."""
+    network.write_text(NNX)
+    flags = ["--backbone=mine:Network", "--taps=blocks/0,blocks/1", "--method=S1"]
+    assert run.main([*flags, *SMALL, f"--out={tmp_path / 'runs'}"]) == 0
+    folder = tmp_path / "runs" / "fashion_mini" / "S1" / "seed0"
+    result = json.loads((folder / "result.json").read_text())
+    assert predict.main([f"--run={folder}", "--dataset=fashion_mini"]) == 0
+    assert f"{result['test_accuracy']:.2f}% correct" in capsys.readouterr().out
+    opened = ij.load_run(folder)
+    (tmp_path / "model.safetensors").write_bytes(ij.to_safetensors(opened))
+    again = ij.load_safetensors(tmp_path / "model.safetensors")
+    images = np.zeros((2, 28, 28, 1), np.uint8)
+    np.testing.assert_array_equal(again.predict(images).logits, opened.predict(images).logits)
 
 
 def test_layers_are_listed_without_a_run(network, tmp_path, capsys):
@@ -73,6 +108,7 @@ def test_layers_are_listed_without_a_run(network, tmp_path, capsys):
         ),
         (["--backbone=mine:Net", "--taps=first"], "no function 'Net'; the closest are Network"),
         (["--backbone=mine", "--taps=first"], "package.module:function"),
+        ([*BACKBONE, "--taps=7,9"], "no layer '7'; the closest are"),
         ([*BACKBONE, "--backbone_options=depth=3"], "cannot be called with the options 'depth=3'"),
         ([*BACKBONE, "--width=0.5"], "--width=0.5 is for --backbone=vgg"),
         ([*BACKBONE, "--method=S2"], "4 branch weights, but there are 2 taps"),
@@ -92,10 +128,6 @@ def test_bad_input_is_one_line_before_any_training(network, tmp_path, capsys, fl
 
 
 def test_a_pretrained_backbone_is_kept_where_it_is_frozen(network, tmp_path):
-    from flax import serialization
-
-    import interflow_jax as ij
-
     out = tmp_path / "runs"
     assert run.main([*BACKBONE, *SMALL, f"--out={out}"]) == 0
     variables = ij.load_run(out / "fashion_mini" / "S1" / "seed0").variables
