@@ -103,13 +103,19 @@ def test_prediction_of_any_number_of_images_is_that_of_the_model(model, dataset)
 def test_it_is_taken_up_inside_an_epoch_bit_for_bit(model, dataset, dropout):
     network = Plain() if dropout else model
     trained = ij.Trainer(network, dataset, batch_size=BATCH, preprocessing=AUGMENTING)
-    whole, _ = trained.train_epoch(trained.init(1), 2, seed=1)
+    taken_up_bit_for_bit(trained)
+
+
+def taken_up_bit_for_bit(trained):
+    """Takes an epoch up after its third step; returns the metrics of the epoch trained whole."""
+    whole, metrics = trained.train_epoch(trained.init(1), 2, seed=1)
     for count, (state, _) in enumerate(trained.dispatches(trained.init(1), 2, seed=1), start=1):
         if count == 3:
             saved = jax.tree.map(np.asarray, state)
             break
     *_, (resumed, _) = trained.dispatches(trained.put(saved), 2, seed=1, first=3)
     jax.tree.map(np.testing.assert_array_equal, resumed.params, whole.params)
+    return metrics
 
 
 def test_a_batch_that_does_not_fit_is_named(model, dataset, monkeypatch):
@@ -306,14 +312,9 @@ def test_eight_devices_lose_what_one_loses(on_cpu_devices):
 
 def test_random_crops_are_streamed_and_taken_up_bit_for_bit(model, dataset):
     cutting = Preprocessing((0.5,), (0.25,), augment=True, resized_crop=True)
-    trained = ij.Trainer(model, dataset, batch_size=BATCH, preprocessing=cutting)
-    whole, metrics = trained.train_epoch(trained.init(1), 2, seed=1)
-    for count, (state, _) in enumerate(trained.dispatches(trained.init(1), 2, seed=1), start=1):
-        if count == 3:
-            saved = jax.tree.map(np.asarray, state)
-            break
-    *_, (resumed, _) = trained.dispatches(trained.put(saved), 2, seed=1, first=3)
-    jax.tree.map(np.testing.assert_array_equal, resumed.params, whole.params)
+    metrics = taken_up_bit_for_bit(
+        ij.Trainer(model, dataset, batch_size=BATCH, preprocessing=cutting)
+    )
     padding = ij.Trainer(model, dataset, batch_size=BATCH, preprocessing=AUGMENTING)
     _, others = padding.train_epoch(padding.init(1), 2, seed=1)
     assert np.all(metrics.loss_sum != others.loss_sum)

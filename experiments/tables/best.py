@@ -27,23 +27,10 @@ def _at_best_rates(choice: Choice, record: Record, out: Path) -> Choice:
     if common := set(TABLE.run_seeds(choice)) & set(chosen_by):
         raise ValueError(f"seed {min(common)} chose the learning rates; give --seeds that did not")
     results = Results(rates.TABLE.cells(sweep), chosen_by, record, out)
-    best = rates.best_rates(results)
-    for cell in results.cells:
-        each = best.get(rates.but_for_rate(cell.flags))
-        if each is None or not each.is_settled:
-            rates_of = len(rates.TABLE.axes["learning_rate"] if each is None else each.rates)
-            raise ValueError(
-                f"{cell.flags.method} on {cell.flags.dataset} has held-out accuracies at "
-                f"{each.tried if each else 0} of {rates_of} learning rates; first train "
-                f"--table=rates --methods={','.join(methods)} with the same flags, or leave out "
-                "by --learning_rates one that cannot be trained"
-            )
     fields = {name for axis in (*TABLE.axes, *choice.axes) for name in axis.split()}
-    names = sorted(fields)
-    values = tuple(
-        tuple(getattr(each.cell.flags, name) for name in names) for each in best.values()
-    )
-    return replace(choice, axes={" ".join(names): values})
+    advice = "leave out by --learning_rates one that cannot be trained, or first train "
+    advice += f"--table=rates --methods={','.join(methods)} with the same flags"
+    return rates.at_best_rates(choice, results, tuple(sorted(fields)), advice)
 
 
 TABLE = Table(

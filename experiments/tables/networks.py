@@ -1,6 +1,5 @@
 """Not in the paper: Interflow on networks whose shallow layers have other ways for gradients."""
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,13 +11,13 @@ from experiments.tables.table import Choice, Table
 
 _NETWORK = "backbone backbone_options taps optimizer schedule learning_rate"
 _RESNET = (
-    "experiments.networks:ResNet",
+    "experiments.tables.backbones:ResNet",
     "width=8",  # an eighth of ResNet-18's
     tuple(f"stage{stage}_block2" for stage in range(1, 5)),
     *("sgd", "step"),
 )
 _VIT = (
-    "experiments.networks:ViT",
+    "experiments.tables.backbones:ViT",
     None,
     tuple(f"block{block}" for block in range(1, 5)),
     *("adamw", "cosine"),
@@ -39,19 +38,9 @@ def _at_best_rates(choice: Choice, record: Record, out: Path) -> Choice:
     if set(CHOOSES) & set(TABLE.run_seeds(choice)):
         raise ValueError(f"seed {CHOOSES[0]} chooses the learning rates; give it alone, or others")
     results = Results(TABLE.cells(choice), CHOOSES, record, out)
-    best = rates.best_rates(results)
-    for cell in results.cells:
-        each = best.get(rates.but_for_rate(cell.flags))
-        if each is None or not each.is_settled:
-            raise ValueError(
-                f"{cell.flags.method} on {cell.flags.backbone} has not run at every learning rate; "
-                f"first train --table=networks --seeds={CHOOSES[0]} with the same flags"
-            )
+    advice = f"first train --table=networks --seeds={CHOOSES[0]} with the same flags"
     names = ("dataset", "method", *_NETWORK.split())
-    values = tuple(
-        tuple(getattr(each.cell.flags, name) for name in names) for each in best.values()
-    )
-    return replace(choice, axes={" ".join(names): values})
+    return rates.at_best_rates(choice, results, names, advice)
 
 
 TABLE = Table(
@@ -67,9 +56,9 @@ TABLE = Table(
     rows=("method", "learning_rate"),
     sections=("dataset", "backbone"),
     reference=("Normal",),
-    note="The networks are those of `experiments/networks.py`, about as many operations as the "
-    "paper's backbone at width 1/8. The learning rates are those that did best on held-out "
-    "examples with seed 0.",
+    note="The networks are those of `experiments/tables/backbones.py`, with about as many "
+    "operations as the paper's backbone at width 1/8. The learning rates are those that did best "
+    "on held-out examples with seed 0.",
     holds_out=True,
     narrow=_at_best_rates,
     details=claims,

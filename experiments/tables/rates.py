@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from experiments.cli.configuration import Configuration
+from experiments.cli.configuration import VGG, Configuration
 from experiments.tables import pictures, statistics
 from experiments.tables.frame import VALIDATION, Cell, Results
-from experiments.tables.table import Detail, Picture, Table, words
+from experiments.tables.table import Choice, Detail, Picture, Table, words
 
 
 class Best(NamedTuple):
@@ -56,6 +56,35 @@ def best_rates(results: Results) -> dict[Configuration, Best]:
             rates = tuple(each.flags.learning_rate for each in cells)
             best[flags] = Best(cell, float(mean), len(tried), rates)
     return best
+
+
+def at_best_rates(choice: Choice, results: Results, names: tuple[str, ...], advice: str) -> Choice:
+    """The choice with every configuration of a sweep at the rate that is best for it.
+
+    Args:
+      choice: of the table that takes the rates.
+      results: of the sweep that chooses them.
+      names: the fields of `Configuration` that tell the cells apart, the learning rate with them.
+      advice: what to do where a rate has no runs yet.
+
+    Raises:
+      ValueError: for a configuration of which not every rate has held-out accuracies.
+    """
+    best = best_rates(results)
+    for cell in results.cells:
+        alike = but_for_rate(cell.flags)
+        if alike not in best or not best[alike].is_settled:
+            tried = best[alike].tried if alike in best else 0
+            count = sum(but_for_rate(other.flags) == alike for other in results.cells)
+            of = "" if alike.backbone == VGG else f" of {alike.backbone}"
+            raise ValueError(
+                f"{alike.method}{of} on {alike.dataset} has held-out accuracies at {tried} of "
+                f"{count} learning rates; {advice}"
+            )
+    values = tuple(
+        tuple(getattr(each.cell.flags, name) for name in names) for each in best.values()
+    )
+    return replace(choice, axes={" ".join(names): values})
 
 
 def _panel(cell: Cell) -> str:

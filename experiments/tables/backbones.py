@@ -1,6 +1,6 @@
-"""Two common networks that know nothing of branches, for `--backbone=experiments.networks:NAME`.
+"""Two common networks that know nothing of branches: a residual network and a transformer.
 
-A residual network and a transformer, small enough for a CPU; the table `networks` trains them.
+The table `networks` trains them; `--backbone=experiments.tables.backbones:ResNet` takes one.
 """
 
 from functools import partial
