@@ -353,7 +353,8 @@ def test_processes_lose_what_one_loses_and_read_their_part(processes, resident, 
         )
         one = json.loads(on_cpu_devices(4, LOSSES_OF_A_CHILD))
     for output in outputs:
-        losses, reads = (line for line in output.splitlines() if "[Gloo]" not in line)
+        # Gloo's threads print between and into each other's lines, at the start.
+        losses, reads = (line for line in output.splitlines() if line.startswith(("{", "read ")))
         each = json.loads(losses)
         assert (each["devices"], each["counted"]) == (4, 50)
         np.testing.assert_allclose(each["losses"], one["losses"], rtol=1e-4)
