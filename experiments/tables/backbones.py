@@ -63,7 +63,7 @@ class ViT(nn.Module):
       num_classes: of the head.
     """
 
-    patch: int = 4
+    patch: int = 8
     width: int = 48
     depth: int = 4
     heads: int = 4
