@@ -18,8 +18,8 @@ from experiments.cli import configuration
 from experiments.runs import exits, machine
 from experiments.runs.exits import OWN, Examples
 from experiments.runs.files import writable, write_whole
-from experiments.runs.policy import Thresholds, choose
-from experiments.tables import exits as page
+from experiments.runs.policy import HELD_OUT, Thresholds, choose
+from experiments.tables import exits_of_run as page
 from experiments.tables import pictures
 from experiments.timing import exits as timing
 from interflow_jax.data.preprocessing import normalize
@@ -117,8 +117,8 @@ def _parser() -> Any:
     default = "0.5,1"
     about = f"points of held-out accuracy that may be lost (default: {default})"
     add("--points", type=configuration.numbers, default=default, help=about)
-    about = "most training images, not trained on, to fit and to choose with (default: 4000)"
-    add("--held_out", type=int, default=4000, help=about)
+    about = "most training images, not trained on, to fit and to choose with"
+    add("--held_out", type=int, default=HELD_OUT, help=f"{about} (default: {HELD_OUT})")
     about = "test images that are timed (default: 2048)"
     add("--timed", type=int, default=2048, help=about)
     add("--data_dir", help="default: $TFDS_DATA_DIR, then ~/tensorflow_datasets")

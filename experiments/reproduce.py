@@ -81,6 +81,9 @@ def main(arguments: list[str] | None = None) -> int:
                 failed = work.carry_out(
                     *(table.title, runs, record, out, workers, cpus, per_gpu or 1)
                 )
+                for run in record.finished(runs):
+                    table.measure(run, run.flags.data_dir)
+                record = Record(out)
             except StoppedError as error:
                 stopped = error
         if record.finished(runs):

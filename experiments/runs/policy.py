@@ -3,14 +3,19 @@
 from dataclasses import dataclass
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 import interflow_jax as ij
+from experiments.runs import exits
 from experiments.runs.exits import KINDS, OWN, Examples, accuracy, logits_of_exits
 from interflow_jax.early_exit import MEASURES, Measure
 
 CURVE_POINTS = 25  # of accuracy by operations
+HELD_OUT = 4000  # training examples, most, to fit and to choose with
+SHARES = (0.25, 0.5, 0.75, 1.0)  # of a model's operations
 
 
 @dataclass
@@ -19,7 +24,7 @@ class Policy:
 
     Attributes:
       fusion: "own", or the kind that is fitted to every exit.
-      refit: the kind that is the best of those that are fitted.
+      refit: the kind that is the best of those that are fitted; "own" without any.
       measure: of confidence.
       temperatures: one per exit.
       held_out_accuracy: by fusion, the mean over exits, in percent.
@@ -39,15 +44,21 @@ class Policy:
         return _confidences(logits, self.measure, self.temperatures)
 
 
-def choose(run: ij.TrainedRun, fit: Examples, held: Examples) -> Policy:
+def choose(
+    run: ij.TrainedRun,
+    fit: Examples,
+    held: Examples,
+    fusions: tuple[str, ...] = (OWN, *KINDS),
+) -> Policy:
     """Chooses by held-out examples; fusions and temperatures are fitted to others of them."""
-    outputs = {fusion: logits_of_exits(run, fusion, fit, held) for fusion in (OWN, *KINDS)}
+    outputs = {fusion: logits_of_exits(run, fusion, fit, held) for fusion in fusions}
     means = {
         fusion: float(np.mean([accuracy(each, held.labels) for each in logits.swapaxes(0, 1)]))
         for fusion, logits in outputs.items()
     }
     fusion = max(means, key=means.__getitem__)
-    refit = max(KINDS, key=means.__getitem__)
+    fitted = [kind for kind in fusions if kind != OWN]
+    refit = max(fitted, key=means.__getitem__, default=OWN)
     of_fit = logits_of_exits(run, fusion, fit, fit)
     temperatures = [ij.fit_temperature(each, fit.labels) for each in of_fit.swapaxes(0, 1)]
     correct = _correct(outputs[fusion], held)
@@ -58,6 +69,55 @@ def choose(run: ij.TrainedRun, fit: Examples, held: Examples) -> Policy:
         ranking[measure] = float(np.mean([ij.failure_ranking(*each) for each in pairs]))
     measure = max(MEASURES, key=ranking.__getitem__)
     return Policy(fusion, refit, measure, temperatures, means, ranking)
+
+
+def by_fusion(run: ij.TrainedRun, data_dir: str | None, most: int) -> dict[str, Any]:
+    """What the depths of a run can do under its own fusion and every fitted one.
+
+    Args:
+      most: training examples to fit to and to choose by, half of them each.
+
+    Returns:
+      `operations` of every cut; and of each of `fusions` its `held_out_accuracy` (the
+      mean over cuts), test accuracy by cut (`cuts`), what leaving out each branch costs
+      (`left_out`), early exits at `SHARES` of the whole model's operations as `budgets`
+      (None below the first exit's), and as a `curve`. A single branch has operations alone.
+
+    Raises:
+      ValueError: for a run that was trained on all examples.
+    """
+    numbers = range(1, len(run.labels) + 1)
+    image = jax.ShapeDtypeStruct((1, *run.image_shape), jnp.float32)
+    cuts = [ij.truncate(run.model, run.variables, number, image) for number in numbers]
+    operations = [exits.operations(cut, run.image_shape) for cut in cuts]
+    if len(cuts) == 1:
+        return {"operations": operations, "fusions": {}}
+    dataset = exits.load(run, data_dir)
+    held = exits.predict(run, exits.held_out(run, dataset, most))
+    test = exits.predict(run, dataset.test)
+    half = len(held.labels) // 2
+    fit, held = held.of(slice(half)), held.of(slice(half, None))
+    up_to = exits.up_to_exits(run.model, operations)
+    fusions = {}
+    for fusion in (OWN, *KINDS):
+        policy = choose(run, fit, held, (fusion,))
+        thresholds = Thresholds(run, policy, up_to, fit, held, test)
+        predicted = logits_of_exits(run, fusion, fit, test).swapaxes(0, 1)
+        fusions[fusion] = {
+            "held_out_accuracy": policy.held_out_accuracy[fusion],
+            "cuts": [accuracy(logits, test.labels) for logits in predicted],
+            "left_out": exits.leaving_out(run, fusion, fit, test),
+            "budgets": [
+                thresholds.within(share * up_to[-1]) if share * up_to[-1] >= up_to[0] else None
+                for share in SHARES
+            ],
+            "curve": [_point(figures) for figures in thresholds.curve()],
+        }
+    return {"operations": operations, "fusions": fusions}
+
+
+def _point(figures: dict[str, Any]) -> dict[str, float]:
+    return {name: figures[name] for name in ("operations", "accuracy")}
 
 
 class Thresholds:

@@ -15,6 +15,9 @@ from typing import Any
 from experiments.runs.files import write_whole
 from experiments.sweep.planning import Planned
 
+EXITS = "exits_by_fusion"
+"""What the table `exits` measures of a run: a file of its folder, and a field of its line."""
+
 
 class Record:
     """What is known of the runs of a sweep: OUT/runs.jsonl, and newer run folders beside it.
@@ -76,4 +79,7 @@ def _line(planned: Planned) -> dict[str, Any]:
         {name: float(value) for name, value in row.items()} | {"epoch": int(row["epoch"])}
         for row in rows
     ]
-    return {"run": planned.name, **planned.folder.read_json("result.json"), "history": history}
+    line = {"run": planned.name, **planned.folder.read_json("result.json"), "history": history}
+    if (planned.folder.path / f"{EXITS}.json").exists():
+        line[EXITS] = planned.folder.read_json(f"{EXITS}.json")
+    return line

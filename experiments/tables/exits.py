@@ -1,141 +1,286 @@
-"""The report on how deep a run needs to be: Markdown and pictures of exits.json."""
+"""Not in the paper: accuracy at a budget of operations, by the way of training and of fusing."""
 
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
-from matplotlib.figure import Figure
+import numpy as np
+import pandas as pd
 
-from experiments.page import markdown
+import interflow_jax as ij
+from experiments.runs import policy
 from experiments.runs.exits import OWN
-from experiments.tables.report import versions_line
-from experiments.tables.table import Picture
+from experiments.sweep.planning import Planned
+from experiments.sweep.record import EXITS, Record
+from experiments.tables import rates, statistics
+from experiments.tables.frame import Cell, Frame, Results
+from experiments.tables.table import Choice, Detail, Picture, Table
 
-ACCURACY = "accuracy"
+CHOOSES = (0,)
+"""The seed whose runs choose the learning rates, on held-out examples."""
 
-
-def charts(report: dict[str, Any]) -> Iterator[Picture]:
-    """Accuracy by depth, and accuracy by operations and by images per second."""
-    name = f"{report['method']} on {report['dataset']}, seed {report['seed']}"
-    yield "exits-depth", f"Test accuracy by depth: {name}", _by_depth(report)
-    shows = "Test accuracy of early exits by mean operations and by measured images per second, "
-    yield "exits-budget", f"{shows}beside cut models and other networks: {name}", _by_budget(report)
-
-
-def _by_depth(report: dict[str, Any]) -> Figure:
-    figure, axes = plt.subplots(figsize=(6, 3.8), layout="constrained")
-    cuts = report["cuts"]
-    labels = [str(cut["after"]) for cut in cuts]
-    refit = f"cut there, {report['policy']['refit']} fusion fitted"
-    for column, label, form in (
-        ("accuracy", "cut there", "o-"),
-        ("refit_accuracy", refit, "s-"),
-        ("alone", "branch alone", "kx:"),
-    ):
-        axes.plot(labels, [cut[column] for cut in cuts], form, label=label)
-    axes.set(xlabel="branch after", ylabel="test accuracy (%)")
-    axes.legend()
-    return figure
+_SEVEN = (2, 4, 6, 7, 9, 10, 13)  # exits of VGG-16 in Kaya et al. (2019) and Wolczyk et al. (2021)
+_WAYS = (
+    *(("Normal", None, 0.0, None, depth) for depth in (13, 11, 9, 7)),
+    *(("S1", None, loss, taps, 13) for taps in (None, _SEVEN) for loss in (0.0, 1.0)),
+    *(("DSN", None, 0.0, taps, 13) for taps in (None, _SEVEN)),
+    ("S1", "geometric", 0.0, _SEVEN, 13),
+)
+_RATES = (1e-2, 3e-2)
 
 
-def _by_budget(report: dict[str, Any]) -> Figure:
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained", sharey=True)
-    curve = report["curve"]
-    operations, accuracies = ([point[name] for point in curve] for name in ("operations", ACCURACY))
-    left.plot([each / 1e6 for each in operations], accuracies, color="C0")
-    column = ACCURACY if report["policy"]["fusion"] == OWN else "refit_accuracy"
-    cuts = [{**cut, ACCURACY: cut[column]} for cut in report["cuts"]]
-    series = [("early exits", "o", report["budgets"]), ("cut models", "s", cuts)]
-    series += [(baseline["name"], "*", [baseline]) for baseline in report["baselines"]]
-    for label, marker, rows in series:
-        accuracies = [row[ACCURACY] for row in rows]
-        left.plot([row["operations"] / 1e6 for row in rows], accuracies, marker, label=label)
-        right.plot([row["images_per_second"] for row in rows], accuracies, marker, label=label)
-    left.set(xlabel="mean operations per image (millions)", ylabel="test accuracy (%)")
-    right.set(xlabel="images per second")
-    left.legend(fontsize=8)
-    return figure
+class _Way(NamedTuple):
+    """Runs of one configuration whose exits are measured."""
+
+    cell: Cell
+    runs: Frame
+
+    @property
+    def is_branched(self) -> bool:
+        return len(self.runs["branches"].iloc[0]) > 1
+
+    @property
+    def fusions(self) -> list[str]:
+        """From the best on held-out examples, mean over cuts and seeds, to the worst."""
+        names = self.runs[EXITS].iloc[0]["fusions"]
+        means = {name: self.of(name, "held_out_accuracy").mean() for name in names}
+        return sorted(names, key=means.__getitem__, reverse=True)
+
+    @property
+    def fusion(self) -> str:
+        return self.fusions[0]
+
+    @property
+    def fitted(self) -> str:
+        """The best of the fusions that are fitted."""
+        return next(name for name in self.fusions if name != OWN)
+
+    def of(self, fusion: str, figure: str) -> pd.Series:
+        """A figure of a fusion, by seed."""
+        return self.runs[EXITS].map(lambda exits: exits["fusions"][fusion][figure])
+
+    def by_branch(self, fusion: str, figure: str) -> pd.DataFrame:
+        """A figure of every branch or cut of a fusion, a row per seed."""
+        figures = self.of(fusion, figure)
+        return pd.DataFrame(figures.tolist(), index=figures.index)
+
+    def at(self, fusion: str, share: float) -> pd.DataFrame:
+        """Accuracy and operations within a budget, by seed; empty below the first exit."""
+        number = policy.SHARES.index(share)
+        figures = {seed: each[number] for seed, each in self.of(fusion, "budgets").items()}
+        known = {seed: each for seed, each in figures.items() if each is not None}
+        return pd.DataFrame.from_dict(known, orient="index")
+
+    @property
+    def operations(self) -> float:
+        return self.runs[EXITS].iloc[0]["operations"][-1]
 
 
-def text(report: dict[str, Any], drawn: list[dict[str, str]]) -> str:
-    """The report as Markdown."""
-    cuts, policy = report["cuts"], report["policy"]
-    total = cuts[-1]["operations"]
-    whole = cuts[-1]
-    fusion = "the model's own" if policy["fusion"] == OWN else f"{policy['fusion']}, fitted"
-    trained = report["fusion"] or "the method's fusion"
-    if report["auxiliary_mean"]:
-        trained += f", {report['auxiliary_mean']:g} x mean of branch losses"
+def measure(planned: Planned, data_dir: str | None) -> None:
+    """Adds to a finished run's folder what its exits can do; once, where its checkpoints are."""
+    folder = planned.folder
+    if not folder.has_checkpoints() or (folder.path / f"{EXITS}.json").exists():
+        return
+    print(f"measuring the exits of {planned} ...", flush=True)
+    run = ij.load_run(folder.path)
+    folder.write_json(f"{EXITS}.json", policy.by_fusion(run, data_dir, policy.HELD_OUT))
+
+
+def _at_best_rates(choice: Choice, record: Record, out: Path) -> Choice:
+    """With the seed that chooses alone, every rate; else each way at the rate it has chosen."""
+    if choice.seeds == CHOOSES:
+        return choice
+    results = Results(TABLE.cells(choice), CHOOSES, record, out)
+    advice = f"first train --table=exits --seeds={CHOOSES[0]} with the same flags"
+    names = {name for axis in (*TABLE.axes, *choice.axes) for name in axis.split()}
+    return rates.at_best_rates(choice, results, tuple(sorted(names)), advice)
+
+
+def _measured(results: Results) -> Iterator[tuple[str, list[_Way], list[_Way]]]:
+    """Per section, the ways with branches, and the networks of one depth."""
+    sections: dict[str, list[_Way]] = {}
+    for cell, runs in results.with_runs():
+        runs = runs[runs[EXITS].notna()]
+        if len(runs):
+            sections.setdefault(cell.section, []).append(_Way(cell, runs))
+    for section, ways in sections.items():
+        branched = [way for way in ways if way.is_branched]
+        yield section, branched, [way for way in ways if not way.is_branched]
+
+
+def _details(results: Results) -> Iterator[Detail]:
+    for section, ways, networks in _measured(results):
+        yield _budgets(section, ways)
+        if networks:
+            yield _networks(section, networks)
+            yield _less_networks(section, ways, networks)
+        yield _branches(section, ways)
+        yield _weights(section, ways)
+
+
+def _share(share: float) -> str:
+    return f"{share:.0%} of operations"
+
+
+def _budgets(section: str, ways: list[_Way]) -> Detail:
     rows = [
-        [
-            *(f"after {cut['after']}", cut["alone"], cut["accuracy"], cut["refit_accuracy"]),
-            *(f"{cut['parameters']:,}", f"{cut['operations'] / 1e6:.1f}"),
-            *(f"{cut['operations'] / total:.0%}", cut["ms_1"], cut["ms_64"]),
-        ]
-        for cut in cuts
+        {
+            "row": f"{way.cell.row}: {_in_words(fusion)}",
+            "held-out accuracy": statistics.spread(way.of(fusion, "held_out_accuracy")),
+            **{
+                _share(share): statistics.spread(figures["accuracy"]) if len(figures) else None
+                for share in policy.SHARES
+                for figures in [way.at(fusion, share)]
+            },
+        }
+        for way in ways
+        for fusion in way.fusions
     ]
-    heads = ["branch", "alone", "cut there", f"{policy['refit']} fitted", "parameters"]
-    heads += ["operations (10^6)", "of the whole", "ms, 1 image", "ms, 64 images"]
-    lines = [
-        f"# How deep it needs to be: {report['method']} on {report['dataset']}\n",
-        f"```\n{report['command']}\n```\n",
-        f"Seed {report['seed']}, {report['epochs']} epochs, {trained}. Accuracy in percent of "
-        f"{report['test_examples']:,} test images. Fusions and",
-        f"temperatures are fitted to {report['fit_examples']:,} training images that the run has "
-        f"not seen; the measure of",
-        f"confidence and the thresholds are chosen on {report['held_out_examples']:,} others of "
-        "them.\n",
-        f"{report['device']}. {versions_line(report['versions'])}.\n",
-        "## Cut after a branch\n",
-        *markdown.table(heads, rows),
-        "## What leaving a branch out costs\n",
-        "Points of accuracy: of the model as it is, and with a fusion fitted to the others.\n",
-        *markdown.table(
-            ["branch", "as it is", f"{policy['refit']} fitted"],
-            [[f"after {cut['after']}", cut["left_out"], cut["refit_left_out"]] for cut in cuts],
-        ),
-        "## Leave early\n",
-        f"Exits predict by {fusion} fusion; confidence: {policy['measure']}, at temperatures "
-        f"{', '.join(f'{each:.2f}' for each in policy['temperatures'])}. Held-out accuracy, "
-        f"mean over exits: {_listed(policy['held_out_accuracy'], '.2f')}.",
-        "Pairs of a right and a wrong prediction in which the right one is the surer: "
-        f"{_listed(policy['ranking'], '.3f')}. The whole is",
-        "the run as it is, without a fitted fusion.\n",
-    ]
-    head = ["budget", "accuracy", "less the whole's", "operations", "images/s", "times the whole's"]
-    head += [f"leave after {cut['after']}" for cut in cuts]
-    speed = whole["images_per_second"]
+    note = "Test accuracy of early exits whose mean image takes that share of the network's own "
+    note += "operations; thresholds, temperatures and fitted fusions are of held-out training "
+    note += "examples. The held-out accuracy is the mean over cuts."
+    return Detail("budgets", f"{section}: accuracy within a budget", rows, note)
+
+
+def _in_words(fusion: str) -> str:
+    return "its own fusion" if fusion == OWN else f"{fusion} fitted"
+
+
+def _networks(section: str, networks: list[_Way]) -> Detail:
+    whole = max(each.operations for each in networks)
     rows = [
-        [
-            *(row["budget"], row["accuracy"], f"{row['accuracy'] - whole['accuracy']:+.2f}"),
-            f"{row['operations'] / total:.0%}",
-            *(f"{row['images_per_second']:,.0f}", row["images_per_second"] / speed),
-            *(f"{share:.0%}" for share in row["exits"]),
-        ]
-        for row in report["budgets"]
+        {
+            "row": each.cell.row,
+            "operations (10^6)": each.operations / 1e6,
+            "of the deepest's": f"{each.operations / whole:.0%}",
+            "accuracy": statistics.spread(each.runs["test_accuracy"]),
+        }
+        for each in networks
     ]
-    lines += markdown.table(head, rows)
-    lines += [
-        "Beside them, models that run as a whole in batches of 64:\n",
-        *markdown.table(
-            ["", "accuracy", "parameters", "operations", "images/s", "times the whole's"],
-            [
-                [
-                    *(row["name"], row["accuracy"], f"{row['parameters']:,}"),
-                    f"{row['operations'] / total:.0%}",
-                    *(f"{row['images_per_second']:,.0f}", row["images_per_second"] / speed),
-                ]
-                for row in [*_as_models(cuts), *report["baselines"]]
-            ],
+    return Detail("networks", f"{section}: networks trained for one depth", rows)
+
+
+def _less_networks(section: str, ways: list[_Way], networks: list[_Way]) -> Detail:
+    rows = []
+    for way in ways:
+        row: dict[str, Any] = {"row": way.cell.row, "fusion": _in_words(way.fusion)}
+        for share in policy.SHARES:
+            figures = way.at(way.fusion, share)
+            row[_share(share)] = None
+            if len(figures):
+                static = _as_large(networks, figures["operations"])
+                row[_share(share)] = statistics.difference(figures["accuracy"], static)
+        rows.append(row)
+    note = "In points, of paired seeds; on the line between the two networks of one depth that "
+    note += "take the next fewer and the next more operations. Each way has the fusion of the best "
+    note += "held-out accuracy."
+    title = f"{section}: early exits less networks trained for one depth, at equal operations"
+    return Detail("less networks", title, rows, note)
+
+
+def _as_large(networks: list[_Way], operations: pd.Series) -> pd.Series:
+    """What networks of one depth would have at so many operations, by seed."""
+    by_size = sorted(networks, key=lambda each: each.operations)
+    sizes = [each.operations for each in by_size]
+    figures = pd.concat([each.runs["test_accuracy"] for each in by_size], axis=1).dropna()
+    return pd.Series(
+        {
+            seed: np.interp(operations[seed], sizes, accuracies, left=np.nan)
+            for seed, accuracies in zip(figures.index, figures.to_numpy(float), strict=True)
+            if seed in operations
+        },
+        dtype=float,
+    )
+
+
+def _branches(section: str, ways: list[_Way]) -> Detail:
+    rows = []
+    for way in ways:
+        weights = np.stack(way.runs["weights"].map(_sizes).tolist())
+        own, refit = (way.by_branch(fusion, "cuts") for fusion in (OWN, way.fitted))
+        left_out, fused = way.by_branch(OWN, "left_out"), own.iloc[:, -1]
+        for number, after in enumerate(way.runs["branches"].iloc[0]):
+            costs = {
+                "leaving it out costs": left_out[number],
+                "cutting there costs": fused - own[number],
+                "with a fitted fusion": fused - refit[number],
+            }
+            rows.append(
+                {
+                    "row": f"{way.cell.row}: after {after}",
+                    "share of weights": f"{weights[:, number].mean():.0%}",
+                    **{name: statistics.spread(figures) for name, figures in costs.items()},
+                }
+            )
+    note = "Points of test accuracy. Shares are of the weights' absolute values; the fitted fusion "
+    note += "is the best on held-out examples."
+    return Detail("branches", f"{section}: what each depth is worth", rows, note)
+
+
+def _weights(section: str, ways: list[_Way]) -> Detail:
+    rows = []
+    for way in ways:
+        sizes = pd.DataFrame(way.runs["weights"].map(_sizes).tolist(), way.runs.index)
+        ranks = sizes.corrwith(way.by_branch(OWN, "left_out"), axis=1, method="spearman")
+        rows.append({"row": way.cell.row, "rank correlation": statistics.spread(ranks.dropna())})
+    note = "Spearman's rank correlation, over a run's branches, of the weight's absolute value and "
+    note += "of what leaving the branch out costs: 1 where the weights tell the redundant depths."
+    title = f"{section}: do the learned weights tell which depth is redundant?"
+    return Detail("weights", title, rows, note)
+
+
+def _sizes(weights: list) -> np.ndarray:
+    """The branches' shares of the absolute weights, of classes the mean."""
+    sizes = np.abs(np.array(weights, float)).reshape(len(weights), -1).mean(axis=1)
+    return sizes / sizes.sum()
+
+
+def _pictures(results: Results) -> Iterator[Picture]:
+    sections = list(_measured(results))
+    if not sections:
+        return
+    figure, panels = plt.subplots(
+        *(1, len(sections)), figsize=(7.5 * len(sections), 4.6), layout="constrained", squeeze=False
+    )
+    for axes, (section, ways, networks) in zip(panels[0], sections, strict=True):
+        for way in ways:
+            curves = way.of(way.fusion, "curve")
+            points = np.array([[[*point.values()] for point in curve] for curve in curves])
+            operations, accuracy = points.mean(axis=0).T
+            label = f"{way.cell.row}: {_in_words(way.fusion)}"
+            axes.plot(operations / 1e6, accuracy, label=label)
+        for each in networks:
+            accuracies = each.runs["test_accuracy"]
+            axes.errorbar(
+                each.operations / 1e6,
+                accuracies.mean(),
+                accuracies.std() if len(accuracies) > 1 else None,
+                **{"fmt": "k*", "markersize": 10, "label": each.cell.row},
+            )
+        axes.set(title=section, ylabel="test accuracy (%)")
+        axes.set_xlabel("mean operations per image (millions)")
+        axes.legend(fontsize=7)
+    shows = "Test accuracy by mean operations per image, early exits of several ways of training, "
+    yield "exits", f"{shows}beside networks trained for one depth (stars); means over seeds", figure
+
+
+TABLE = Table(
+    name="exits",
+    title="Not in the paper: early exits, by the way of training and fusing",
+    seeds=3,
+    axes={
+        "dataset": ("cifar10",),
+        "method fusion auxiliary_mean taps depth learning_rate": tuple(
+            (*way, rate) for way in _WAYS for rate in _RATES
         ),
-        *(f"![{picture['shows']}]({picture['file']})\n" for picture in drawn),
-    ]
-    return "\n".join(lines)
-
-
-def _as_models(cuts: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{**cut, "name": f"cut after {cut['after']}"} for cut in cuts]
-
-
-def _listed(figures: dict[str, float], form: str) -> str:
-    return ", ".join(f"{name} {value:{form}}" for name, value in figures.items())
+    },
+    rows=("method", "fusion", "auxiliary_mean", "taps", "learning_rate"),
+    reference=("Normal",),
+    note="Each way is trained at the learning rate that did best on held-out examples with seed 0.",
+    holds_out=True,
+    narrow=_at_best_rates,
+    measure=measure,
+    details=_details,
+    pictures=_pictures,
+)

@@ -9,7 +9,7 @@ import pandas as pd
 
 from experiments.cli.configuration import Configuration
 from experiments.sweep.planning import Planned, plan
-from experiments.sweep.record import Record
+from experiments.sweep.record import EXITS, Record
 from experiments.tables import statistics
 
 RESULT = (
@@ -18,7 +18,9 @@ RESULT = (
 )
 """Columns of runs.jsonl that a table needs, beside the configuration's."""
 
-VALIDATION = "validation_accuracy"  # of runs with examples held out; older ones have none
+VALIDATION = "validation_accuracy"
+OF_SOME = (VALIDATION, EXITS)
+"""Columns of runs with examples held out, and of runs whose exits were measured."""
 
 Frame = Any
 """A `pandas.DataFrame`; its own annotations have every result as a union of all types."""
@@ -79,9 +81,9 @@ class Results:
                     "delete its folder and its line in runs.jsonl, and the run is made again"
                 )
             if result:
-                measured = {column: result.get(column) for column in (*RESULT, VALIDATION)}
+                measured = {column: result.get(column) for column in (*RESULT, *OF_SOME)}
                 rows.append(flags.identity(seed) | measured)
-        frame = pd.DataFrame(rows, columns=[*flags.identity(0), *RESULT, VALIDATION])
+        frame = pd.DataFrame(rows, columns=[*flags.identity(0), *RESULT, *OF_SOME])
         return frame.astype({"test_accuracy": float}).set_index("seed", drop=False)
 
     def difference(

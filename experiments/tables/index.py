@@ -5,6 +5,7 @@ from experiments.tables import (
     branches,
     deep,
     depth,
+    exits,
     methods,
     networks,
     rates,
@@ -16,6 +17,7 @@ TABLES = {
     table.name.removeprefix("table"): table
     for table in (
         *(depth.TABLE, methods.TABLE, *repeats.TABLES, *deep.TABLES),
-        *(branches.TABLE, study.TABLE, rates.TABLE, best.TABLE, networks.TABLE),
+        *(branches.TABLE, study.TABLE, rates.TABLE, best.TABLE),
+        *(networks.TABLE, exits.TABLE),
     )
 }

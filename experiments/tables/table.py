@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 import interflow_jax as ij
 from experiments.cli.configuration import VGG, Configuration
 from experiments.sweep import time_left
+from experiments.sweep.planning import Planned
 from experiments.sweep.record import Record
 from experiments.tables import presets
 from experiments.tables.frame import Cell, Results, columns
@@ -70,6 +71,8 @@ class Table:
     omit: Callable[[Configuration], bool] = lambda flags: False  # where no methods are chosen
     # What it makes of a choice by the runs that the record in a folder has.
     narrow: Callable[[Choice, Record, Path], Choice] = lambda choice, record, out: choice
+    # What it measures of a finished run in its folder, with the data there.
+    measure: Callable[[Planned, str | None], None] = lambda run, data_dir: None
     details: Callable[[Results], Iterable[Detail]] = lambda results: ()
     pictures: Callable[[Results], Iterable[Picture]] = lambda results: ()
 
@@ -182,6 +185,10 @@ def words(flags: Configuration, names: Sequence[str]) -> str:
 def _field_in_words(name: str, value: Any) -> str:
     if name == "method" and value in ij.BASELINES:
         return f"{value} (not the paper's)"
+    if value is None:
+        return ""
+    if isinstance(value, list):
+        value = ",".join(map(str, value))
     if name == "auxiliary_mean" and not value:
         return ""
     return value if name in ("method", "dataset") else f"{name} {value}"

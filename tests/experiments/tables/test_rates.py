@@ -24,18 +24,22 @@ def write_runs(choice, table, out, accuracies):
     """Records runs with the accuracies that a function of a run's flags gives; None: no run."""
     lines = []
     for run in planned(table.cells(choice), table.run_seeds(choice), out):
-        flags = run.flags
-        if (figures := accuracies(flags)) is None:
-            continue
-        line = {"run": run.name, **flags.identity(flags.seed)}
-        line |= {"validation_accuracy": figures[0], "test_accuracy": figures[1] + flags.seed % 2}
-        line |= {"branch_accuracy": [1.0], "branches": [13], "weights": [1.0], "history": []}
-        line |= {"train_seconds": 1.0, "device": "CPU", "versions": {"jax": "0"}}
-        line["class_names"] = ["class"] * 10
-        line["image_shape"] = [32, 32, 3]
-        lines.append(json.dumps(line) + "\n")
+        if (figures := accuracies(run.flags)) is not None:
+            held_out, test = figures
+            lines.append(json.dumps(run_line(run, held_out, test + run.flags.seed % 2)) + "\n")
     with (out / "runs.jsonl").open("a") as file:
         file.writelines(lines)
+
+
+def run_line(run, held_out, test):
+    """The record's line of a planned run of these accuracies, of one branch."""
+    return {
+        **{"run": run.name, **run.flags.identity(run.flags.seed)},
+        **{"validation_accuracy": held_out, "test_accuracy": test, "history": []},
+        **{"branch_accuracy": [1.0], "branches": [13], "weights": [1.0], "train_seconds": 1.0},
+        **{"device": "CPU", "versions": {"jax": "0"}},
+        **{"class_names": ["class"] * 10, "image_shape": [32, 32, 3]},
+    }
 
 
 def by_row_and_rate(flags):
