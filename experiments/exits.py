@@ -190,7 +190,7 @@ def _measure(
     rows = [*report["cuts"], *report["baselines"]]
     for row, times in zip(rows, timing.milliseconds(models, images), strict=True):
         row |= times
-    thresholds = [row["threshold"] for row in report["budgets"]]
+    thresholds = [row["thresholds"] for row in report["budgets"]]
     rates = timing.images_per_second(models, early, thresholds, images)
     for row, rate in zip([*rows, *report["budgets"]], rates, strict=True):
         row["images_per_second"] = rate

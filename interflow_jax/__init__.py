@@ -6,13 +6,7 @@ Attention Mechanism" (Cai, 2021).
 
 from interflow_jax import data
 from interflow_jax.backbones import StrideVGG
-from interflow_jax.budget import (
-    failure_ranking,
-    fit_temperature,
-    leaving,
-    threshold_for_accuracy,
-    threshold_for_operations,
-)
+from interflow_jax.budget import ExitFrontier, failure_ranking, fit_temperature, leaving
 from interflow_jax.depth import truncate
 from interflow_jax.early_exit import EarlyExit, Exits, confidence
 from interflow_jax.export import load_exported, load_safetensors, to_safetensors, to_stablehlo
@@ -36,6 +30,7 @@ __all__ = [
     "BASELINES",
     "METHODS",
     "EarlyExit",
+    "ExitFrontier",
     "Exits",
     "Fusion",
     "Interflow",
@@ -73,8 +68,6 @@ __all__ = [
     "predict",
     "read_pretrained",
     "switch_arguments",
-    "threshold_for_accuracy",
-    "threshold_for_operations",
     "to_safetensors",
     "to_stablehlo",
     "train_step",

