@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from experiments.cli import configuration
 from experiments.runs.files import writable
 from experiments.runs.machine import device
-from experiments.timing import convolutions, tpu
+from experiments.timing import convolutions, reading, tpu
 from experiments.timing import report as timing_report
 from experiments.timing.contenders import TORCH, Network, epoch, flax, ours, product
 from experiments.timing.turns import measure
@@ -51,8 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
             parser.error(f"--networks={name}: choose from {', '.join(NETWORKS)}")
     if flags.turns < 1:
         parser.error(f"--turns={flags.turns}: choose a number above 0")
-    if flags.convolutions and flags.tpu:
-        parser.error("--convolutions and --tpu together: give one")
+    if sum(map(bool, (flags.convolutions, flags.reading, flags.tpu))) > 1:
+        parser.error("--convolutions, --reading and --tpu: give one of them")
     out = Path(flags.out)
     meshes = {}
     try:
@@ -66,6 +66,8 @@ def main(arguments: list[str] | None = None) -> int:
     packages = ["jax", "jaxlib"]
     if flags.tpu:
         packages += ["flax", "optax", "libtpu"]
+    elif flags.reading:
+        packages += ["numpy", "Pillow", *(["torch"] * PYTORCH)]
     elif not flags.convolutions:
         packages += ["flax", "optax", *(["torch"] * PYTORCH)]
     report: dict[str, Any] = {
@@ -75,6 +77,8 @@ def main(arguments: list[str] | None = None) -> int:
     }
     if flags.convolutions:
         _convolutions(report, out)
+    elif flags.reading:
+        _reading(report, out)
     elif flags.tpu:
         _tpu(report, meshes, out)
     else:
@@ -90,6 +94,15 @@ def _convolutions(report: dict[str, Any], out: Path) -> None:
         report["rows"].append(convolutions.measure(size))
         print(convolutions.table_row(report["rows"][-1]), flush=True)
         _write(out / "convolutions", report, convolutions.markdown(report))
+
+
+def _reading(report: dict[str, Any], out: Path) -> None:
+    report["rows"] = []
+    print(reading.HEAD, flush=True)
+    for row in reading.measure(PYTORCH):
+        report["rows"].append(row)
+        print(reading.table_row(row), flush=True)
+    _write(out / "reading", report, reading.markdown(report))
 
 
 def _tpu(report: dict[str, Any], meshes: dict[str, Mesh], out: Path) -> None:
@@ -135,6 +148,9 @@ def _parser() -> argparse.ArgumentParser:
         "With --convolutions, times the forward pass and both gradients of ij.conv3x3 against\n"
         "XLA's convolution in place of networks, at the sizes below, in about three minutes, and\n"
         "writes OUT/convolutions.json and OUT/convolutions.md.\n\n"
+        "With --reading, reads JPEGs at random boxes from one and two threads, and by PyTorch's\n"
+        "DataLoader from as many processes, in about five minutes, and\n"
+        "writes OUT/reading.json and OUT/reading.md.\n\n"
         "With --tpu, compiles our step for TPUs that are not here (pip install 'jax[tpu]'), width\n"
         "1, in float32 and bfloat16, with 64 and 1,024 images per chip: compile time, memory,\n"
         "operations, collectives; some five minutes per row. Writes OUT/tpu.json and OUT/tpu.md.",
@@ -150,6 +166,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--profile", metavar="DIR", help=trace_help)
     in_place = "time convolutions in place of networks"
     parser.add_argument("--convolutions", action="store_true", help=in_place)
+    parser.add_argument("--reading", action="store_true", help="time reading pictures instead")
     topologies = "compile for TPU topologies in place of timing, as v5e:2x2,v5e:16x16"
     parser.add_argument("--tpu", type=configuration.names, metavar="TOPOLOGIES", help=topologies)
     return parser

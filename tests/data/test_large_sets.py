@@ -6,8 +6,8 @@ import tarfile
 
 import numpy as np
 import pytest
-from PIL import Image
 
+from experiments.timing import reading
 from interflow_jax.data import tfds_folders
 from tests.data.test_tfds_folders import PREPARE, in_a_child
 
@@ -52,7 +52,11 @@ def flowers(tmp_path_factory):
     archive = download_dir / "manual" / original.file_name
     archive.parent.mkdir(parents=True)
     generator = np.random.default_rng(0)
-    jpegs = [_photograph(generator) for _ in range(DIFFERENT)]
+    jpegs = []
+    for _ in range(DIFFERENT):
+        content = io.BytesIO()
+        reading.photograph(generator).save(content, "JPEG", quality=90)
+        jpegs.append(content.getvalue())
     with tarfile.open(archive, "w:gz", compresslevel=1) as tar:
         for index in range(EXAMPLES):
             jpeg = jpegs[index % DIFFERENT]
@@ -61,17 +65,6 @@ def flowers(tmp_path_factory):
             tar.addfile(member, io.BytesIO(jpeg))
     in_a_child(PREPARE, "tf_flowers", folder, download_dir, "array_record")
     return folder
-
-
-def _photograph(generator):
-    """A JPEG of about 60 kB: smooth shapes under noise."""
-    width, height = generator.integers((360, 320), (440, 380)).tolist()
-    coarse = Image.fromarray(generator.integers(0, 256, (24, 28, 3), np.uint8))
-    smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.int16)
-    noisy = smooth + generator.integers(-12, 13, (height, width, 1))
-    content = io.BytesIO()
-    Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(content, "JPEG", quality=90)
-    return content.getvalue()
 
 
 @pytest.mark.slow
