@@ -11,6 +11,7 @@ _TEMPERATURES = np.geomspace(0.05, 20, 600)  # a step is 1 %
 # Of all operations between the first and the last exit, in chances of being right.
 _PRICES = np.append(np.geomspace(10, 1e-3, 200), 0.0)
 _MOST_SWEEPS = 20
+_BETWEEN = 32  # thresholds tried between two points of the frontier
 
 
 def fit_temperature(logits: Array, labels: Array | np.ndarray) -> float:
@@ -86,16 +87,15 @@ class ExitFrontier:
                 f"{len(operations)}; give [examples, exits] twice and one per exit"
             )
         exits = len(operations)
-        self._confidences, self._costs = confidences, np.asarray(operations, np.float64)
+        self._confidences, self._chances = confidences, chances
+        self._costs = np.asarray(operations, np.float64)
         order = np.argsort(-confidences, axis=0, kind="stable")
         prices = _PRICES / max(self._costs[-1] - self._costs[0], 1e-30)
         found = [np.zeros(exits - 1)]
         found += [_best(confidences, chances - price * self._costs, order) for price in prices]
-        leaves = [leaving(confidences, thresholds) - 1 for thresholds in found]
-        spent = [self._costs[each].mean() for each in leaves]
-        right = [chances[np.arange(len(chances)), each].mean() for each in leaves]
+        spent, right = self._spent_and_right(np.array(found))
         kept, most = [], -np.inf
-        for point in np.lexsort((-np.array(right), spent)):
+        for point in np.lexsort((-right, spent)):
             if right[point] > most:
                 kept.append(point)
                 most = right[point]
@@ -114,8 +114,21 @@ class ExitFrontier:
                 f"{self.operations[0]:g}: choose that or more"
             )
         # The last point is not on the frontier: where others are as good, it only costs more.
-        most = max(len(self.operations) - 1, 1)
-        return self.thresholds[:most][self.operations[:most] <= budget][-1].tolist()
+        points = self.thresholds[: max(len(self.operations) - 1, 1)]
+        last = np.searchsorted(self.operations[: len(points)], budget, "right") - 1
+        if last + 1 == len(points):
+            return points[last].tolist()
+        # What is left of the budget goes into thresholds between two points.
+        between = np.linspace(0, 1, _BETWEEN, endpoint=False)[:, None]
+        mixed = points[last] + between * (points[last + 1] - points[last])
+        spent, right = self._spent_and_right(mixed)
+        return mixed[np.argmax(np.where(spent <= budget, right, -np.inf))].tolist()
+
+    def _spent_and_right(self, thresholds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean operations and chances, [points] each, of [points, exits - 1]."""
+        leaves = np.stack([leaving(self._confidences, each) - 1 for each in thresholds])
+        right = self._chances[np.arange(len(self._chances)), leaves]
+        return self._costs[leaves].mean(axis=1), right.mean(axis=1)
 
     def reaching(self, correct: np.ndarray, accuracy: float) -> list[float]:
         """The cheapest thresholds from which on all dearer ones have an accuracy.
