@@ -108,16 +108,17 @@ class ExitFrontier:
         Raises:
           ValueError: for a budget below the first exit.
         """
-        if budget < self.operations[0]:
+        if budget < self._costs[0]:
             raise ValueError(
                 f"the budget is {budget:g} operations; the first exit takes "
-                f"{self.operations[0]:g}: choose that or more"
+                f"{self._costs[0]:g}: choose that or more"
             )
         # The last point is not on the frontier: where others are as good, it only costs more.
         points = self.thresholds[: max(len(self.operations) - 1, 1)]
         last = np.searchsorted(self.operations[: len(points)], budget, "right") - 1
-        if last + 1 == len(points):
-            return points[last].tolist()
+        if last < 0 or last + 1 == len(points):
+            # Even the first point is dearer where some have no confidence at all, and so stay.
+            return points[max(last, 0)].tolist()
         # What is left of the budget goes into thresholds between two points.
         between = np.linspace(0, 1, _BETWEEN, endpoint=False)[:, None]
         mixed = points[last] + between * (points[last + 1] - points[last])

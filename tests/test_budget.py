@@ -90,6 +90,14 @@ def test_a_budget_below_the_first_exit_is_refused(confidences):
         frontier.within(0.5)
 
 
+def test_who_has_no_confidence_at_all_stays_even_within_the_least_budget(confidences):
+    confidences[0, 0] = 0.0
+    thresholds = ij.ExitFrontier(confidences, confidences, OPERATIONS).within(1.0)
+    leaves = ij.leaving(confidences, thresholds)
+    assert leaves[0] > 1
+    assert set(leaves[1:]) == {1}
+
+
 def test_arrays_that_do_not_fit_are_refused(confidences):
     with pytest.raises(ValueError, match=r"chances \(500, 2\) and operations 3; give"):
         ij.ExitFrontier(confidences, confidences[:, :2], OPERATIONS)

@@ -71,19 +71,20 @@ def at_best_rates(choice: Choice, results: Results, names: tuple[str, ...], advi
       ValueError: for a configuration of which not every rate has held-out accuracies.
     """
     best = best_rates(results)
+    alike: dict[Configuration, list[Configuration]] = {}
     for cell in results.cells:
-        alike = but_for_rate(cell.flags)
-        if alike not in best or not best[alike].is_settled:
-            tried = best[alike].tried if alike in best else 0
-            count = sum(but_for_rate(other.flags) == alike for other in results.cells)
-            of = "" if alike.backbone == VGG else f" of {alike.backbone}"
+        alike.setdefault(but_for_rate(cell.flags), []).append(cell.flags)
+    chosen = []
+    for flags, at_rates in alike.items():
+        if len(at_rates) > 1 and (flags not in best or not best[flags].is_settled):
+            tried = best[flags].tried if flags in best else 0
+            of = "" if flags.backbone == VGG else f" of {flags.backbone}"
             raise ValueError(
-                f"{alike.method}{of} on {alike.dataset} has held-out accuracies at {tried} of "
-                f"{count} learning rates; {advice}"
+                f"{flags.method}{of} on {flags.dataset} has held-out accuracies at {tried} of "
+                f"{len(at_rates)} learning rates; {advice}"
             )
-    values = tuple(
-        tuple(getattr(each.cell.flags, name) for name in names) for each in best.values()
-    )
+        chosen.append(best[flags].cell.flags if len(at_rates) > 1 else at_rates[0])
+    values = tuple(tuple(getattr(flags, name) for name in names) for flags in chosen)
     return replace(choice, axes={" ".join(names): values})
 
 

@@ -93,6 +93,11 @@ def test_before_all_rates_are_tried_it_says_what_to_train_first(tmp_path):
     assert exits.TABLE.narrow(alone, Record(tmp_path), tmp_path) == alone
 
 
+def test_a_single_rate_needs_no_run_to_be_chosen(tmp_path):
+    seven = Choice(axes={"learning_rate": (3e-2,), "method": ("S1",)})
+    assert len(exits.TABLE.cells(exits.TABLE.narrow(seven, Record(tmp_path), tmp_path))) == 1
+
+
 def test_exits_are_compared_with_networks_of_equal_operations(written):
     ((row,),) = [detail["rows"] for detail in written["less networks"]]
     assert row["fusion"] == "softmax fitted"  # the best on held-out examples, not on the test's
