@@ -224,6 +224,9 @@ def _branches(section: str, ways: list[_Way]) -> Detail:
 def _weights(section: str, ways: list[_Way]) -> Detail:
     rows = []
     for way in ways:
+        method = (ij.METHODS | ij.BASELINES)[way.cell.flags.method]
+        if (way.cell.flags.fusion or method.fusion) == "fixed":
+            continue
         sizes = pd.DataFrame(way.runs["weights"].map(_sizes).tolist(), way.runs.index)
         ranks = sizes.corrwith(way.by_branch(OWN, "left_out"), axis=1, method="spearman")
         rows.append({"row": way.cell.row, "rank correlation": statistics.spread(ranks.dropna())})
