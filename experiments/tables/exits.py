@@ -30,6 +30,7 @@ _OF_SEVEN = (
     ("S1", "geometric", 0.0, _SEVEN, 13),
 )
 _RATES = (1e-2, 3e-2)
+_BELOW_NETWORKS = 12  # points of accuracy that the picture shows
 _RATE_OF_SEVEN = 3e-2  # the best with the paper's four branches, of every way of training
 
 
@@ -250,25 +251,27 @@ def _pictures(results: Results) -> Iterator[Picture]:
         *(1, len(sections)), figsize=(7.5 * len(sections), 4.6), layout="constrained", squeeze=False
     )
     for axes, (section, ways, networks) in zip(panels[0], sections, strict=True):
+        lowest = 100.0 if networks else 0.0
         for way in ways:
             curves = way.of(way.fusion, "curve")
             points = np.array([[[*point.values()] for point in curve] for curve in curves])
             operations, accuracy = points.mean(axis=0).T
             label = f"{way.cell.row}: {_in_words(way.fusion)}"
             axes.plot(operations / 1e6, accuracy, label=label)
+        label = "trained for one depth"
         for each in networks:
-            accuracies = each.runs["test_accuracy"]
-            axes.errorbar(
-                each.operations / 1e6,
-                accuracies.mean(),
-                accuracies.std() if len(accuracies) > 1 else None,
-                **{"fmt": "k*", "markersize": 10, "label": each.cell.row},
-            )
-        axes.set(title=section, ylabel="test accuracy (%)")
+            place = each.operations / 1e6, each.runs["test_accuracy"].mean()
+            deviation = each.runs["test_accuracy"].std()  # not a number of a single run
+            axes.errorbar(*place, deviation, fmt="k*", markersize=10, label=label)
+            axes.annotate(str(each.cell.flags.depth), place, (6, 6), textcoords="offset points")
+            label = None
+            lowest = min(lowest, place[1] - _BELOW_NETWORKS)
+        axes.set(title=section, ylabel="test accuracy (%)", ylim=(lowest, None))
         axes.set_xlabel("mean operations per image (millions)")
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=7, loc="upper left")
     shows = "Test accuracy by mean operations per image, early exits of several ways of training, "
-    yield "exits", f"{shows}beside networks trained for one depth (stars); means over seeds", figure
+    shows += "beside networks trained for one depth (stars, with their number of convolutions)"
+    yield "exits", f"{shows}; means over seeds", figure
 
 
 TABLE = Table(
