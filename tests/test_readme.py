@@ -104,7 +104,8 @@ def test_its_benchmark_is_that_of_the_file():
 
 
 FINDINGS = " ".join((RESULTS / "README.md").read_text().split())  # figures are wrapped, too
-TABLES = "\n".join(file.read_text() for file in RESULTS.glob("*.md") if file.name != "README.md")
+REPORTS = (*RESULTS.glob("*.md"), *RESULTS.glob("exits-*/*.md"))
+TABLES = "\n".join(file.read_text() for file in REPORTS if file.name != "README.md")
 INTERVAL = r"[+-]\d+\.\d\d \([+-]\d+\.\d\d to [+-]\d+\.\d\d\)"
 
 

@@ -268,7 +268,7 @@ def _pictures(results: Results) -> Iterator[Picture]:
             lowest = min(lowest, place[1] - _BELOW_NETWORKS)
         axes.set(title=section, ylabel="test accuracy (%)", ylim=(lowest, None))
         axes.set_xlabel("mean operations per image (millions)")
-        axes.legend(fontsize=7, loc="upper left")
+        axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)
     shows = "Test accuracy by mean operations per image, early exits of several ways of training, "
     shows += "beside networks trained for one depth (stars, with their number of convolutions)"
     yield "exits", f"{shows}; means over seeds", figure
