@@ -15,7 +15,7 @@ from experiments.sweep.planning import Planned
 from experiments.sweep.record import EXITS, Record
 from experiments.tables import rates, statistics
 from experiments.tables.frame import Cell, Frame, Results
-from experiments.tables.table import Choice, Detail, Picture, Table
+from experiments.tables.table import Choice, Detail, Picture, Table, words
 
 CHOOSES = (0,)
 """The seed whose runs choose the learning rates, on held-out examples."""
@@ -248,7 +248,7 @@ def _pictures(results: Results) -> Iterator[Picture]:
     if not sections:
         return
     figure, panels = plt.subplots(
-        *(1, len(sections)), figsize=(7.5 * len(sections), 4.6), layout="constrained", squeeze=False
+        *(1, len(sections)), figsize=(7.5 * len(sections), 6), layout="constrained", squeeze=False
     )
     for axes, (section, ways, networks) in zip(panels[0], sections, strict=True):
         lowest = 100.0 if networks else 0.0
@@ -256,7 +256,8 @@ def _pictures(results: Results) -> Iterator[Picture]:
             curves = way.of(way.fusion, "curve")
             points = np.array([[[*point.values()] for point in curve] for curve in curves])
             operations, accuracy = points.mean(axis=0).T
-            label = f"{way.cell.row}: {_in_words(way.fusion)}"
+            name = words(way.cell.flags, [each for each in TABLE.rows if each != "learning_rate"])
+            label = f"{name}: {_in_words(way.fusion)}"
             axes.plot(operations / 1e6, accuracy, label=label)
         label = "trained for one depth"
         for each in networks:
@@ -268,7 +269,7 @@ def _pictures(results: Results) -> Iterator[Picture]:
             lowest = min(lowest, place[1] - _BELOW_NETWORKS)
         axes.set(title=section, ylabel="test accuracy (%)", ylim=(lowest, None))
         axes.set_xlabel("mean operations per image (millions)")
-        axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)
+        axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.13))
     shows = "Test accuracy by mean operations per image, early exits of several ways of training, "
     shows += "beside networks trained for one depth (stars, with their number of convolutions)"
     yield "exits", f"{shows}; means over seeds", figure
