@@ -149,7 +149,7 @@ def _parser() -> argparse.ArgumentParser:
         "XLA's convolution in place of networks, at the sizes below, in about three minutes, and\n"
         "writes OUT/convolutions.json and OUT/convolutions.md.\n\n"
         "With --reading, reads JPEGs at random boxes from one and two threads, and by PyTorch's\n"
-        "DataLoader from as many processes, in about five minutes, and\n"
+        "DataLoader from as many processes, in a few minutes, and\n"
         "writes OUT/reading.json and OUT/reading.md.\n\n"
         "With --tpu, compiles our step for TPUs that are not here (pip install 'jax[tpu]'), width\n"
         "1, in float32 and bfloat16, with 64 and 1,024 images per chip: compile time, memory,\n"

@@ -44,9 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
         split = exits.held_out(run, dataset, flags.held_out)
         writable(Path(flags.run))
         _say(f"predicting {len(split):,} held-out and {len(dataset.test):,} test images")
-        held, test = exits.predict(run, split), exits.predict(run, dataset.test)
-        half = len(split) // 2
-        fit, held = held.of(slice(half)), held.of(slice(half, None))
+        fit, held = exits.predict(run, split).halves()
+        test = exits.predict(run, dataset.test)
         _say("choosing fusion, temperatures, confidence and thresholds on held-out images")
         policy = choose(run, fit, held)
         up_to = exits.up_to_exits(run.model, operations)

@@ -82,8 +82,8 @@ def main(arguments: list[str] | None = None) -> int:
                     *(table.title, runs, record, out, workers, cpus, per_gpu or 1)
                 )
                 for run in record.finished(runs):
-                    table.measure(run, run.flags.data_dir)
-                record = Record(out)
+                    table.measure(run)
+                record = Record(out)  # with what was measured
             except StoppedError as error:
                 stopped = error
         if record.finished(runs):

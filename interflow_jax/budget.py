@@ -75,7 +75,7 @@ class ExitFrontier:
         Args:
           confidences: [examples, exits], float32, 0 to 1, by which examples leave.
           chances: [examples, exits], float, of being right: the largest probability at a fitted
-            temperature. Hits do, too, but fewer examples than thousands are then fitted by heart.
+            temperature. Hits work, too, but overfit where there are only some thousand examples.
           operations: up to each exit, ascending.
 
         Raises:
@@ -93,7 +93,7 @@ class ExitFrontier:
         prices = _PRICES / max(self._costs[-1] - self._costs[0], 1e-30)
         found = [np.zeros(exits - 1)]
         found += [_best(confidences, chances - price * self._costs, order) for price in prices]
-        spent, right = self._spent_and_right(np.array(found))
+        spent, right = self._spent_and_mean(np.array(found), chances)
         kept, most = [], -np.inf
         for point in np.lexsort((-right, spent)):
             if right[point] > most:
@@ -122,14 +122,8 @@ class ExitFrontier:
         # What is left of the budget goes into thresholds between two points.
         between = np.linspace(0, 1, _BETWEEN, endpoint=False)[:, None]
         mixed = points[last] + between * (points[last + 1] - points[last])
-        spent, right = self._spent_and_right(mixed)
+        spent, right = self._spent_and_mean(mixed, self._chances)
         return mixed[np.argmax(np.where(spent <= budget, right, -np.inf))].tolist()
-
-    def _spent_and_right(self, thresholds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean operations and chances, [points] each, of [points, exits - 1]."""
-        leaves = np.stack([leaving(self._confidences, each) - 1 for each in thresholds])
-        right = self._chances[np.arange(len(self._chances)), leaves]
-        return self._costs[leaves].mean(axis=1), right.mean(axis=1)
 
     def reaching(self, correct: np.ndarray, accuracy: float) -> list[float]:
         """The cheapest thresholds from which on all dearer ones have an accuracy.
@@ -143,16 +137,21 @@ class ExitFrontier:
         Raises:
           ValueError: for an accuracy that no thresholds have.
         """
-        rows = np.arange(len(correct))
-        accuracies = np.array(
-            [correct[rows, leaving(self._confidences, each) - 1].mean() for each in self.thresholds]
-        )
+        _, accuracies = self._spent_and_mean(self.thresholds, correct)
         enough = accuracies >= accuracy
         if not enough.any():
             raise ValueError(f"accuracy is {accuracy:.2%}; the best is {accuracies.max():.2%}")
         last = np.nonzero(enough)[0][-1]
         short = np.nonzero(~enough[:last])[0]
         return self.thresholds[short[-1] + 1 if len(short) else 0].tolist()
+
+    def _spent_and_mean(
+        self, thresholds: np.ndarray, values: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Means over examples, [points] each: of operations, and of values, [examples, exits]."""
+        leaves = np.stack([leaving(self._confidences, each) - 1 for each in thresholds])
+        means = values[np.arange(len(values)), leaves].mean(axis=1)
+        return self._costs[leaves].mean(axis=1), means
 
 
 def _best(confidences: np.ndarray, values: np.ndarray, order: np.ndarray) -> np.ndarray:
@@ -166,11 +165,11 @@ def _best(confidences: np.ndarray, values: np.ndarray, order: np.ndarray) -> np.
     reaches = np.ones((examples, exits - 1), bool)
     for _ in range(_MOST_SWEEPS):
         before, later = thresholds.copy(), values[:, -1]
-        for exit in reversed(range(exits - 1)):
-            sure = confidences[:, exit]
-            those = order[reaches[order[:, exit], exit], exit]
-            thresholds[exit] = _threshold(sure[those], (values[:, exit] - later)[those])
-            later = np.where(sure > np.float32(thresholds[exit]), values[:, exit], later)
+        for number in reversed(range(exits - 1)):
+            sure, value = confidences[:, number], values[:, number]
+            those = order[reaches[order[:, number], number], number]
+            thresholds[number] = _threshold(sure[those], (value - later)[those])
+            later = np.where(sure > np.float32(thresholds[number]), value, later)
         stays = confidences[:, :-1] <= thresholds.astype(np.float32)
         reaches[:, 1:] = np.logical_and.accumulate(stays, axis=1)[:, :-1]
         if (thresholds == before).all():

@@ -37,7 +37,12 @@ class Examples:
     labels: np.ndarray
     branch_logits: Array
 
-    def of(self, which: slice) -> "Examples":
+    def halves(self) -> tuple["Examples", "Examples"]:
+        """Of held-out examples, those to fit to and those to choose by."""
+        half = len(self.labels) // 2
+        return self._of(slice(half)), self._of(slice(half, None))
+
+    def _of(self, which: slice) -> "Examples":
         return Examples(self.images[which], self.labels[which], self.branch_logits[which])
 
 

@@ -71,11 +71,8 @@ def choose(
     return Policy(fusion, refit, measure, temperatures, means, ranking)
 
 
-def by_fusion(run: ij.TrainedRun, data_dir: str | None, most: int) -> dict[str, Any]:
+def by_fusion(run: ij.TrainedRun, data_dir: str | None) -> dict[str, Any]:
     """What the depths of a run can do under its own fusion and every fitted one.
-
-    Args:
-      most: training examples to fit to and to choose by, half of them each.
 
     Returns:
       `operations` of every cut; and of each of `fusions` its `held_out_accuracy` (the
@@ -93,10 +90,8 @@ def by_fusion(run: ij.TrainedRun, data_dir: str | None, most: int) -> dict[str, 
     if len(cuts) == 1:
         return {"operations": operations, "fusions": {}}
     dataset = exits.load(run, data_dir)
-    held = exits.predict(run, exits.held_out(run, dataset, most))
+    fit, held = exits.predict(run, exits.held_out(run, dataset, HELD_OUT)).halves()
     test = exits.predict(run, dataset.test)
-    half = len(held.labels) // 2
-    fit, held = held.of(slice(half)), held.of(slice(half, None))
     up_to = exits.up_to_exits(run.model, operations)
     fusions = {}
     for fusion in (OWN, *KINDS):

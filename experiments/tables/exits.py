@@ -81,14 +81,14 @@ class _Way(NamedTuple):
         return self.runs[EXITS].iloc[0]["operations"][-1]
 
 
-def measure(planned: Planned, data_dir: str | None) -> None:
+def measure(planned: Planned) -> None:
     """Adds to a finished run's folder what its exits can do; once, where its checkpoints are."""
     folder = planned.folder
     if not folder.has_checkpoints() or (folder.path / f"{EXITS}.json").exists():
         return
     print(f"measuring the exits of {planned} ...", flush=True)
     run = ij.load_run(folder.path)
-    folder.write_json(f"{EXITS}.json", policy.by_fusion(run, data_dir, policy.HELD_OUT))
+    folder.write_json(f"{EXITS}.json", policy.by_fusion(run, planned.flags.data_dir))
 
 
 def _at_best_rates(choice: Choice, record: Record, out: Path) -> Choice:

@@ -71,8 +71,8 @@ class Table:
     omit: Callable[[Configuration], bool] = lambda flags: False  # where no methods are chosen
     # What it makes of a choice by the runs that the record in a folder has.
     narrow: Callable[[Choice, Record, Path], Choice] = lambda choice, record, out: choice
-    # What it measures of a finished run in its folder, with the data there.
-    measure: Callable[[Planned, str | None], None] = lambda run, data_dir: None
+    # What it measures of a finished run, in the run's folder.
+    measure: Callable[[Planned], None] = lambda run: None
     details: Callable[[Results], Iterable[Detail]] = lambda results: ()
     pictures: Callable[[Results], Iterable[Picture]] = lambda results: ()
 

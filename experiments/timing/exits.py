@@ -34,7 +34,7 @@ def milliseconds(models: list[Model], images: np.ndarray) -> list[dict[str, floa
 def images_per_second(
     models: list[Model], exits: ij.EarlyExit, thresholds: list[list[float]], images: np.ndarray
 ) -> list[float]:
-    """Of models, in batches of `BATCH_SIZE`, then of exits under each thresholds; all in turns.
+    """Of models, in batches of `BATCH_SIZE`, then of exits under each list of thresholds, in turns.
 
     Images are taken again, from the first on, until they fill a batch.
     """

@@ -77,7 +77,7 @@ def markdown(report: dict[str, Any]) -> str:
             "# Reading pictures\n",
             f"{origin(report)}.",
             f"{PICTURES:,} made JPEGs of about 400x350 pixels, {_DIFFERENT} of them different, in "
-            f"folders; random boxes of",
+            "folders; random boxes of",
             f"them at {_SIZE}x{_SIZE}, in batches of {_BATCH_SIZE}. Ours reads in threads, PyTorch "
             "in processes. Medians of",
             f"{TURNS} turns of {_BATCHES} batches. The first batch counts from an open interpreter "

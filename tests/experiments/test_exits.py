@@ -66,9 +66,7 @@ def test_budgets_are_kept_and_their_figures_are_real(finished, report):
     whole = report["cuts"][-1]
     eight_tenths, all_of_it, points = report["budgets"]
     policy = report["policy"]
-    figure = "accuracy" if policy["fusion"] == "own" else "refit_accuracy"
     assert all_of_it["operations"] <= whole["operations"]
-    assert all_of_it["accuracy"] == pytest.approx(whole[figure], abs=3)
     # Kept on held-out images; on the test's within their noise.
     assert eight_tenths["operations"] <= 0.85 * whole["operations"]
     assert points["budget"] == "5 points of accuracy"
@@ -78,7 +76,7 @@ def test_budgets_are_kept_and_their_figures_are_real(finished, report):
         assert row["images_per_second"] > 0
     curve = [point["operations"] for point in report["curve"]]
     assert curve == sorted(curve)
-    assert curve[-1] <= whole["operations"]
+    assert curve[-1] == all_of_it["operations"]
     assert policy["held_out_accuracy"][policy["fusion"]] == max(
         policy["held_out_accuracy"].values()
     )
@@ -93,24 +91,24 @@ def test_the_exits_of_the_report_are_those_that_really_run(folder, report):
     dataset = datasets.load("fashion_mini")
     test = analysis.predict(trained, dataset.test)
     held = analysis.predict(trained, analysis.held_out(trained, dataset, 400))
-    fit, policy = held.of(slice(200)), report["policy"]
+    (fit, _), policy = held.halves(), report["policy"]
     refit = {}
     if policy["fusion"] != "own":
         refit = {"refit": (fit.branch_logits, fit.labels), "kind": policy["fusion"]}
-    row = report["budgets"][0]
-    early = ij.EarlyExit(
-        trained.model,
-        trained.variables,
-        row["thresholds"],
-        measure=policy["measure"],
-        temperatures=policy["temperatures"],
-        **refit,
-    )
-    left = early(np.asarray(normalize(trained.preprocessing, test.images)))
-    shares = np.bincount(left.exits, minlength=4)[1:] / len(left.exits)
-    np.testing.assert_allclose(shares, row["exits"], atol=0.003)
-    hits = 100 * np.mean(left.logits.argmax(-1) == test.labels)
-    assert hits == pytest.approx(row["accuracy"], abs=0.3)
+    for row in report["budgets"]:
+        early = ij.EarlyExit(
+            trained.model,
+            trained.variables,
+            row["thresholds"],
+            measure=policy["measure"],
+            temperatures=policy["temperatures"],
+            **refit,
+        )
+        left = early(np.asarray(normalize(trained.preprocessing, test.images)))
+        shares = np.bincount(left.exits, minlength=4)[1:] / len(left.exits)
+        np.testing.assert_allclose(shares, row["exits"], atol=0.003)
+        hits = 100 * np.mean(left.logits.argmax(-1) == test.labels)
+        assert hits == pytest.approx(row["accuracy"], abs=0.3)
 
 
 def test_held_out_images_are_none_that_trained(folder):

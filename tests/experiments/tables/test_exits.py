@@ -132,7 +132,7 @@ def test_a_finished_run_is_measured_once_and_its_line_has_the_figures(
     monkeypatch.setattr(policy, "HELD_OUT", 400)
     run = plan(configuration.of_result(result_in(finished)), tmp_path / "runs")
     shutil.copytree(folder_in(finished), run.folder.path)
-    TABLE.measure(run, None)
+    TABLE.measure(run)
     line = Record(tmp_path).result(run)
     figures = line[EXITS]
     assert len(figures["operations"]) == len(line["branches"])
@@ -143,5 +143,5 @@ def test_a_finished_run_is_measured_once_and_its_line_has_the_figures(
     assert figures["operations"][0] < whole["operations"] <= figures["operations"][-1]
     file = run.folder.path / f"{EXITS}.json"
     before = file.stat().st_mtime_ns
-    TABLE.measure(run, None)
+    TABLE.measure(run)
     assert file.stat().st_mtime_ns == before
