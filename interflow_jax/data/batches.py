@@ -18,7 +18,7 @@ from interflow_jax.data.preprocessing import EpochKeys
 from interflow_jax.data.splits import ArraySplit, Split, read
 
 PREFETCHED_WINDOWS = 2  # read ahead of the device while streaming
-_MOST_AT_ONCE = 64  # examples that a thread holds before they are fitted to the batch
+_MOST_AT_ONCE = 16  # examples that a thread reads before it takes others
 
 
 class Resident(NamedTuple):
@@ -138,24 +138,32 @@ def streamed_batches(
     sharding = NamedSharding(mesh, PartitionSpec(None, "batch"))
     own = own_examples(mesh, batch_size)
 
-    def window(chunk: np.ndarray) -> tuple[np.ndarray, Window]:
-        visited = order[: (chunk[-1] + 1) * batch_size].reshape(-1, batch_size)[chunk][:, own]
-        parts = min(visited.size, max(readers, visited.size // _MOST_AT_ONCE))
+    def visits(chunk: np.ndarray) -> np.ndarray:
+        return order[: (chunk[-1] + 1) * batch_size].reshape(-1, batch_size)[chunk][:, own]
+
+    def begin(chunk: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        visited = visits(chunk)
+        parts = -(-visited.size // _MOST_AT_ONCE)
         indices = np.array_split(visited.ravel(), parts)
         if draws is None:
-            examples = pool.map(read, repeat(split), indices)
-        else:
-            boxes = np.concatenate([draws(int(step))[own] for step in chunk])
-            examples = pool.map(read, repeat(split), indices, np.array_split(boxes, parts))
+            return pool.map(read, repeat(split), indices)
+        boxes = np.concatenate([draws(int(step))[own] for step in chunk])
+        return pool.map(read, repeat(split), indices, np.array_split(boxes, parts))
+
+    def window(
+        chunk: np.ndarray, examples: Iterator[tuple[np.ndarray, np.ndarray]]
+    ) -> tuple[np.ndarray, Window]:
         arrays = map(np.concatenate, zip(*examples, strict=True))
-        shaped = [array.reshape(*visited.shape, *array.shape[1:]) for array in arrays]
+        shape = visits(chunk).shape
+        shaped = [array.reshape(*shape, *array.shape[1:]) for array in arrays]
         shards = jax.make_array_from_process_local_data(sharding, shaped)
         return chunk, Window(*shards, first=jnp.asarray(chunk[0]))
 
-    with ThreadPoolExecutor(readers) as pool, ThreadPoolExecutor(1) as reader:
+    with ThreadPoolExecutor(readers) as pool, ThreadPoolExecutor(1) as joiner:
         pending: deque[Future] = deque()
         for chunk in steps:
-            pending.append(reader.submit(window, chunk))
+            # Begun here, so that the readers go on while a window is joined and handed over.
+            pending.append(joiner.submit(window, chunk, begin(chunk)))
             if len(pending) > PREFETCHED_WINDOWS:
                 yield pending.popleft().result()
         while pending:
