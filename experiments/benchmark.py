@@ -34,6 +34,8 @@ NETWORKS = {
     "quarter-28": Network("S1", 13, 0.25, (28, 28, 1), BATCH_SIZE),
     "deep": Network("S1", 60, 0.125, (28, 28, 1), BATCH_SIZE),
     "deepest": Network("S1", 100, 0.25, (28, 28, 1), BATCH_SIZE),
+    "width1-bf16": Network("S1", 13, 1.0, (32, 32, 3), BATCH_SIZE, "bfloat16"),
+    "quarter-bf16": Network("S1", 13, 0.25, (32, 32, 3), BATCH_SIZE, "bfloat16"),
 }
 EPOCH_OF = "quarter-28"
 """The network whose whole epoch is timed: fashion_mini has its images' size."""
@@ -110,8 +112,8 @@ def _tpu(report: dict[str, Any], meshes: dict[str, Mesh], out: Path) -> None:
     print(tpu.HEAD, flush=True)
     for topology, mesh in meshes.items():
         for dtype, images in tpu.CASES:
-            network = NETWORKS["width1"]._replace(batch_size=images)
-            report["rows"].append(tpu.measure(network, dtype, topology, mesh))
+            network = NETWORKS["width1"]._replace(batch_size=images, dtype=dtype)
+            report["rows"].append(tpu.measure(network, topology, mesh))
             print(tpu.table_row(report["rows"][-1]), flush=True)
             _write(out / "tpu", report, tpu.markdown(report))
 
@@ -155,7 +157,7 @@ def _parser() -> argparse.ArgumentParser:
         "1, in float32 and bfloat16, with 64 and 1,024 images per chip: compile time, memory,\n"
         "operations, collectives; some five minutes per row. Writes OUT/tpu.json and OUT/tpu.md.",
         "networks:\n"
-        + "\n".join(f"  {name:<12}{network}" for name, network in NETWORKS.items())
+        + "\n".join(f"  {name:<14}{network}" for name, network in NETWORKS.items())
         + "\n\nsizes of --convolutions, as channels@map/stride:\n"
         + textwrap.indent(textwrap.fill(", ".join(map(str, convolutions.SIZES)), 80), "  "),
     )

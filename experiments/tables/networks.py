@@ -14,7 +14,7 @@ _RESNET = (
     "experiments.tables.backbones:ResNet",
     "width=8",  # an eighth of ResNet-18's
     tuple(f"stage{stage}_block2" for stage in range(1, 5)),
-    *("sgd", "step", 30),
+    *("sgd", "step", 20),
 )
 _VIT = (
     "experiments.tables.backbones:ViT",
@@ -22,7 +22,7 @@ _VIT = (
     tuple(f"block{block}" for block in range(1, 5)),
     *("adamw", "cosine", 60),
 )
-_RATES = {_RESNET: (3e-3, 1e-2, 3e-2), _VIT: (3e-4, 1e-3, 3e-3)}
+_RATES = {_RESNET: (1e-2, 3e-2, 1e-1), _VIT: (1e-3, 3e-3, 1e-2)}
 CHOOSES = (0,)
 """The seed whose runs choose the learning rates."""
 

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -39,14 +39,17 @@ class Network(NamedTuple):
     width: float
     image_shape: tuple[int, int, int]
     batch_size: int
+    dtype: str = "float32"  # of the computation
 
     def __str__(self) -> str:
         shape = "x".join(map(str, self.image_shape))
-        return f"{self.method}, {self.depth} layers, width {self.width:g}, {shape}"
+        dtype = "" if self.dtype == "float32" else f", {self.dtype}"
+        return f"{self.method}, {self.depth} layers, width {self.width:g}, {shape}{dtype}"
 
     def build(self) -> ij.Interflow:
         """Our model of it."""
-        return ij.build(self.method, CLASSES, depth=self.depth, width=self.width)
+        model = ij.build(self.method, CLASSES, depth=self.depth, width=self.width)
+        return model.clone(backbone=model.backbone.clone(dtype=jnp.dtype(self.dtype)))
 
     def flops(self) -> float:
         """Of a step's convolutions, two per multiply-add, padding counted as if it were data."""
@@ -63,14 +66,16 @@ class FlaxVGG(nn.Module):
     taps: tuple[int, ...]
     depth: int
     width: float
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x, train):
         feature_maps = []
+        conv, norm = (partial(layer, dtype=self.dtype) for layer in (nn.Conv, nn.BatchNorm))
         layers = convolutions(self.depth, self.width, "first")
         for number, (channels, stride) in enumerate(layers, start=1):
-            x = nn.Conv(channels, (3, 3), stride, padding=1, use_bias=False)(x)
-            x = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5)(x)
+            x = conv(channels, (3, 3), stride, padding=1, use_bias=False)(x)
+            x = norm(use_running_average=not train, momentum=0.9, epsilon=1e-5)(x)
             x = nn.relu(x)
             if number in self.taps:
                 feature_maps.append(x)
@@ -102,7 +107,7 @@ def ours(network: Network) -> Step:
 def flax(network: Network) -> Step:
     """The same branches, fusion, loss and optimiser on Flax's own convolutions and BatchNorm."""
     model = network.build()
-    plain = FlaxVGG(model.backbone.taps, network.depth, network.width)
+    plain = FlaxVGG(model.backbone.taps, network.depth, network.width, model.backbone.dtype)
     return _jax_step(model.clone(backbone=plain), network, None)
 
 
@@ -192,7 +197,9 @@ def _torch(network: Network, channels_last: bool, compiled: bool) -> Step:
 
     def take() -> None:
         optimizer.zero_grad(set_to_none=True)
-        cross_entropy(forward(images), labels).backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=network.dtype == "bfloat16"):
+            loss = cross_entropy(forward(images), labels)
+        loss.backward()
         optimizer.step()
 
     return Step(take)

@@ -20,6 +20,7 @@ from PIL import Image
 
 from experiments.timing.report import origin
 from interflow_jax.data import batches, folders, pictures, preprocessing
+from interflow_jax.ops import memory
 
 PICTURES = 20_000
 READERS = (1, 2)
@@ -124,6 +125,7 @@ def _turn(contender: Callable, folder: Path, readers: int) -> dict[str, float]:
 
 
 def _ours(folder: Path, readers: int) -> Iterator[Any]:
+    memory.keep_freed_memory()  # as `experiments.run` does
     mesh = batches.device_mesh()
     yield
     train = folders.from_folder(folder, _SIZE).train

@@ -68,7 +68,7 @@ def markdown(report: dict[str, Any]) -> str:
     """The whole report."""
     text = [
         "# Training steps on CPU\n",
-        f"{origin(report)}; float32. One process per",
+        f"{origin(report)}; float32 where not said. One process per",
         f"contender, taking turns ({report['turns']}); medians over turns, ratios of neighbouring",
         "turns. GFLOP/s count the convolutions as if padding were data, which ours partly skips",
         "and partly replaces by fewer products. Peak memory is that of the whole process.\n",

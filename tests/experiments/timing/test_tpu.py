@@ -8,7 +8,7 @@ from experiments import benchmark
 from experiments.timing import tpu
 from experiments.timing.contenders import Network
 
-SMALL = Network("Normal", 4, 1 / 16, (8, 8, 1), 8)
+SMALL = Network("Normal", 4, 1 / 16, (8, 8, 1), 8, "bfloat16")
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="pip install 'jax[tpu]'"
 )
@@ -16,7 +16,7 @@ needs_libtpu = pytest.mark.skipif(
 
 @needs_libtpu
 def test_a_step_reduces_sums_and_gathers_nothing():
-    row = tpu.measure(SMALL, "bfloat16", "v5e:2x2", tpu.mesh_of("v5e:2x2"))
+    row = tpu.measure(SMALL, "v5e:2x2", tpu.mesh_of("v5e:2x2"))
     # BatchNorm's sums forward and backward, per convolution; the gradients; the hits.
     assert row["collectives"] == {"all-reduce": 2 * SMALL.depth + 2}
     # A layer's pass forward and its two gradients, of which nobody needs the images'. The branch's
