@@ -128,7 +128,7 @@ def streamed_batches(
     """As `resident_batches`, from a split that stays on the host, read ahead in threads.
 
     A process reads only the examples that its own devices take. Decoding pictures leaves Python
-    free, so threads are as fast as processes, and start at once.
+    free, so threads are about as fast as processes, and start at once.
 
     Args:
       draws: of random crops (see `Split.read`), by the step, [batch, ...]; None for whole images.
@@ -143,7 +143,7 @@ def streamed_batches(
 
     def begin(chunk: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         visited = visits(chunk)
-        parts = -(-visited.size // _MOST_AT_ONCE)
+        parts = min(visited.size, max(readers, visited.size // _MOST_AT_ONCE))
         indices = np.array_split(visited.ravel(), parts)
         if draws is None:
             return pool.map(read, repeat(split), indices)

@@ -28,9 +28,10 @@ def test_flops_by_hand():
     assert two_blocks.flops() == 2 * 2 * (first + second + third + fourth)
 
 
-def test_flaxs_network_is_ours(key):
-    backbone = SMALL.build().backbone
-    plain = FlaxVGG(backbone.taps, backbone.depth, backbone.width)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_flaxs_network_is_ours(key, dtype):
+    backbone = SMALL._replace(dtype=dtype).build().backbone
+    plain = FlaxVGG(backbone.taps, backbone.depth, backbone.width, backbone.dtype)
     images = jnp.zeros((2, *SMALL.image_shape))
 
     def shapes(module):
@@ -40,7 +41,7 @@ def test_flaxs_network_is_ours(key):
     assert shapes(plain) == shapes(backbone)
     maps = jax.eval_shape(lambda key: plain.init_with_output(key, images, False)[0], key)
     ours = jax.eval_shape(lambda key: backbone.init_with_output(key, images, False)[0], key)
-    assert [m.shape for m in maps] == [m.shape for m in ours]
+    assert [(m.shape, m.dtype) for m in maps] == [(m.shape, dtype) for m in ours]
 
 
 def test_torchs_network_is_ours(key):
