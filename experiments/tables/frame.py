@@ -68,6 +68,10 @@ class Results:
         frames = [self.of(cell.flags).assign(section=cell.section, row=cell.row) for cell in cells]
         self.runs: Frame = pd.concat(frames, ignore_index=True)
 
+    def others(self, cells: list[Cell], seeds: tuple[int, ...]) -> "Results":
+        """The finished runs of other cells and seeds, of the same record."""
+        return Results(cells, seeds, self._record, self._out)
+
     def of(self, flags: Configuration) -> Frame:
         """The finished runs of a configuration, by seed, be it the table's or another's."""
         rows = []

@@ -8,7 +8,7 @@ import pandas as pd
 import seaborn as sns
 
 import interflow_jax as ij
-from experiments.cli.configuration import Configuration
+from experiments.cli.configuration import VGG, Configuration
 from experiments.tables import paper, statistics
 from experiments.tables.frame import Cell, Frame, Results
 from experiments.tables.table import PAPER_DEPTH, Detail, Picture, Table
@@ -41,8 +41,10 @@ def table_2() -> str:
 
 
 def paper_accuracy(flags: Configuration) -> float | None:
-    """The paper's Table III, which is of 13 convolutions."""
-    return paper.value("3", flags.method, flags.dataset) if flags.depth == PAPER_DEPTH else None
+    """The paper's Table III, which is of its own network with 13 convolutions."""
+    if flags.backbone != VGG or flags.depth != PAPER_DEPTH:
+        return None
+    return paper.value("3", flags.method, flags.dataset)
 
 
 def claims(results: Results) -> Iterator[Detail]:
@@ -75,20 +77,24 @@ def above_normal(name: str, results: Results) -> Iterator[Picture]:
     if frame.empty:
         return
     sections, rows = frame["section"].unique().tolist(), frame["row"].unique().tolist()
+    height = 1.6 + 0.25 * len(rows)
+    width = 3.5 + 0.08 * max(map(len, rows))  # inches; the rows are named at the left
     grid = sns.catplot(
         **{"data": frame, "kind": "point", "x": "points", "y": "row", "col": "section"},
-        **{"col_wrap": min(3, len(sections)), "height": 1.6 + 0.25 * len(rows), "aspect": 1.4},
+        **{"col_wrap": min(3, len(sections)), "height": height, "aspect": width / height},
         errorbar=lambda points: statistics.interval(np.asarray(points)),
         linestyle="none",
     )
+    shows = f"Accuracy above Normal's in points, by method, a panel each for {', '.join(sections)}"
+    shows += "; lines are 95 % confidence intervals"
+    if any(paper_accuracy(cell.flags) for cell, _ in compared):
+        shows += ", diamonds the paper's"
     for cell, normal in compared:
         printed, of_normal = paper_accuracy(cell.flags), paper_accuracy(normal)
         if printed and of_normal and cell.row in rows and cell.section in sections:
             axes = grid.axes_dict[cell.section]
             axes.plot(printed - of_normal, rows.index(cell.row), "kD", mfc="none")
     grid.refline(x=0).set_titles("{col_name}").set(xlabel="points above Normal", ylabel="")
-    shows = f"Accuracy above Normal's in points, by method, a panel each for {', '.join(sections)}"
-    shows += "; lines are 95 % confidence intervals, diamonds the paper's"
     yield name, shows, grid.figure
 
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from experiments.cli.configuration import PLACES, Configuration, as_flag
+from experiments.cli.configuration import PLACES, VGG, Configuration, as_flag
 from experiments.page import markdown
 from experiments.runs.files import write_whole
 from experiments.sweep.record import Record
@@ -127,7 +127,8 @@ def protocol(trained: list[Configuration], runs: Frame) -> str:
     sizes = {flags.train_size for flags in trained}
     examples = sorted("all" if size is None else f"{size:,}" for size in sizes)
     widths = " or ".join(f"{width:g}" for width in sorted({flags.width for flags in trained}))
-    text = f"width {widths}, {' or '.join(examples)} training examples, "
+    text = "" if all(flags.backbone != VGG for flags in trained) else f"width {widths}, "
+    text += f"{' or '.join(examples)} training examples, "
     text += f"{' or '.join(map(str, epochs))} epoch{'' if epochs == [1] else 's'}, "
     text += f"batch {trained[0].batch_size}, {trained[0].dtype}"
     named = {"width", "train_size", "epochs", "batch_size", "dtype"}

@@ -122,7 +122,9 @@ class Table:
             return inside[place - 1] if place else None
         named = dict(zip(self.rows, self.reference, strict=False))
         alike = [other for other in inside if named.items() <= vars(other).items()]
-        reference = alike[0] if alike else replace(flags, **named)
+        if not alike:
+            return replace(flags, **named)
+        reference = min(alike, key=lambda other: other.learning_rate != flags.learning_rate)
         return None if reference == flags else reference
 
     def _axes(self, choice: Choice) -> dict[str, tuple[Any, ...]]:
@@ -191,4 +193,6 @@ def _field_in_words(name: str, value: Any) -> str:
         value = ",".join(map(str, value))
     if name == "auxiliary_mean" and not value:
         return ""
+    if name == "backbone":
+        value = value.rpartition(":")[2]
     return value if name in ("method", "dataset") else f"{name} {value}"
