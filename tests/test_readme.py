@@ -130,7 +130,7 @@ def test_its_findings_are_those_of_the_tables(figure):
 def test_what_it_says_of_the_end_of_training_is_what_the_runs_did():
     """That accuracy still rose before the rate dropped, and hardly moves afterwards."""
     lines = map(json.loads, (RESULTS / "runs.jsonl").read_text().splitlines())
-    runs = [run for run in lines if run["epochs"] == 60]
+    runs = [run for run in lines if run["epochs"] == 60 and run.get("backbone", "vgg") == "vgg"]
     after = {run["run"]: [row["test_accuracy"] for row in run["history"]] for run in runs}
     moved = {name: each[-1] - each[-7] for name, each in after.items()}
     (highest,) = [name for name, points in moved.items() if abs(points) >= 1]
@@ -142,6 +142,18 @@ def test_what_it_says_of_the_end_of_training_is_what_the_runs_did():
         if run.get("learning_rate", LEARNING_RATE) == LEARNING_RATE
     ]
     assert f"gained {min(gains):.1f} to {max(gains):.1f} points per ten epochs" in FINDINGS
+
+
+def test_what_it_says_of_the_residual_network_s_end_is_what_its_runs_did():
+    lines = map(json.loads, (RESULTS / "runs.jsonl").read_text().splitlines())
+    runs = [run for run in lines if run.get("backbone", "").endswith(":ResNet")]
+    after = [
+        [row["test_accuracy"] for row in run["history"]]
+        for run in runs
+        if run["learning_rate"] == 3e-2
+    ]
+    added = [each[-1] - each[-3] for each in after]
+    assert f"whose last two still add {min(added):.1f} to {max(added):.1f} points" in FINDINGS
 
 
 def test_the_layout_names_every_file_in_its_folder():
