@@ -109,8 +109,6 @@ class StrideVGG(nn.Module):
                 raise ValueError(f"{name} is {value!r}; choose one of {allowed}")
         if not self.taps or list(self.taps) != sorted(set(self.taps)):
             raise ValueError(f"taps are {self.taps}; give one or more convolutions, ascending")
-        if not 1 <= self.start <= self.taps[0]:
-            raise ValueError(f"start is {self.start}; choose 1 to the first tap, {self.taps[0]}")
         lacking = [tap for tap in self.taps if not 1 <= tap <= self.depth]
         if lacking:
             raise ValueError(
@@ -118,6 +116,8 @@ class StrideVGG(nn.Module):
                 f"{', '.join(map(str, lacking))}; choose taps from 1 to {self.depth}, "
                 "or another depth"
             )
+        if not 1 <= self.start <= self.taps[0]:
+            raise ValueError(f"start is {self.start}; choose 1 to the first tap, {self.taps[0]}")
 
 
 class _ConvNormRelu(nn.Module):

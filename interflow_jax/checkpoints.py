@@ -87,6 +87,9 @@ class Checkpoints:
         Args:
           like: a pytree of arrays or of `jax.ShapeDtypeStruct`; None for nested dicts as saved.
           report: told, in a line, of each checkpoint that cannot be read.
+
+        Raises:
+          UnreadableError: if there are some, and none can be read.
         """
         numbers = sorted(self._manager.all_steps(), reverse=True)
         for number in numbers:
@@ -151,5 +154,5 @@ def fingerprint(arrays: Any) -> str:
     for path, leaf in jax.tree_util.tree_leaves_with_path(serialization.to_state_dict(arrays)):
         array = np.asarray(leaf, order="C")
         hasher.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
-        hasher.update(array.data)
+        hasher.update(array.tobytes())  # bfloat16 has no buffer
     return hasher.hexdigest()

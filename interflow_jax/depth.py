@@ -51,8 +51,8 @@ def truncate(
       The model and its variables; `variables` stay as they are.
 
     Raises:
-      ValueError: for branches that the model does not have, images that are missing, or a `kind`
-        without `refit`.
+      ValueError: for branches that the model does not have, images that are missing, a `kind`
+        without `refit`, or a `refit` of fewer branches or that `fit_fusion` refuses.
     """
     if kind is not None and refit is None:
         raise ValueError(f"kind is {kind!r}, but nothing to fit it to is given: give refit, too")
@@ -60,6 +60,11 @@ def truncate(
     count = _branches(model, variables, images)
     if not 1 <= branches <= count:
         raise ValueError(f"branches is {branches}; the model has {count}: choose 1 to {count}")
+    if refit is not None and np.ndim(refit[0]) == 3 and refit[0].shape[1] < branches:
+        raise ValueError(
+            f"refit has the logits of {refit[0].shape[1]} branches; give those of {branches} or "
+            "more"
+        )
     fusion, params = cut_fusion(model.fusion, variables["params"].get("fusion", {}), branches)
     if refit is not None:
         own = "shared" if fusion.kind == "fixed" else fusion.kind

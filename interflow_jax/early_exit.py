@@ -85,8 +85,7 @@ class EarlyExit:
         self.thresholds = _checked(thresholds, count - 1)
         if len(temperatures) != count or min(temperatures) <= 0:
             raise ValueError(f"temperatures are {temperatures}; give {count} above 0")
-        if measure not in MEASURES:
-            raise ValueError(f"measure is {measure!r}; choose one of {', '.join(MEASURES)}")
+        _check_measure(measure)
         if not batch_sizes or min(batch_sizes) < 1:
             raise ValueError(f"batch_sizes are {tuple(batch_sizes)}; give one or more from 1 on")
         cuts = [
@@ -131,6 +130,9 @@ class EarlyExit:
         Args:
           images: [images, height, width, channels], float, as of the model.
           thresholds: in place of those that were given first; nothing is compiled anew.
+
+        Raises:
+          ValueError: for a threshold outside 0 to 1, or another number of them.
         """
         if thresholds is None:
             thresholds = self.thresholds
@@ -184,6 +186,11 @@ def _checked(thresholds: Sequence[float], count: int) -> tuple[float, ...]:
     return tuple(thresholds)
 
 
+def _check_measure(measure: str) -> None:
+    if measure not in MEASURES:
+        raise ValueError(f"measure is {measure!r}; choose one of {', '.join(MEASURES)}")
+
+
 def confidence(logits: Array, measure: Measure = "probability", temperature: float = 1.0) -> Array:
     """How sure a prediction is, 0 to 1: [..., classes] to [...], float32.
 
@@ -192,7 +199,11 @@ def confidence(logits: Array, measure: Measure = "probability", temperature: flo
       measure: "probability", the largest; "margin", by which it is ahead of the second; or
         "entropy", 1 less its share of the largest possible.
       temperature: above 0; more than 1 makes less sure.
+
+    Raises:
+      ValueError: for an unknown measure.
     """
+    _check_measure(measure)
     log_probabilities = jax.nn.log_softmax(logits / temperature)
     probabilities = jnp.exp(log_probabilities)
     if measure == "probability":

@@ -164,8 +164,14 @@ def build(
     if num_classes < 2:
         raise ValueError(f"num_classes is {num_classes}; there must be 2 or more")
     kind = fusion or row.fusion
-    if kind not in get_args(FusionKind):
-        raise ValueError(f"fusion is {kind!r}; choose one of {', '.join(get_args(FusionKind))}")
+    for name, value, allowed in (
+        ("fusion", kind, FusionKind),
+        ("fully_connected", fully_connected, FullyConnected),
+        ("fusion_start", fusion_start, FusionStart),
+        ("pool", pool, Pool),
+    ):
+        if value not in get_args(allowed):
+            raise ValueError(f"{name} is {value!r}; choose one of {', '.join(get_args(allowed))}")
     if network is None:
         taps = default_taps(method, depth) if taps is None else tuple(taps)
         backbone: nn.Module = StrideVGG(taps, depth, width, downsample, layout, dtype)
@@ -196,8 +202,8 @@ def _weights(
     if given is not None:
         if method not in gives:
             raise ValueError(
-                f"initial_weights are {given}, but {method} gives none of its own; leave them out, "
-                f"or choose one of {', '.join(gives)}"
+                f"initial_weights are {given}, but {method} does not take any; leave them out, or "
+                f"choose one of {', '.join(gives)}"
             )
         weights = given
     elif weights is None and kind == "fixed":
@@ -205,9 +211,9 @@ def _weights(
     if weights is not None and len(weights) != len(taps):
         learned = [name for name, other in METHODS.items() if other.initial_weights is None]
         raise ValueError(
-            f"{method} gives {len(weights)} branch weights, but there are {len(taps)} taps {taps}; "
-            f"give initial_weights, one per tap, or choose as many taps, or one of "
-            f"{', '.join(learned)}"
+            f"{method} gives {len(weights)} branch weights, but there are {len(taps)} taps "
+            f"{taps}; {'give initial_weights, one per tap, or ' if method in gives else ''}choose "
+            f"as many taps, or one of {', '.join(learned)}"
         )
     return weights
 

@@ -49,7 +49,7 @@ class Interflow(nn.Module):
     Fig. 1). Maps of equal channel count share that layer (IV-C).
 
     Attributes:
-      backbone: any Linen module that returns a sequence of feature maps, shallow to deep, each
+      backbone: any Linen module that returns a list or tuple of feature maps, shallow to deep, each
         [batch, height, width, channels], [batch, tokens, channels] or [batch, channels]. It may
         offer `labels`, one per map.
       num_classes: classes to tell apart.
@@ -98,16 +98,18 @@ class Interflow(nn.Module):
             if (value := getattr(self, name)) not in get_args(kinds):
                 raise ValueError(f"{name} is {value!r}; choose one of {', '.join(get_args(kinds))}")
         arguments = switch_arguments(self.backbone, train and not self.frozen, self.switch)
-        feature_maps = list(self.backbone(images, **arguments))
+        feature_maps = self.backbone(images, **arguments)
+        takes = (
+            "Interflow takes a list or tuple of one or more [batch, height, width, channels], "
+            "[batch, tokens, channels] or [batch, channels]"
+        )
+        if not isinstance(feature_maps, list | tuple):
+            raise ValueError(f"the backbone returned a {type(feature_maps).__name__}; {takes}")
         if self.frozen:
             feature_maps = jax.lax.stop_gradient(feature_maps)
-        shapes = [feature_map.shape for feature_map in feature_maps]
+        shapes = [jnp.shape(feature_map) for feature_map in feature_maps]
         if not shapes or any(len(shape) not in (2, 3, 4) for shape in shapes):
-            raise ValueError(
-                f"the backbone returned feature maps of shapes {shapes}; Interflow takes one or "
-                "more of [batch, height, width, channels], [batch, tokens, channels] or "
-                "[batch, channels]"
-            )
+            raise ValueError(f"the backbone returned feature maps of shapes {shapes}; {takes}")
         layers: dict[str, nn.Dense] = {}
         branches = []
         for number, feature_map in enumerate(feature_maps, start=1):

@@ -22,11 +22,11 @@ def with_backbone(variables: Any, pretrained: Any) -> dict[str, Any]:
         parameters alone. What lies after the last tap is not needed and is left out.
 
     Returns:
-      The model's variables with the pretrained ones, in the model's dtypes.
+      The model's variables with copies of the pretrained ones, in the model's dtypes.
 
     Raises:
-      ValueError: for arrays that the backbone has and `pretrained` has not, or in another shape;
-        the message has their paths and shapes.
+      ValueError: for a model without a backbone, or arrays that its backbone has and `pretrained`
+        has not, or in another shape; the message has their paths and shapes.
     """
     pretrained = serialization.to_state_dict(pretrained)
     if "params" not in pretrained:
@@ -34,6 +34,11 @@ def with_backbone(variables: Any, pretrained: Any) -> dict[str, Any]:
     of_params: dict[str, Any] = traverse_util.flatten_dict(
         serialization.to_state_dict(variables["params"]), sep="/"
     )
+    if "backbone" not in variables["params"]:
+        raise ValueError(
+            f"the model's parameters are {', '.join(variables['params'])}; pretrained ones go into "
+            "those of a backbone, as an Interflow has"
+        )
     below = _backbone(of_params, traverse_util.flatten_dict(pretrained["params"], sep="/"))
     problems, result = [], {}
     for collection, of_model in variables.items():
@@ -52,7 +57,7 @@ def with_backbone(variables: Any, pretrained: Any) -> dict[str, Any]:
                     f"{collection}/{name} is {np.shape(given[name])}, the backbone's {own.shape}"
                 )
             else:
-                flat[path] = jnp.asarray(given[name], own.dtype)
+                flat[path] = jnp.array(given[name], own.dtype)  # a copy: training consumes it
         result[collection] = serialization.from_state_dict(
             of_model, traverse_util.unflatten_dict(flat, sep="/")
         )

@@ -30,8 +30,9 @@ def switch_arguments(module: nn.Module, train: bool, switch: str | None = None) 
     elif switch != "none" and switch not in parameters:
         kinds = {parameter.kind for parameter in parameters.values()}
         if inspect.Parameter.VAR_KEYWORD not in kinds:
+            known = [name for name in _SWITCHES if name in parameters]
             raise ValueError(
                 f"switch is {switch!r}, but {type(module).__name__} takes "
-                f"{', '.join(list(parameters)[1:])}; choose one of those, or none"
+                f"{', '.join(list(parameters)[1:])}; choose {' or '.join([*known, 'none'])}"
             )
     return {} if switch == "none" else {switch: train != (switch in _INVERTED)}

@@ -86,17 +86,19 @@ def load_run(folder: str | Path) -> TrainedRun:
         raise ValueError(f"{folder} holds no result.json: give the folder of a finished run")
     try:
         result = json.loads(file.read_text())
-        model = build_as(result)
+        run = TrainedRun(build_as(result), {}, result)
+        digest, command = result["fingerprint"], result["command"]
     except (OSError, LookupError, TypeError, ValueError) as error:
         hint = f"is {folder} a run's folder?"
         raise ValueError(f"{file} cannot be read ({error!r}); {hint}") from error
     variables = _variables(checkpoints)
-    if variables is None or fingerprint(variables["params"]) != result["fingerprint"]:
+    if variables is None or fingerprint(variables["params"]) != digest:
         raise ValueError(
             f"the last checkpoint in {checkpoints} is not the one that the run ended with; delete "
-            f"{folder if variables is None else file} and run again: {result['command']}"
+            f"{folder if variables is None else file} and run again: {command}"
         )
-    return TrainedRun(model, named_as_the_model_has_them(model, variables, result), result)
+    run.variables = named_as_the_model_has_them(run.model, variables, result)
+    return run
 
 
 def named_as_the_model_has_them(
@@ -112,6 +114,8 @@ def named_as_the_model_has_them(
 
 def build_as(result: dict[str, Any]) -> Interflow:
     """The model of a run, untrained; raises LookupError, TypeError or ValueError for no result."""
+    if not isinstance(result, dict):
+        raise TypeError(f"it holds a {type(result).__name__}, not the entries of a result")
     taps, weights = result.get("taps"), result.get("initial_weights")
     name = result.get("backbone", "vgg")
     network = None

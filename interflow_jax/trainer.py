@@ -83,8 +83,9 @@ class Trainer:
 
         Raises:
           ValueError: for a batch that the devices do not divide or the training split does not
-            fill, a model that returns no `Prediction` or has not one label per branch, or
-            pretrained variables that do not fit its backbone.
+            fill, a model that returns no `Prediction`, tells fewer classes apart than the dataset
+            has or has not one label per branch, or pretrained variables that do not fit its
+            backbone.
           splits.UnreadableExamplesError: for data that cannot be read.
         """
         self.mesh = batches.device_mesh()
@@ -94,7 +95,14 @@ class Trainer:
                 f"device(s), at most the {len(dataset.train)} training examples"
             )
         self.model, self.batch_size = model, batch_size
-        self.labels = _branch_labels(model, dataset.image_shape)
+        prediction = _prediction_shapes(model, dataset.image_shape)
+        classes = prediction.logits.shape[-1]
+        if classes < len(dataset.class_names):  # a label without a logit would make the loss NaN
+            raise ValueError(
+                f"the model tells {classes} classes apart; {dataset.name} has "
+                f"{len(dataset.class_names)}: build it for as many"
+            )
+        self.labels = _branch_labels(model, prediction.branch_logits.shape[1])
         self.steps = len(dataset.train) // batch_size
         given = {"train": dataset.train, "test": dataset.test, "validation": dataset.validation}
         self._splits = {name: split for name, split in given.items() if split is not None}
@@ -129,7 +137,8 @@ class Trainer:
 
     def init(self, seed: int = 0) -> TrainState:
         """A new state on every device."""
-        return self.put(self._begin(self._initialize(initial_key(seed))))
+        state = self._begin(self._initialize(initial_key(seed)))
+        return batches.replicate(state, self.mesh)
 
     def _begin(self, state: TrainState) -> TrainState:
         """The state with the pretrained variables, if there are some."""
@@ -140,7 +149,8 @@ class Trainer:
 
     def put(self, state: TrainState) -> TrainState:
         """Copies a state, such as one that was saved, to every device."""
-        return batches.replicate(state, self.mesh)
+        # `replicate` takes over what a lone device has already, and training consumes it.
+        return batches.replicate(jax.tree.map(jnp.array, state), self.mesh)
 
     def train_epoch(
         self, state: TrainState, epoch: int, seed: int = 0
@@ -149,6 +159,9 @@ class Trainer:
 
         Returns:
           The state after it (the one given is consumed), and the metrics of its steps, [steps].
+
+        Raises:
+          splits.UnreadableExamplesError: for streamed examples that cannot be read.
         """
         parts = []
         for after, metrics in self.dispatches(state, epoch, seed):
@@ -164,6 +177,9 @@ class Trainer:
         Yields:
           The state after them (the one before is consumed), and their metrics, [steps]. Training
           that goes on from such a state, `first` its next step, ends bit for bit the same.
+
+        Raises:
+          splits.UnreadableExamplesError: for streamed examples that cannot be read.
         """
         keys = epoch_keys(seed, epoch)
         order = batches.training_order(keys, len(self.dataset.train))
@@ -179,6 +195,10 @@ class Trainer:
         """Sums over every example of a split, "test", "validation" or "train".
 
         `between` is called after every dispatch; what it raises ends the evaluation.
+
+        Raises:
+          ValueError: for a split that the dataset does not have.
+          splits.UnreadableExamplesError: for streamed examples that cannot be read.
         """
         if split not in self._splits:
             raise ValueError(f"split is {split!r}; the dataset has {', '.join(self._splits)}")
@@ -222,7 +242,7 @@ class Trainer:
         return batches.streamed_batches(examples, order, chunks, self.mesh, self.batch_size, draws)
 
 
-def _branch_labels(model: nn.Module, image_shape: tuple[int, int, int]) -> tuple[Any, ...]:
+def _prediction_shapes(model: nn.Module, image_shape: tuple[int, int, int]) -> Prediction:
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     init = partial(model.init_with_output, **switch_arguments(model, False))
     prediction, _ = jax.eval_shape(init, jax.random.key(0), images)
@@ -231,7 +251,10 @@ def _branch_labels(model: nn.Module, image_shape: tuple[int, int, int]) -> tuple
             f"{type(model).__name__} returns no Prediction; wrap it in Interflow, or let it return "
             "Prediction(logits, branch_logits, weights)"
         )
-    branches = prediction.branch_logits.shape[1]
+    return prediction
+
+
+def _branch_labels(model: nn.Module, branches: int) -> tuple[Any, ...]:
     labels = getattr(model, "labels", None)
     labels = tuple(range(1, branches + 1) if labels is None else labels)
     if len(labels) != branches:

@@ -161,3 +161,5 @@ def test_fingerprints_tell_names_types_shapes_and_bits_apart():
     assert fingerprint(one) == fingerprint({"a": jnp.zeros((2, 3))})
     columns = np.zeros((3, 2), np.float32).T  # the same numbers, not in the order of memory
     assert fingerprint(one) == fingerprint({"a": columns})
+    low = [{"a": jnp.zeros(3, dtype)} for dtype in (jnp.bfloat16, jnp.float16)]
+    assert fingerprint(low[0]) != fingerprint(low[1])

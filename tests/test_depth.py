@@ -233,6 +233,10 @@ def test_a_refitted_cut_is_better_where_it_was_fitted(images, kind):
         ({"branches": 0}, "branches is 0; the model has 3: choose 1 to 3"),
         ({"branches": 4}, "branches is 4; the model has 3: choose 1 to 3"),
         ({"branches": 1, "kind": "class"}, "kind is 'class', but nothing to fit it to"),
+        (
+            {"branches": 3, "refit": (np.zeros((4, 2, 10)), np.zeros(4, int))},
+            "refit has the logits of 2 branches; give those of 3 or more",
+        ),
     ],
 )
 def test_a_cut_that_cannot_be_is_named(arguments, message):
@@ -333,10 +337,16 @@ def test_the_documentation_s_examples_run(capsys):
     text = (Path(__file__).parent.parent / "docs" / "depth.md").read_text()
     examples = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     namespace: dict = {}
-    for example in examples[:2]:
+    for example in examples[:3]:
         exec(compile(example, "depth.md", "exec"), namespace)
     assert namespace["smaller"].labels == (7, 9)
     assert capsys.readouterr().out.startswith("(64, 10) [4 4")  # untrained, nothing is sure
+    assert namespace["left"].logits.shape == (64, 10)
+
+
+def test_confidence_has_three_measures():
+    with pytest.raises(ValueError, match="'max'; choose one of probability, margin, entropy"):
+        confidence(jnp.zeros((1, 3)), "max")  # pyright: ignore
 
 
 def test_confidence_by_hand():

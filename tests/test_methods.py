@@ -236,7 +236,18 @@ def test_table_i_is_normal_at_each_depth(key, tiny, depth):
         ({"method": "S1", "depth": 10}, "depth 10 has no convolution 11, 13"),
         ({"method": "S2", "depth": 40}, "S2 gives 4 branch weights, but there are 5 taps"),
         ({"method": "S1", "depth": 15}, "depth 15 has no branches by default"),
-        ({"method": "Normal", "taps": (7, 13)}, "Normal gives 1 branch weights"),
+        (
+            {"method": "Normal", "taps": (7, 13)},
+            r"Normal gives 1 .* taps \(7, 13\); choose as many",
+        ),
+        (
+            {"method": "Normal", "taps": (7, 13), "initial_weights": (0.5, 0.5)},
+            "Normal does not take any; leave them out, or choose one of S0, S2,",
+        ),
+        ({"method": "S1", "taps": (0, 7)}, "taps are .* depth 13 has no convolution 0"),
+        ({"method": "S1", "fully_connected": "one"}, "'one'; choose one of shared, separate"),
+        ({"method": "S1", "fusion_start": "one"}, "'one'; choose one of xavier, unit"),
+        ({"method": "S1", "pool": "max"}, "'max'; choose one of mean, first"),
         ({"method": "S1", "fusion": "mean"}, "'mean'; choose one of fixed, shared, class, softmax"),
     ],
 )

@@ -92,6 +92,11 @@ class Flat(nn.Module):
         return [x.mean((1, 2, 3))]
 
 
+class OneMap(nn.Module):
+    def __call__(self, x):
+        return x
+
+
 class Silent(nn.Module):
     def __call__(self, x):
         return []
@@ -101,6 +106,10 @@ class Silent(nn.Module):
     ("model", "message"),
     [
         (Interflow(Flat(), 5, Fusion("shared")), r"shapes \[\(2,\)\]"),
+        (
+            Interflow(OneMap(), 5, Fusion("shared")),
+            r"returned a \w+; Interflow takes a list or tuple",
+        ),
         (Interflow(Silent(), 5, Fusion("shared")), r"shapes \[\]"),
         (Interflow(FeaturePyramid(), 5, Fusion("shared"), "one"), "'one'; choose one of shared"),  # pyright: ignore
     ],

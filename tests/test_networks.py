@@ -194,7 +194,7 @@ def test_given_weights_are_for_methods_that_give_some(module):
     network = ij.load_network("somebodys:Linen")
     with pytest.raises(ValueError, match=r"S2 gives 4 branch weights, but there are 2 taps"):
         ij.build("S2", 10, taps=("a", "b"), network=network)
-    with pytest.raises(ValueError, match="S1 gives none of its own"):
+    with pytest.raises(ValueError, match="S1 does not take any"):
         ij.build("S1", 10, taps=("a", "b"), network=network, initial_weights=(0.5, 0.5))
     with pytest.raises(ValueError, match="a network needs taps"):
         ij.build("S1", 10, network=network)
@@ -238,6 +238,12 @@ def test_what_does_not_fit_is_named_by_path_and_shape(pretrained):
         ij.with_backbone(variables, wrong)
     assert "params/b/kernel is (1, 2), the backbone's (3, 3, 4, 4)" in str(error.value)
     assert "params/b/bias (4,) is missing" in str(error.value)
+
+
+def test_a_model_without_a_backbone_has_no_place_for_them(pretrained):
+    variables = jax.eval_shape(nn.Dense(2).init, jax.random.key(0), IMAGES)
+    with pytest.raises(ValueError, match="parameters are bias, kernel; pretrained ones go into"):
+        ij.with_backbone(variables, pretrained[1])
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "msgpack", "parameters alone"])

@@ -41,8 +41,14 @@ def test_a_wrapper_s_signature_tells_nothing_unless_said():
 
 @pytest.mark.parametrize(
     ("switch", "message"),
-    [("trian", "choose one of train, training"), ("train", "Dense takes inputs")],
+    [
+        ("trian", "choose one of train, training"),
+        (
+            "train",
+            "BatchNorm takes x, use_running_average, mask; choose use_running_average or none",
+        ),
+    ],
 )
 def test_a_switch_that_is_not_there_is_named(switch, message):
     with pytest.raises(ValueError, match=message):
-        switch_arguments(nn.Dense(2), True, switch)
+        switch_arguments(nn.BatchNorm(), True, switch)

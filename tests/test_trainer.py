@@ -1,7 +1,6 @@
 """The trainer: dispatches, devices, evaluation over every example, models of others."""
 
 import json
-import os
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -160,6 +159,7 @@ def test_a_model_that_cannot_be_trained_is_refused_before_any_data_is_read(datas
     for network, message in (
         (ij.Interflow(Labelled(("one",)), 10, ij.Fusion("shared")), "for 2 branches; give one"),
         (nn.Dense(10), "Dense returns no Prediction; wrap it in Interflow"),
+        (ij.build("S1", 9, width=1 / 32), "tells 9 classes apart; random has 10: build it for as"),
     ):
         with pytest.raises(ValueError, match=message):
             ij.Trainer(network, unread, batch_size=BATCH)
@@ -171,8 +171,35 @@ def test_labels_are_those_that_the_backbone_offers(dataset):
     assert trained.labels == ("shallow", "deep")
 
 
+def test_training_leaves_what_it_was_given(tiny, dataset):
+    """Steps are given their state's memory; arrays of the caller's must not be part of it."""
+    model = tiny("S1", depth=4, taps=(3, 4))
+    backbone = model.backbone.init(jax.random.key(7), jnp.zeros((1, *SHAPE)), train=False)
+    trained = ij.Trainer(model, dataset, batch_size=BATCH, preprocessing=PLAIN, pretrained=backbone)
+    saved = trained.init(0)
+    ends = [trained.train_epoch(trained.put(saved), 0)[0] for _ in range(2)]
+    trained.train_epoch(trained.init(1), 0)
+    jax.tree.map(np.testing.assert_array_equal, ends[0].params, ends[1].params)
+    for leaf in jax.tree.leaves((backbone, saved.params)):
+        assert not leaf.is_deleted()
+
+
+def test_a_container_s_memory_is_what_its_limit_leaves(tmp_path, monkeypatch):
+    monkeypatch.setattr(batches, "Path", lambda path: tmp_path / path.lstrip("/"))
+    whole = batches._host_memory()
+    job = tmp_path / "sys" / "fs" / "cgroup" / "slurm" / "job1"
+    (job / "step0").mkdir(parents=True)
+    (tmp_path / "proc" / "self").mkdir(parents=True)
+    (tmp_path / "proc" / "self" / "cgroup").write_text("0::/slurm/job1/step0\n")
+    (job / "step0" / "memory.max").write_text("max\n")
+    assert batches._host_memory() == whole
+    (job / "memory.max").write_text("1000000\n")
+    assert batches._host_memory() == 1000000
+    assert not batches.fits(500000)
+
+
 def test_only_what_leaves_room_is_kept_on_the_devices():
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = batches._host_memory()
     assert batches.fits(memory // 5)
     assert not batches.fits(memory // 3)
 

@@ -1,10 +1,12 @@
 """Batches where the step runs: of splits that the devices hold, or read ahead from the host."""
 
+import contextlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise, repeat
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -76,12 +78,31 @@ def fits(nbytes: int) -> bool:
     A quarter of the memory at most, of each device and of the host; CPU devices share the host's.
     All processes, which must ask together, get the answer of the one with the least memory.
     """
-    host_memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    host_memory = _host_memory()
     copies = jax.local_device_count() if jax.default_backend() == "cpu" else 1
     statistics = jax.local_devices()[0].memory_stats() or {}
     device_memory = statistics.get("bytes_limit", host_memory)
     enough = nbytes <= min(host_memory // copies, device_memory) // 4
     return bool(multihost_utils.process_allgather(np.array(enough)).all())
+
+
+def _host_memory() -> int:
+    """Bytes of this host, or fewer where a container or a batch system sets a limit (cgroup v2)."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    with contextlib.suppress(OSError):  # there is such a file on Linux alone
+        group = Path("/proc/self/cgroup").read_text().rpartition("0::")[2].strip()
+        place = Path("/sys/fs/cgroup") / group.lstrip("/")
+        for folder in (place, *place.parents):
+            with contextlib.suppress(OSError, ValueError):  # a limit may be "max"
+                limits.append(int((folder / "memory.max").read_text()))
+    return min(limits)
+
+
+def _cores() -> int:
+    """Those that this process may use, where the system tells."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def steps_per_dispatch() -> int:
@@ -134,7 +155,7 @@ def streamed_batches(
       draws: of random crops (see `Split.read`), by the step, [batch, ...]; None for whole images.
       readers: how many examples to read at once; None for one per core.
     """
-    readers = readers or len(os.sched_getaffinity(0))
+    readers = readers or _cores()
     sharding = NamedSharding(mesh, PartitionSpec(None, "batch"))
     own = own_examples(mesh, batch_size)
 

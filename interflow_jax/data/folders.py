@@ -46,7 +46,7 @@ def from_folder(path: str | Path, image_size: int | None = None) -> Dataset:
 
     Raises:
       ValueError: for no folder, fewer than two classes, a class without pictures, a class in test
-        that train lacks, or a file that is no picture or has more than 8 bits per channel.
+        that train lacks, or a file that is no picture or is grey with more than 8 bits.
     """
     root = Path(path).expanduser()
     if not root.is_dir():
@@ -95,4 +95,4 @@ def _shape(files: list[Path], image_size: int | None) -> tuple[int, int, int]:
             modes.add(picture.mode)
     side = image_size or VARYING_SIZE
     width, height = sizes.pop() if image_size is None and len(sizes) == 1 else (side, side)
-    return height, width, 1 if modes <= {"1", "L"} else 3
+    return height, width, 1 if modes <= {"1", "L", "LA"} else 3

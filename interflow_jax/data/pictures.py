@@ -13,7 +13,7 @@ from PIL import Image
 def opened(file: str | Path) -> Iterator[Image.Image]:
     """Opens a picture; ValueError names the file if that, or decoding in the block, fails.
 
-    Also one with more than 8 bits per channel is refused.
+    A grey one with more than 8 bits is refused, too; of a coloured one Pillow reads the upper 8.
     """
     try:
         with Image.open(file) as picture:

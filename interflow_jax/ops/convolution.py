@@ -144,8 +144,9 @@ def _xla(x: Array, kernel: Array, stride: int) -> Array:
 def _sum_over_taps(x: Array, kernel: Array, stride: int) -> Array:
     """Sums, over taps, each one's product with its pixels: at 2x2, 16 of 36 are no padding."""
     batch, height, width, _ = x.shape
+    dtype, x, kernel = x.dtype, x.astype(jnp.float32), kernel.astype(jnp.float32)
     shape = batch, _output_size(height, stride), _output_size(width, stride), kernel.shape[-1]
-    total = jnp.zeros(shape, x.dtype)
+    total = jnp.zeros(shape, jnp.float32)
     for i, j in np.ndindex(3, 3):
         rows, above_and_below = _reach(i, height, stride)
         columns, left_and_right = _reach(j, width, stride)
@@ -153,7 +154,7 @@ def _sum_over_taps(x: Array, kernel: Array, stride: int) -> Array:
         if pixels.size:
             product = jnp.einsum("bhwi,io->bhwo", pixels, kernel[i, j])
             total += jnp.pad(product, ((0, 0), above_and_below, left_and_right, (0, 0)))
-    return total
+    return total.astype(dtype)
 
 
 def _output_size(size: int, stride: int) -> int:

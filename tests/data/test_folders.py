@@ -11,7 +11,7 @@ from interflow_jax.data.splits import UnreadableExamplesError, read
 
 def picture(file, level=0, size=(6, 5), mode="L"):
     file.parent.mkdir(parents=True, exist_ok=True)
-    Image.new(mode, size, level if mode == "L" else (level,) * 3).save(file)
+    Image.new(mode, size, level if mode == "L" else (level,) * len(mode)).save(file)
 
 
 @pytest.fixture
@@ -48,6 +48,11 @@ def test_sizes_that_vary_become_32_and_one_colour_colours_all(root):
     assert ij.data.from_folder(root).image_shape == (32, 32, 3)
     dataset = ij.data.from_folder(root, image_size=8)
     assert dataset.train.read(np.array([0]))[0].shape == (1, 8, 8, 3)
+
+
+def test_transparency_is_no_colour(root):
+    picture(root / "train" / "cat" / "7.png", 7, mode="LA")
+    assert ij.data.from_folder(root).image_shape == (5, 6, 1)
 
 
 def test_what_does_not_fit_is_named(root, tmp_path):

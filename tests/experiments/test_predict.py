@@ -1,6 +1,7 @@
 """Prediction with a finished run, by its folder alone."""
 
 import csv
+import json
 import shutil
 
 import numpy as np
@@ -110,3 +111,14 @@ def test_a_run_without_its_last_checkpoint_says_how_to_remake_it(finished, tmp_p
     assert predict.main([f"--run={copy}", "--dataset=fashion_mini"]) == 2
     error = capsys.readouterr().err
     assert f"delete {copy / 'result.json'} and run again: python -m experiments.run" in error
+
+
+@pytest.mark.parametrize("damage", ["[]", "{", "mean", "fingerprint", "command"])
+def test_a_result_that_is_none_is_named(finished, tmp_path, damage):
+    file = tmp_path / "result.json"
+    result = json.loads((folder_in(finished) / "result.json").read_text())
+    if damage in result:
+        del result[damage]
+    file.write_text(json.dumps(result) if damage.isalpha() else damage)
+    with pytest.raises(ValueError, match=f"{file} cannot be read"):
+        ij.load_run(tmp_path)
