@@ -49,7 +49,9 @@ def main(arguments: list[str] | None = None) -> int:
     add("--out", default="results", help="folder of the report (default: results)")
     add("--name", help="of a record beside the first: OUT/gradients-NAME.md, ...")
     group = parser.add_argument_group("flags of experiments.run, in place of the preset's values")
+    # Of the paper's network, from its own start.
     decided = ("method", "dataset", "seed", "seeds", "depth", "epochs", "out", *HOSTS)
+    decided += ("backbone", "backbone_options", "pretrained", "frozen", "pool")
     configuration.add_flags(group, decided, presets.DECIDED | {"drop_after": "1.0, no drop"})
     flags = vars(parser.parse_args(arguments))
     depths, methods, seeds, name = map(flags.pop, ("depths", "methods", "seeds", "name"))

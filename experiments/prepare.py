@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"prepare: error: {error}", file=sys.stderr)
         return 2
-    if given.dataset != "fashion_mini":
+    if given.dataset != "fashion_mini" and not given.dataset.startswith("folder:"):
         tfds_name = data.datasets.recipe(given.dataset).tfds_name
         print(f"{given.dataset} is in {tfds_folders.find(tfds_name, given.data_dir)}")
     print(

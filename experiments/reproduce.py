@@ -35,6 +35,12 @@ AXES = {
 DECIDED = ("method", "dataset", "seed", "seeds", "depth", "out", *HOSTS)
 """Flags of the main command that the tables decide, or that a sweep has no use for."""
 
+DECIDED_BY_SOME = (
+    *("downsample", "fc", "layout", "taps", "fusion", "auxiliary_mean", "backbone"),
+    *("learning_rate", "optimizer", "schedule"),
+)
+"""Flags of the main command that some tables decide, where the command line does not."""
+
 NAMED = f"{', '.join(sorted([*TABLES, '2']))}"
 
 
@@ -59,6 +65,9 @@ def main(arguments: list[str] | None = None) -> int:
     table = TABLES[name or figure]
     given = {axis: flags.pop(flag) for flag, (axis, _, _) in AXES.items()}
     axes = {axis: values for axis, values in given.items() if values is not None}
+    for flag, (axis, _, _) in AXES.items():
+        if axis in axes and axis in table.decides:
+            parser.error(f"--{flag}: the table {table.name} decides it; leave it out")
     choice = Choice(flags.pop("preset"), axes, flags.pop("seeds"), overrides=flags)
 
     def body() -> int:
@@ -183,7 +192,7 @@ def _parser() -> argparse.ArgumentParser:
     table("--runs_per_gpu", type=int, metavar="N", help=per_gpu)
     table("--out", default="results", help="folder of reports (default: results)")
     group = parser.add_argument_group("flags of experiments.run, in place of the preset's values")
-    of_table = dict.fromkeys(("downsample", "fc", "layout"), "the table's")
+    of_table = dict.fromkeys(DECIDED_BY_SOME, "the table's")
     configuration.add_flags(group, DECIDED, presets.DECIDED | of_table)
     return parser
 

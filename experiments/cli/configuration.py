@@ -33,9 +33,11 @@ _OF_VGG = ("depth", "width", "downsample", "layout", "dtype")
 """Flags of the paper's backbone; another takes its own by --backbone_options."""
 
 
-def _list(text: str, kind: Callable[[str], Any], example: str) -> tuple[Any, ...]:
+def _list(
+    text: str, kind: Callable[[str], Any], example: str, repeats: bool = False
+) -> tuple[Any, ...]:
     try:
-        return tuple(kind(part) for part in names(text))
+        return tuple(kind(part) for part in (text.split(",") if repeats else names(text)))
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list as {example}") from error
 
@@ -53,6 +55,11 @@ def taps(text: str) -> tuple[Any, ...]:
 def numbers(text: str) -> tuple[float, ...]:
     """Reads "1e-3,1e-2" from the command line."""
     return _list(text, float, "1e-3,1e-2")
+
+
+def weights(text: str) -> tuple[float, ...]:
+    """Reads "0.2,0.2,0.6" from the command line."""
+    return _list(text, float, "0.2,0.2,0.6", repeats=True)
 
 
 def names(text: str) -> tuple[str, ...]:
@@ -131,8 +138,8 @@ class Configuration:
     list_layers: bool = _flag(False, "print what can be tapped in the backbone, and end")
     initial_weights: tuple[float, ...] | None = _flag(
         None,
-        "of the branches, as 0.2,0.3,0.5, for methods that start from given ones",
-        numbers,
+        "of the branches, as 0.2,0.2,0.6, for methods that start from given ones",
+        weights,
         "the method's",
     )
     pool: Pool = _flag(
@@ -374,10 +381,19 @@ def of_result(result: dict[str, Any]) -> Configuration:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Answers a wrong command line with one line, which names close flags."""
+    """Answers a wrong command line with one line, which names close flags and values."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog.split('.')[-1]}: error: {message}; --help lists all flags\n")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            known = {str(choice).casefold(): choice for choice in action.choices or ()}
+            close = difflib.get_close_matches(str(value).casefold(), known, n=1)
+            error.message += f"; did you mean {known[close[0]]}?" if close else ""
+            raise
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         flags, unknown = self.parse_known_args(args, namespace)

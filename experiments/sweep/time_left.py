@@ -53,8 +53,8 @@ def seconds_left(sweep: list[Planned], record: Record) -> dict[str, float | None
 
 def listing(sweep: list[Planned], record: Record) -> str:
     """What would run, and how long it will take by what was measured."""
-    todo = record.unfinished(sweep)
     seconds = seconds_left(sweep, record)
+    todo = [planned for planned in sweep if planned.name in seconds]
     lines = []
     for planned in todo:
         expected = seconds[planned.name]

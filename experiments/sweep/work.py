@@ -149,7 +149,7 @@ def _work(sweep: list[Planned], record: Record, say: Callable[[str], None]) -> l
     failed: list[Failed] = []
     locked: list[Failed] = []
     todo = record.unfinished(sweep)
-    seconds = time_left.seconds_left(sweep, record)
+    seconds = time_left.seconds_left(sweep, record)  # without what another sweep has just done
     start = time.monotonic()
     for _, group in groupby(enumerate(todo), lambda item: item[1].but_for_seed()):
         trainer = None
@@ -158,7 +158,7 @@ def _work(sweep: list[Planned], record: Record, say: Callable[[str], None]) -> l
             if folder.is_finished():  # another sweep has done it meanwhile
                 continue
             line = f"[{done + 1}/{len(todo)}] {planned}"
-            left = [seconds[run.name] or 0.0 for run in todo[done:]]
+            left = [seconds.get(run.name) or 0.0 for run in todo[done:]]
             elapsed = time.monotonic() - start
             remaining = sum(left) if all(left) else elapsed / max(1, done) * len(left)
             say(f"{line}; about {duration(remaining)} to go" if done else line)

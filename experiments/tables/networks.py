@@ -1,10 +1,10 @@
 """Not in the paper: Interflow on networks whose shallow layers have other ways for gradients."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from experiments.cli.configuration import Configuration
 from experiments.sweep.record import Record
 from experiments.tables import rates
 from experiments.tables.frame import Results
@@ -47,27 +47,13 @@ def _at_best_rates(choice: Choice, record: Record, out: Path) -> Choice:
 
 def _details(results: Results) -> Iterator[Detail]:
     """What the paper says is ahead, and how the learning rates were chosen."""
-    chosen_by = results
     if results.seeds != CHOOSES:
         yield from claims(results)
-        rates_of = {network[0]: values for network, values in _RATES.items()}
-        cells = [
-            cell._replace(flags=replace(cell.flags, learning_rate=rate))
-            for cell in results.cells
-            for rate in rates_of.get(cell.flags.backbone, ())
-        ]
-        chosen_by = results.others(cells, CHOOSES)
-    rows = [
-        {
-            "row": f"{best.cell.section}, {best.cell.flags.method}",
-            "rates tried": f"{best.tried} of {len(best.rates)}",
-            "learning rate": best.rate,
-            "validation accuracy": best.validation_accuracy,
-        }
-        for best in rates.best_rates(chosen_by).values()
-    ]
-    if rows:
-        yield Detail("rates", f"The learning rates, chosen with seed {CHOOSES[0]}", rows)
+    yield from rates.how_chosen(results, _rates_of, CHOOSES, ("method",))
+
+
+def _rates_of(flags: Configuration) -> tuple[float, ...]:
+    return next(each for network, each in _RATES.items() if network[0] == flags.backbone)
 
 
 TABLE = Table(
@@ -81,6 +67,7 @@ TABLE = Table(
         "method": ("Normal", "S1", "S3", "DSN"),
     },
     rows=("method", "learning_rate"),
+    decides=("learning_rate",),
     sections=("dataset", "backbone"),
     reference=("Normal",),
     note="The networks are those of `experiments/tables/backbones.py`: 16 and 4 million operations "

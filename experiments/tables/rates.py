@@ -5,9 +5,9 @@ of one, or a larger output, make them larger. So a method is also judged at its 
 chosen on held-out training examples.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -22,19 +22,28 @@ class Best(NamedTuple):
 
     cell: Cell  # at that rate
     validation_accuracy: float  # percent, mean over seeds
-    tried: int  # rates that have a run
-    rates: tuple[float, ...]  # all of the table
+    tried: tuple[float, ...]  # rates that have a run
+    rates: int  # of the table
 
     @property
     def is_settled(self) -> bool:
-        return self.tried == len(self.rates)
+        return len(self.tried) == self.rates
 
     @property
     def rate(self) -> str:
-        """The rate in words; at an end of the rates a better one may lie beyond."""
+        """The rate in words; at an end of those tried a better one may lie beyond."""
         rate = self.cell.flags.learning_rate
-        ends = {max(self.rates): " (the highest)", min(self.rates): " (the lowest)"}
-        return f"{rate:g}{ends.get(rate, '') if len(self.rates) > 1 else ''}"
+        ends = {max(self.tried): " (the highest)", min(self.tried): " (the lowest)"}
+        return f"{rate:g}{ends.get(rate, '') if len(self.tried) > 1 else ''}"
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """How it was chosen, by column."""
+        return {
+            "rates tried": f"{len(self.tried)} of {self.rates}",
+            "learning rate": self.rate,
+            "validation accuracy": self.validation_accuracy,
+        }
 
 
 def but_for_rate(flags: Configuration) -> Configuration:
@@ -53,9 +62,41 @@ def best_rates(results: Results) -> dict[Configuration, Best]:
         tried = [(mean, cell) for mean, cell in zip(means, cells, strict=True) if pd.notna(mean)]
         if tried:
             mean, cell = max(tried, key=lambda pair: pair[0])
-            rates = tuple(each.flags.learning_rate for each in cells)
-            best[flags] = Best(cell, float(mean), len(tried), rates)
+            rates = tuple(each.flags.learning_rate for _, each in tried)
+            best[flags] = Best(cell, float(mean), rates, len(cells))
     return best
+
+
+def how_chosen(
+    results: Results,
+    rates_of: Callable[[Configuration], tuple[float, ...]],
+    seeds: tuple[int, ...],
+    names: tuple[str, ...],
+) -> Iterator[Detail]:
+    """How the rates of a table's cells were chosen, where each has one rate of several tried.
+
+    Args:
+      results: of the table.
+      rates_of: the rates that a configuration was tried at; none if its rate was not chosen.
+      seeds: of the runs that chose.
+      names: the fields that tell the cells of a section apart, without the learning rate.
+    """
+    cells = {
+        flags: cell._replace(flags=flags)
+        for cell in results.cells
+        for rate in rates_of(cell.flags)
+        for flags in [replace(cell.flags, learning_rate=rate)]
+    }
+    if not cells:
+        return
+    chosen_by = results.others(list(cells.values()), seeds)
+    rows = [
+        {"row": f"{best.cell.section}, {words(best.cell.flags, names)}", **best.figures}
+        for best in best_rates(chosen_by).values()
+    ]
+    if rows:
+        numbers = ", ".join(map(str, seeds))
+        yield Detail("rates", f"The learning rates, chosen with seed {numbers}", rows)
 
 
 def at_best_rates(choice: Choice, results: Results, names: tuple[str, ...], advice: str) -> Choice:
@@ -77,7 +118,7 @@ def at_best_rates(choice: Choice, results: Results, names: tuple[str, ...], advi
     chosen = []
     for flags, at_rates in alike.items():
         if len(at_rates) > 1 and (flags not in best or not best[flags].is_settled):
-            tried = best[flags].tried if flags in best else 0
+            tried = len(best[flags].tried) if flags in best else 0
             of = "" if flags.backbone == VGG else f" of {flags.backbone}"
             raise ValueError(
                 f"{flags.method}{of} on {flags.dataset} has held-out accuracies at {tried} of "
@@ -105,9 +146,7 @@ def _best(results: Results) -> Iterator[Detail]:
         runs = results.of(each.cell.flags)
         row = {
             "row": each.cell.row,
-            "rates tried": f"{each.tried} of {len(each.rates)}",
-            "learning rate": each.rate,
-            "validation accuracy": each.validation_accuracy,
+            **each.figures,
             "test accuracy": statistics.spread(runs["test_accuracy"]),
             "seeds": len(runs),
             "less Normal at its own best": difference,

@@ -95,6 +95,7 @@ class Difference:
 
 def difference(ours: pd.Series, reference: pd.Series) -> Difference | None:
     """Compares two configurations' accuracies, by seed; None without a common seed."""
+    ours, reference = ours.dropna(), reference.dropna()
     values = (ours - reference).dropna().to_numpy(float)
     if len(values) == 0:
         return None

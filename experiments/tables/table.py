@@ -61,6 +61,7 @@ class Table:
     first_seed: int = 0
     rows: tuple[str, ...] = ("method",)  # fields that name the rows of a section
     sections: tuple[str, ...] = ("dataset",)  # fields that every heading names
+    decides: tuple[str, ...] = ()  # fields that a command line's axes may not name
     # The row of the section to compare with, by the first of `rows`; None: the row above.
     reference: tuple[Any, ...] | None = ("Normal",)
     note: str = ""  # above the cells
@@ -124,7 +125,10 @@ class Table:
         alike = [other for other in inside if named.items() <= vars(other).items()]
         if not alike:
             return replace(flags, **named)
-        reference = min(alike, key=lambda other: other.learning_rate != flags.learning_rate)
+        # Of networks of several depths in a section, the deepest.
+        reference = min(
+            alike, key=lambda other: (-other.depth, other.learning_rate != flags.learning_rate)
+        )
         return None if reference == flags else reference
 
     def _axes(self, choice: Choice) -> dict[str, tuple[Any, ...]]:

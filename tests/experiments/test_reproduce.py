@@ -404,6 +404,9 @@ def test_a_run_of_a_sweep_is_the_main_command_s(out, tmp_path):
         (["--table=3", "--seeds=-1"], "seed -1"),
         (["--table=3", "--preset=gpu"], "choose from"),
         (["--table=3", "--widht=1"], "did you mean --width?"),
+        (["--table=3", "--fusion=clas"], "did you mean class?"),
+        (["--table=networks", "--learning_rates=1e-2"], "--learning_rates: the table networks"),
+        (["--table=exits", "--methods=S1"], "--methods: the table exits decides it; leave it out"),
     ],
 )
 def test_bad_input_is_one_line_before_anything_starts(arguments, named, tmp_path, capsys):

@@ -45,6 +45,7 @@ def test_help_has_a_line_on_every_method(capsys):
     ("flags", "said"),
     [
         (["--method=S10"], ["S10", "Normal", "S9"]),
+        (["--method=s7"], ["s7", "did you mean S7?"]),
         (["--dataset=cifar11"], ["cifar11", "cifar10", "list_builders"]),
         (["--metod=S1"], ["--metod", "did you mean --method"]),
         (["--epochs=many"], ["--epochs", "many"]),
@@ -77,6 +78,13 @@ def test_one_line_says_what_is_wrong(flags, said, capsys, tmp_path):
     for part in said:
         assert part in lines[0]
     assert not (tmp_path / "runs").exists()
+
+
+def test_weights_may_be_equal_and_nothing_else():
+    assert parse(["--initial_weights=0.25,0.25,0.5"]).initial_weights == (0.25, 0.25, 0.5)
+    for twice in ("--seeds=1,1", "--taps=7,7"):
+        with pytest.raises(SystemExit):
+            parse([twice])
 
 
 def test_a_batch_that_the_devices_do_not_divide(monkeypatch, capsys, tmp_path):

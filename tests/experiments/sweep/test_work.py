@@ -57,6 +57,13 @@ def test_two_workers_of_a_core_each_do_what_one_does(by_one_worker, tmp_path, ca
     assert not (tmp_path / "runs").exists() or not any((tmp_path / "runs").rglob("result.json"))
 
 
+def test_a_run_that_another_sweep_ends_meanwhile_stops_nothing(tmp_path, monkeypatch, capsys):
+    """Between the two looks at what is left: how long it takes is then not known."""
+    monkeypatch.setattr(work.time_left, "seconds_left", lambda sweep, record: {})
+    assert work.carry_out("two", sweep_in(tmp_path), Record(tmp_path), tmp_path) == []
+    assert "[2/2]" in capsys.readouterr().out
+
+
 class Dying:
     """A pool whose workers die, leaving a new checkpoint or not."""
 

@@ -87,6 +87,25 @@ def test_each_way_is_reported_at_the_rate_that_its_first_seed_chose(written):
     assert {len(cell["runs"]) for cell in written["cells"]} == {3}
 
 
+def test_the_report_says_how_the_rates_were_chosen(written):
+    (rows,) = [detail["rows"] for detail in written["rates"]]
+    assert [row["row"] for row in rows] == [
+        "cifar10, Normal, taps 13",
+        "cifar10, Normal, taps 7",
+        "cifar10, S1, taps 7,9,11,13",
+        "cifar10, DSN (not the paper's), taps 7,9,11,13",
+    ]
+    assert {row["learning rate"] for row in rows} == {"0.03 (the highest)"}
+
+
+def test_ways_are_compared_with_the_deepest_network_whatever_its_rate():
+    names = "method fusion auxiliary_mean taps depth learning_rate"
+    rates = (3e-2, 1e-2, 1e-2, 1e-2)
+    ways = tuple((*way, rate) for way, rate in zip(WAYS, rates, strict=True))
+    cells = TABLE.cells(Choice(axes={names: ways}))
+    assert [cell.reference and cell.reference.depth for cell in cells] == [None, 13, 13, 13]
+
+
 def test_before_all_rates_are_tried_it_says_what_to_train_first(tmp_path):
     with pytest.raises(ValueError, match="first train --table=exits --seeds=0"):
         exits.TABLE.narrow(Choice(), Record(tmp_path), tmp_path)

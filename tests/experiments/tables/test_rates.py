@@ -76,6 +76,7 @@ def test_a_row_whose_rates_are_not_all_tried_has_no_best_to_compare(sweep):
     assert [row["rates tried"] for row in tried] == ["2 of 2", "2 of 2"]
     assert with_losses["row"] == "S1, auxiliary_mean 1.0"
     assert with_losses["rates tried"] == "1 of 2"
+    assert "highest" not in with_losses["learning rate"]  # of those tried it is the only one
     assert with_losses["less Normal at its own best"] is None
 
 

@@ -28,6 +28,13 @@ def test_interval_of_paired_seeds():
     assert str(difference) == "+2.00 (-0.48 to +4.48), 3 pairs"  # ours has a run more
 
 
+def test_a_seed_without_a_figure_is_none_of_the_runs():
+    ours = pd.Series({0: 11.0, 1: 22.0, 2: np.nan})
+    difference = statistics.difference(ours, pd.Series({0: 10.0, 1: 20.0, 2: 30.0, 3: np.nan}))
+    assert (difference.pairs, difference.runs, difference.mean) == (2, 2, 1.5)
+    assert difference.welch.mean == pytest.approx(16.5 - 20)
+
+
 def test_one_pair_has_no_interval_and_none_no_difference():
     three, one = pd.Series({0: 3.0}), pd.Series({0: 1.0})
     assert statistics.difference(three, one) == statistics.Difference(2.0, None, None, 1, 1)
