@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -10,7 +11,10 @@ import numpy as np
 import pytest
 
 import interflow_jax as ij
-from experiments.cli.configuration import parse
+from experiments.cli.configuration import Configuration, parse
+from experiments.sweep.planning import plan
+from experiments.sweep.record import Record
+from experiments.tables.weights import at_start
 from experiments.timing import report
 from interflow_jax.optimizer import LEARNING_RATE
 
@@ -142,6 +146,34 @@ def test_what_it_says_of_the_end_of_training_is_what_the_runs_did():
         if run.get("learning_rate", LEARNING_RATE) == LEARNING_RATE
     ]
     assert f"gained {min(gains):.1f} to {max(gains):.1f} points per ten epochs" in FINDINGS
+    others = [
+        10 * np.polyfit(range(20), after[run["run"]][28:48], 1)[0]
+        for run in runs
+        if run.get("learning_rate", LEARNING_RATE) != LEARNING_RATE
+    ]
+    assert f"those at higher rates {min(others):.1f} to {max(others):.1f}." in FINDINGS
+
+
+def test_what_it_says_of_the_weights_signs_is_what_the_runs_have():
+    flags = Configuration(method="S1", dataset="cifar10", width=0.125, train_size=10_000, epochs=60)
+    start = at_start(flags, 10, [0, 1, 2], (32, 32, 3)).reshape(3, 4)
+
+    def deepest(weights):
+        return "{:.2f}, {:.2f} and {:.2f}".format(*weights[:, -1])
+
+    for rate, says in (
+        (1e-3, f"at 1e-3 {{}} signs of three runs {{}}weight goes from {deepest(start)} to {{}} "),
+        (3e-2, "at 3e-2, its best rate, {}, {}from the same to {} "),
+    ):
+        runs = [
+            plan(replace(flags, seed=seed, learning_rate=rate), RESULTS / "runs")
+            for seed in range(3)
+        ]
+        learned = np.array([Record(RESULTS).result(run)["weights"] for run in runs])
+        kept = (np.sign(start) == np.sign(learned)).sum()
+        pattern = re.escape(says).replace(r"\{\}", "{}")
+        expected = pattern.format(f"{kept} of {start.size}", ".*", re.escape(deepest(learned)))
+        assert re.search(expected, FINDINGS)
 
 
 def test_what_it_says_of_the_residual_network_s_end_is_what_its_runs_did():
@@ -152,8 +184,9 @@ def test_what_it_says_of_the_residual_network_s_end_is_what_its_runs_did():
         for run in runs
         if run["learning_rate"] == 3e-2
     ]
-    added = [each[-1] - each[-3] for each in after]
-    assert f"whose last two still add {min(added):.1f} to {max(added):.1f} points" in FINDINGS
+    moved = [each[-1] - each[-3] for each in after]
+    ends = f"{min(moved):.1f} to {max(moved):.1f}"
+    assert f"whose last two still move the accuracy by {ends} points" in FINDINGS
 
 
 def test_the_layout_names_every_file_in_its_folder():
