@@ -11,7 +11,7 @@ import interflow_jax as ij
 from experiments.cli.configuration import VGG, Configuration
 from experiments.tables import paper, statistics
 from experiments.tables.frame import Cell, Frame, Results
-from experiments.tables.table import PAPER_DEPTH, Detail, Picture, Table
+from experiments.tables.table import PAPER_DEPTH, Detail, Picture, Table, words
 
 DATASETS = ("cifar10", "cifar100", "svhn", "mnist", "kmnist", "fashion_mnist")
 
@@ -66,7 +66,12 @@ def claims(results: Results) -> Iterator[Detail]:
 
 def above_normal(name: str, results: Results) -> Iterator[Picture]:
     """Differences to Normal of paired seeds, with their intervals, one panel per section."""
-    compared = [(cell, cell.reference) for cell in results.cells if cell.reference]
+    # Rows that are the same in every section, whatever their learning rates.
+    compared = [
+        (cell._replace(row=words(cell.flags, ("method",))), cell.reference)
+        for cell in results.cells
+        if cell.reference
+    ]
     apart = [
         (results.of(cell.flags)["test_accuracy"] - results.of(normal)["test_accuracy"])
         .to_frame("points")
