@@ -210,10 +210,11 @@ def _weights(
         weights = (0.0,) * (len(taps) - 1) + (1.0,)
     if weights is not None and len(weights) != len(taps):
         learned = [name for name, other in METHODS.items() if other.initial_weights is None]
+        own = f"{method} gives {len(weights)} branch weights"
+        advice = "give initial_weights, one per tap, or " if method in gives else ""
         raise ValueError(
-            f"{method} gives {len(weights)} branch weights, but there are {len(taps)} taps "
-            f"{taps}; {'give initial_weights, one per tap, or ' if method in gives else ''}choose "
-            f"as many taps, or one of {', '.join(learned)}"
+            f"{own if given is None else f'initial_weights are {given}'}, but there are "
+            f"{len(taps)} taps {taps}; {advice}choose as many taps, or one of {', '.join(learned)}"
         )
     return weights
 

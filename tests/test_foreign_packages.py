@@ -1,6 +1,7 @@
 """Networks that were published by others, unmodified: tapped, trained, saved, resumed, predicted.
 
-Needs `pip install jax-resnet==0.0.4 flaxmodels==0.1.3`; skipped without them.
+Needs `pip install jax-resnet==0.0.4 flaxmodels==0.1.3 transformers==4.56.2` and, as it names other
+versions of jax and flax than ours, `pip install --no-deps vitax==0.0.10`; skipped without them.
 """
 
 import jax
@@ -13,6 +14,7 @@ from interflow_jax.checkpoints import Checkpoints, fingerprint
 
 pytest.importorskip("jax_resnet")
 pytest.importorskip("flaxmodels")
+pytest.importorskip("vitax")
 
 SIZE = 32
 STAGES = ("layers_4", "layers_8", "layers_14", "layers_17")  # of ResNet50 and ResNeSt50
@@ -27,6 +29,11 @@ NETWORKS = {
     "flaxmodels:VGG16": (
         "num_classes=10,pretrained=None,output=logits,include_head=False",
         ("conv2_2", "conv3_3", "conv4_3", "conv5_3"),
+    ),
+    "vitax:VisionTransformer": (  # NNX
+        "num_classes=10,img_size=32,patch_size=8,num_layers=4,num_heads=2,mlp_dim=128,"
+        "hidden_size=64,fsdp=False",
+        tuple(f"encoder/layers/{block}" for block in range(4)),
     ),
 }
 
@@ -61,6 +68,9 @@ def test_a_published_network_trains_resumes_and_predicts(name, tmp_path):
     assert fingerprint(resumed) == fingerprint(through)
     prediction = trainer.predict(resumed, images[:3])
     assert prediction.branch_logits.shape == (3, len(taps), len(dataset.class_names))
+    # In evaluation nothing is dropped, and no image's prediction depends on the others.
+    alone = trainer.predict(resumed, images[:1])
+    np.testing.assert_allclose(alone.logits, prediction.logits[:1], rtol=1e-5, atol=1e-5)
     # The backbone's maps are the network's own outputs of those layers.
     variables = {"params": resumed.params, "batch_stats": resumed.batch_stats}
     maps = model.bind(variables).backbone(jnp.zeros((1, SIZE, SIZE, 3)))

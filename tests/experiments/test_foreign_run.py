@@ -112,7 +112,10 @@ def test_layers_are_listed_without_a_run(network, tmp_path, capsys):
         ([*BACKBONE, "--backbone_options=depth=3"], "cannot be called with the options 'depth=3'"),
         ([*BACKBONE, "--width=0.5"], "--width=0.5 is for --backbone=vgg"),
         ([*BACKBONE, "--method=S2"], "4 branch weights, but there are 2 taps"),
-        ([*BACKBONE, "--method=S2", "--initial_weights=1,2,3"], "gives 3 branch weights"),
+        (
+            [*BACKBONE, "--method=S2", "--initial_weights=1,2,3"],
+            "(1.0, 2.0, 3.0), but there are 2 taps",
+        ),
         (["--taps=first"], "vgg has convolutions"),
         (["--backbone_options=a=1"], "is for another --backbone"),
         ([*BACKBONE, "--pretrained=absent.msgpack"], "absent.msgpack cannot be read"),
