@@ -238,7 +238,7 @@ def test_table_i_is_normal_at_each_depth(key, tiny, depth):
         ({"method": "S1", "depth": 15}, "depth 15 has no branches by default"),
         (
             {"method": "Normal", "taps": (7, 13)},
-            r"Normal gives 1 .* taps \(7, 13\); choose as many",
+            r"Normal gives 1 branch weights, but there are 2 taps \(7, 13\); choose as many",
         ),
         (
             {"method": "Normal", "taps": (7, 13), "initial_weights": (0.5, 0.5)},

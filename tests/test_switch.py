@@ -40,15 +40,17 @@ def test_a_wrapper_s_signature_tells_nothing_unless_said():
 
 
 @pytest.mark.parametrize(
-    ("switch", "message"),
+    ("module", "switch", "message"),
     [
-        ("trian", "choose one of train, training"),
+        (nn.Dense(2), "trian", "choose one of train, training"),
+        (nn.Dense(2), "train", "Dense takes inputs; choose none"),
         (
+            nn.BatchNorm(),
             "train",
             "BatchNorm takes x, use_running_average, mask; choose use_running_average or none",
         ),
     ],
 )
-def test_a_switch_that_is_not_there_is_named(switch, message):
+def test_a_switch_that_is_not_there_is_named(module, switch, message):
     with pytest.raises(ValueError, match=message):
-        switch_arguments(nn.BatchNorm(), True, switch)
+        switch_arguments(module, True, switch)
