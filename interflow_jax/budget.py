@@ -126,7 +126,7 @@ class ExitFrontier:
         return mixed[np.argmax(np.where(spent <= budget, right, -np.inf))].tolist()
 
     def reaching(self, correct: np.ndarray, accuracy: float) -> list[float]:
-        """The cheapest thresholds from which to the dearest that has it all have an accuracy.
+        """The cheapest thresholds of the dearest stretch that has an accuracy throughout.
 
         Those that reach it by chance, cheaper than others that do not, are passed over.
 

@@ -149,7 +149,7 @@ def _work(sweep: list[Planned], record: Record, say: Callable[[str], None]) -> l
     failed: list[Failed] = []
     locked: list[Failed] = []
     todo = record.unfinished(sweep)
-    seconds = time_left.seconds_left(sweep, record)  # without what another sweep has just done
+    seconds = time_left.seconds_left(sweep, record)  # may lack what another sweep has just done
     start = time.monotonic()
     for _, group in groupby(enumerate(todo), lambda item: item[1].but_for_seed()):
         trainer = None

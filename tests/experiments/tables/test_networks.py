@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from experiments.cli.configuration import Configuration
 from experiments.sweep.record import Record
 from experiments.tables import networks, report
 from experiments.tables.table import Choice
@@ -71,6 +72,11 @@ def test_every_method_is_tested_at_its_own_rate(chosen):
     assert "Preset `end`: 10,000 training examples" in text
     assert "width 1, 10,000" not in text
     assert "diamonds" not in text
+
+
+def test_a_network_of_the_command_line_has_no_rates_that_were_tried():
+    other = Configuration(backbone="mine:Network", taps=("first",))
+    assert networks._rates_of(other) == ()
 
 
 def test_seeds_that_chose_a_rate_do_not_test_it(chosen):
