@@ -89,11 +89,14 @@ def _table_6_details(results: Results) -> Iterator[Detail]:
 def _table_6_pictures(results: Results) -> Iterator[Picture]:
     values = {name: {vars(cell.flags)[name] for cell in results.cells} for name in NETWORK}
     varied = [name for name in NETWORK if len(values[name]) > 1]
-    yield "table6", *pictures.by_depth(results, "row", *(varied or ["dataset"]))
+    panels = varied or ["dataset"]
+    of_paper = "the paper's on cifar10"
+    yield from pictures.by_depth("table6", results, "row", *panels, printed_of=of_paper)
     branches = results.branches()
-    by_network = branches[branches["method"] == "S1"].groupby(varied or ["dataset"], sort=False)
+    by_network = branches[branches["method"] == "S1"].groupby(panels, sort=False)
     for names, of_s1 in by_network:
-        chart, every = plt.subplots(2, 1, figsize=(8.5, 7), layout="constrained")
+        size = (8.5, 2 * (1.1 + 0.35 * of_s1["depth"].nunique()))  # inches
+        chart, every = plt.subplots(2, 1, figsize=size, layout="constrained")
         by_place = of_s1.assign(weight=of_s1["weight"].abs()).groupby(["depth", "branch"])
         kinds = {"weight": "absolute weight", "alone": "accuracy of the branch alone (%)"}
         for axes, (column, title) in zip(every, kinds.items(), strict=True):

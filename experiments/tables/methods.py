@@ -99,6 +99,7 @@ def above_normal(name: str, results: Results) -> Iterator[Picture]:
             axes = grid.axes_dict[cell.section]
             axes.plot(printed - of_normal, rows.index(cell.row), "kD", mfc="none")
             diamonds = ", diamonds the paper's"
+    grid.set(ylim=(len(rows) - 0.5, -0.5))  # a diamond would end the axis in the middle of a row
     grid.refline(x=0).set_titles("{col_name}").set(xlabel="points above Normal", ylabel="")
     yield name, shows + diamonds, grid.figure
 

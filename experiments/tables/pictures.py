@@ -1,7 +1,7 @@
 """What the pictures of the tables share."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from experiments.runs import charts
@@ -75,8 +74,13 @@ def colors(names: pd.Series) -> dict[str, Any]:
     return dict(zip(names.unique(), sns.color_palette("tab10"), strict=False))
 
 
-def by_depth(results: Results, line: str, *panels: str) -> tuple[str, Figure]:
-    """Accuracy by depth beside the paper's: what the picture shows, and the picture."""
+def by_depth(
+    name: str, results: Results, line: str, *panels: str, printed_of: str = "the paper's"
+) -> Iterator[Picture]:
+    """Accuracy by depth beside the paper's; of one depth there is nothing to draw."""
+    depths = sorted({cell.flags.depth for cell in results.cells})
+    if len(depths) == 1:
+        return
     runs = results.runs.assign(panel=results.runs[list(panels)].agg(", ".join, axis=1))
     grid = lines(runs, "depth", "test_accuracy", line, col="panel", **OVER_SEEDS)
     printed: dict[str, dict[int, float]] = {}
@@ -85,13 +89,13 @@ def by_depth(results: Results, line: str, *panels: str) -> tuple[str, Figure]:
             printed.setdefault(getattr(cell, line), {})[cell.flags.depth] = cell.paper
     common = len({str(each) for each in printed.values()}) == 1  # to all lines
     for axes in grid.axes.flat:
-        for name, each in printed.items():
-            color = "black" if common else colors(runs[line]).get(name)
+        for drawn, each in printed.items():
+            color = "black" if common else colors(runs[line]).get(drawn)
             axes.plot(list(each), list(each.values()), "--", color=color)
-        axes.set_xticks(sorted({cell.flags.depth for cell in results.cells}))
-    names = ", ".join(runs[line].unique())
-    shows = f"Test accuracy by number of convolutions, a line each for {names}; dashed, the "
-    return f"{shows}paper's; bars are standard deviations over seeds", grid.figure
+        axes.set_xticks(depths)
+    shows = "Test accuracy by number of convolutions, a line each for "
+    shows += f"{', '.join(runs[line].unique())}; dashed, {printed_of}"
+    yield name, f"{shows}; bars are standard deviations over seeds", grid.figure
 
 
 def heatmap(axes: Axes, values: pd.DataFrame, bound: float | None = None) -> None:
@@ -108,3 +112,4 @@ def heatmap(axes: Axes, values: pd.DataFrame, bound: float | None = None) -> Non
         annot_kws={"fontsize": 8},
     )
     axes.tick_params(axis="y", rotation=0)
+    axes.grid(visible=False)  # it would cross out the figures

@@ -162,9 +162,9 @@ def _best(results: Results) -> Iterator[Detail]:
 def _pictures(results: Results) -> Iterator[Picture]:
     panels = {cell.section: _panel(cell) for cell in results.cells}
     runs = results.runs.assign(panel=results.runs["section"].map(panels))
-    grid = pictures.lines(
-        runs, "learning_rate", "test_accuracy", col="panel", **pictures.OVER_SEEDS
-    )
+    apart = {"sharex": False, "sharey": False}  # datasets are not equally hard
+    options = {"col": "panel", "facet_kws": apart, **pictures.OVER_SEEDS}
+    grid = pictures.lines(runs, "learning_rate", "test_accuracy", **options)
     rates = sorted(runs["learning_rate"].unique())
     grid.set(xscale="log")
     for axes in grid.axes.flat:

@@ -418,6 +418,10 @@ def test_table_i_says_where_the_accuracy_jumps(tmp_path):
             {"depth": (40, 60), "layout": ("spread", "append")},
             ["table6-branches-append", "table6-branches-spread", "table6", "table6-learning"],
         ),
+        (
+            *("6", {"Normal": [10, 11], "S1": [60, 61]}),
+            *({"depth": (60,)}, ["table6-branches", "table6-learning"]),
+        ),
         ("7", S1_AND_S3, {}, ["table7"]),
         ("7", {}, {}, []),
         ("longer", {"S1": [60, 61]}, {}, ["longer", "longer-by-epoch"]),
