@@ -19,7 +19,7 @@ from tests.experiments.conftest import folder_in, result_in
 
 DEPTH = Path(__file__).parents[2] / "docs" / "depth.md"
 EXAMPLES = re.findall(
-    r"```python\n(.*?)```", DEPTH.read_text().partition("## Take it away")[2], re.DOTALL
+    r"```python\n(.*?)```", DEPTH.read_text().partition("## Export")[2], re.DOTALL
 )
 
 JAX_ALONE = """
