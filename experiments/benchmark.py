@@ -38,7 +38,7 @@ NETWORKS = {
     "quarter-bf16": Network("S1", 13, 0.25, (32, 32, 3), BATCH_SIZE, "bfloat16"),
 }
 EPOCH_OF = "quarter-28"
-"""The network whose whole epoch is timed: fashion_mini has its images' size."""
+"""The network whose whole epoch is timed; fashion_mini has images of its size."""
 PYTORCH = importlib.util.find_spec("torch") is not None
 
 

@@ -1,4 +1,4 @@
-"""How deep a finished run needs to be: every cut of it, and exits for those who are sure early.
+"""How deep a finished run needs to be: every cut of it, and exits for images it is sure of early.
 
 python -m experiments.exits --run=runs/cifar10/DSN/seed0
 """
@@ -170,7 +170,7 @@ def _measure(
     fit: Examples,
     images: np.ndarray,
 ) -> None:
-    """Adds times: of cuts and baselines by batch, and images per second of them and of budgets."""
+    """Adds times per batch of cuts and baselines, and images per second of these and of budgets."""
     images = np.asarray(normalize(run.preprocessing, jnp.asarray(images)))
     policy = report["policy"]
     refit = {}

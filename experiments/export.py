@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _about(run: ij.TrainedRun, program: bytes, platforms: tuple[str, ...]) -> dict[str, Any]:
-    """What stands beside a program: how to use it, and how it came to be."""
+    """What is written beside a program: how to use it, and how it was made."""
     images, classes = ", ".join(map(str, run.image_shape)), len(run.class_names)
     return {
         "input": f"uint8 [batch, {images}]",

@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--out", default="results", help="folder of the report (default: results)")
     add("--name", help="of a record beside the first: OUT/gradients-NAME.md, ...")
     group = parser.add_argument_group("flags of experiments.run, in place of the preset's values")
-    # Of the paper's network, from its own start.
+    # Always the paper's network, from its own initial parameters.
     decided = ("method", "dataset", "seed", "seeds", "depth", "epochs", "out", *HOSTS)
     decided += ("backbone", "backbone_options", "pretrained", "frozen", "pool")
     configuration.add_flags(group, decided, presets.DECIDED | {"drop_after": "1.0, no drop"})
@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     depths, methods, seeds, name = map(flags.pop, ("depths", "methods", "seeds", "name"))
     epochs = sorted(flags.pop("epochs"))
     base = Path(flags.pop("out")) / pictures.stem("gradients", name or "")
-    # Without a drop a shorter run is the beginning of a longer one.
+    # Without a learning rate drop, a shorter run is the beginning of a longer one.
     values: dict[str, Any] = presets.flags(flags.pop("preset"), flags["dataset"])
     values |= {"drop_after": 1.0} | flags
 

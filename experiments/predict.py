@@ -62,9 +62,9 @@ def _files(run: ij.TrainedRun, given: Any) -> tuple[Any, np.ndarray]:
 
 
 def _dataset(run: ij.TrainedRun, given: Any) -> tuple[Any, np.ndarray]:
-    """Measures a test split; returns its numbers and fused probabilities, [images, classes]."""
+    """Evaluates a test split; returns its indices and fused probabilities, [images, classes]."""
     height, width, channels = shape = run.image_shape
-    # The run's own dataset as the run took it; another one at the run's size, if that is square.
+    # The run's own dataset as the run took it; any other one at the run's size, if that is square.
     same = given.dataset in (run.result["dataset"], "fashion_mini") or height != width
     size = run.result["image_size"] if same else height
     dataset = data.load(given.dataset, given.data_dir, size)

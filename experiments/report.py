@@ -1,4 +1,4 @@
-"""Puts all that is in the folder of results on one page.
+"""Puts everything in the results folder on one page.
 
 python -m experiments.report
 """
@@ -28,13 +28,13 @@ A method is judged at the paper's learning rate and at its own best one.
 """
 
 FIRST = ("best", "rates", "table3")
-"""Tables one of whose pictures opens the page: of the first that has one."""
+"""Tables whose picture may open the page: that of the first one that has any."""
 
 OTHERS = {
     "gradients": "Gradients by layer",
     "benchmark": "A training step's time beside plain Flax and PyTorch",
 }
-"""Commands that write a report of their own name, and what it is of."""
+"""Commands that write a report under their own name, and its title."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def contents(out: Path) -> dict[str, str]:
-    """The page's sections by anchor, as Markdown: what was written, or the command for it."""
+    """The page's sections by anchor, as Markdown: what was written, or the command to write it."""
     place = "" if out == Path("results") else f" {shlex.quote(f'--out={out}')}"
     written = {file.stem: file.read_text(errors="replace") for file in sorted(out.glob("*.md"))}
     if not {table.name for table in TABLES.values()} & written.keys():
@@ -93,7 +93,7 @@ def first_picture(out: Path) -> str:
 
 
 def origins(file: Path) -> str:
-    """When, on what and with which versions the runs of runs.jsonl were trained, and how long."""
+    """When, on what, with which versions and for how long the runs of runs.jsonl were trained."""
     if not file.exists():
         return ""
     try:

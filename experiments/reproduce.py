@@ -113,7 +113,7 @@ def _workers(text: str) -> int | str:
 
 
 def _recorded(arguments: list[str]) -> str:
-    """The command that makes a report, wherever its runs are trained."""
+    """The command that makes a report, without the flags that say where its runs are trained."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--report", action="store_true")
     parser.add_argument("--workers")
@@ -124,7 +124,7 @@ def _recorded(arguments: list[str]) -> str:
 
 
 def _report(table: Table, choice: Choice, record: Record, out: Path, command: str) -> None:
-    """Writes the table's report, and says what of an earlier one it no longer has."""
+    """Writes the table's report, and says which runs of an earlier one it no longer has."""
     file = out / f"{table.name}.json"
     earlier = _reported(file)
     writable(out)
@@ -140,7 +140,7 @@ def _report(table: Table, choice: Choice, record: Record, out: Path, command: st
 
 
 def _reported(file: Path) -> dict[str, str]:
-    """The names of a report's runs, each with the report's command; {} without one."""
+    """The names of a report's runs, each with the report's command; {} without a report."""
     try:
         report = json.loads(file.read_text())
         return {run: report["command"] for cell in report["cells"] for run in cell["runs"]}

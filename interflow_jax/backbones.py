@@ -24,9 +24,9 @@ MAX_DEPTH = 200
 
 
 class StrideVGG(nn.Module):
-    """VGG-16 without its fully connected layers, strided convolutions doing the downsampling.
+    """VGG-16 without its fully connected layers, with strided convolutions for downsampling.
 
-    Every 3x3 convolution is without bias and is followed by BatchNorm and ReLU (paper, IV-B).
+    Every 3x3 convolution has no bias and is followed by BatchNorm and ReLU (paper, IV-B).
     Depth 4 to 12 drops the deepest of VGG's 13 convolutions (III-D, Table I); `layout` says
     what depth 14 to 200 adds (Table VI).
 
@@ -36,10 +36,10 @@ class StrideVGG(nn.Module):
       width: multiplies VGG's channel counts 64, 128, 256, 512 and 512 (rounded, at least 1).
       downsample: where the stride-2 convolutions are: "first" in blocks 2 to 5, or "last" in
         every block.
-      layout: above depth 13, "spread" shares out the convolutions over the five blocks as
-        2:2:3:3:3; "append" keeps VGG's 13 and adds to them at the last scale, with as many
-        channels as the 13th.
-      dtype: of the computation; parameters and BatchNorm's statistics stay float32.
+      layout: above depth 13, "spread" distributes the convolutions over the five blocks as
+        2:2:3:3:3; "append" keeps VGG's 13 and adds more at the last scale, with as many channels
+        as the 13th.
+      dtype: the dtype of the computation; parameters and BatchNorm's statistics stay float32.
       start: the first convolution that runs, at most the first tap; from 2 on, the input is the
         output of the convolution before it.
     """
@@ -59,7 +59,7 @@ class StrideVGG(nn.Module):
 
     @nn.nowrap
     def segments(self) -> list["StrideVGG"]:
-        """The backbone in parts, from one tap's output to the next, by the same parameters."""
+        """The backbone in parts, from one tap's output to the next, with the same parameters."""
         starts = (self.start, *(tap + 1 for tap in self.taps[:-1]))
         return [
             self.clone(taps=(tap,), start=start)
@@ -93,7 +93,7 @@ class StrideVGG(nn.Module):
             if number in self.taps:
                 feature_maps.append(x)
             if number == self.taps[-1]:
-                break  # what lies deeper than the last tap reaches no output
+                break  # nothing deeper than the last tap reaches an output
         return feature_maps
 
     def check(self) -> None:
@@ -157,12 +157,12 @@ def convolutions(
 def forward_flops(backbone: nn.Module, image_shape: tuple[int, ...]) -> float:
     """Operations of a backbone for one image, two per multiply-add, up to its last tap.
 
-    Of a `StrideVGG` those of the convolutions, padding counted as data: its paths on a CPU would
-    mislead. Of others what XLA counts in the compiled forward pass: without padding, and a loop's
-    body, as of nn.scan, once.
+    For a `StrideVGG`, those of its convolutions, with padding counted as data: its CPU paths would
+    mislead. For others, what XLA counts in the compiled forward pass: without padding, and a loop's
+    body, such as nn.scan's, once.
 
     Args:
-      backbone: as of `Interflow`.
+      backbone: as in `Interflow`.
       image_shape: (height, width, channels).
     """
     if not isinstance(backbone, StrideVGG):

@@ -8,7 +8,7 @@ import numpy as np
 from jax import Array
 
 _TEMPERATURES = np.geomspace(0.05, 20, 600)  # a step is 1 %
-# Of all operations between the first and the last exit, in chances of being right.
+# Prices of all operations between the first and the last exit, in chances of being right.
 _PRICES = np.append(np.geomspace(10, 1e-3, 200), 0.0)
 _MOST_SWEEPS = 20
 _BETWEEN = 32  # thresholds tried between two points of the frontier
@@ -34,8 +34,8 @@ def fit_temperature(logits: Array, labels: Array | np.ndarray) -> float:
 def failure_ranking(confidence: np.ndarray, correct: np.ndarray) -> float:
     """How well confidence, [examples], tells right from wrong, [examples], bool: 0 to 1.
 
-    The share of pairs of a right and a wrong prediction in which the right one is the surer, ties
-    as a half (the area under the ROC curve); 1/2 says nothing, which is also given without pairs.
+    The share of pairs of a right and a wrong prediction in which the right one is surer, with ties
+    as a half (the area under the ROC curve); 1/2 says nothing, and is also returned without pairs.
     """
     right, wrong = np.sort(confidence[correct]), confidence[~correct]
     if not len(right) or not len(wrong):
@@ -45,10 +45,10 @@ def failure_ranking(confidence: np.ndarray, correct: np.ndarray) -> float:
 
 
 def leaving(confidences: np.ndarray, thresholds: Sequence[float] | np.ndarray) -> np.ndarray:
-    """The exit, counted from 1, that each example leaves by.
+    """The exit, counted from 1, by which each example leaves.
 
     Args:
-      confidences: [examples, exits], float32; the last exit's count for nothing.
+      confidences: [examples, exits], float32; the last exit's are ignored.
       thresholds: one per exit but the last.
     """
     sure = confidences[:, :-1] > np.asarray(thresholds, np.float32)
@@ -57,11 +57,11 @@ def leaving(confidences: np.ndarray, thresholds: Sequence[float] | np.ndarray) -
 
 
 class ExitFrontier:
-    """The thresholds, one per exit, of the most right predictions for their operations.
+    """The thresholds, one per exit, with the most correct predictions for their operations.
 
-    A single threshold for all exits spends too much: it keeps examples back for a deeper exit that
-    will do no better. Here each exit weighs the chance of being right at once against what the
-    later exits, under their own thresholds, would make of it, for every price of an operation.
+    A single threshold for all exits spends too much: it holds examples back for a deeper exit that
+    does no better. Here, for every price of an operation, each exit weighs the chance of being
+    right at once against what the later exits, under their own thresholds, would make of it.
 
     Attributes:
       thresholds: [points, exits - 1], for `EarlyExit`, from the cheapest to the most accurate; the
@@ -75,11 +75,11 @@ class ExitFrontier:
         Args:
           confidences: [examples, exits], float32, 0 to 1, by which examples leave.
           chances: [examples, exits], float, of being right: the largest probability at a fitted
-            temperature. Hits work, too, but overfit where there are only some thousand examples.
+            temperature. Hits work, too, but overfit with only a few thousand examples.
           operations: up to each exit, ascending.
 
         Raises:
-          ValueError: for arrays that do not fit each other.
+          ValueError: for arrays that do not match.
         """
         if not confidences.shape == chances.shape == (len(confidences), len(operations)):
             raise ValueError(
@@ -103,7 +103,7 @@ class ExitFrontier:
         self.operations = np.array([*(spent[point] for point in kept), self._costs[-1]])
 
     def within(self, budget: float) -> list[float]:
-        """The thresholds of the most right predictions within a budget of mean operations.
+        """The thresholds with the most correct predictions within a budget of mean operations.
 
         Raises:
           ValueError: for a budget below the first exit.
@@ -117,25 +117,25 @@ class ExitFrontier:
         points = self.thresholds[: max(len(self.operations) - 1, 1)]
         last = np.searchsorted(self.operations[: len(points)], budget, "right") - 1
         if last < 0 or last + 1 == len(points):
-            # Even the first point is dearer where some have no confidence at all, and so stay.
+            # Even the first point costs more if some have no confidence at all, and so stay.
             return points[max(last, 0)].tolist()
-        # What is left of the budget goes into thresholds between two points.
+        # The rest of the budget goes into thresholds between two points.
         between = np.linspace(0, 1, _BETWEEN, endpoint=False)[:, None]
         mixed = points[last] + between * (points[last + 1] - points[last])
         spent, right = self._spent_and_mean(mixed, self._chances)
         return mixed[np.argmax(np.where(spent <= budget, right, -np.inf))].tolist()
 
     def reaching(self, correct: np.ndarray, accuracy: float) -> list[float]:
-        """The cheapest thresholds of the dearest stretch that has an accuracy throughout.
+        """The cheapest thresholds of the most expensive stretch that has an accuracy throughout.
 
         Those that reach it by chance, cheaper than others that do not, are passed over.
 
         Args:
-          correct: [examples, exits], bool, of the examples of the frontier.
+          correct: [examples, exits], bool, for the examples of the frontier.
           accuracy: as a share.
 
         Raises:
-          ValueError: for an accuracy that no thresholds have.
+          ValueError: for an accuracy that no thresholds reach.
         """
         _, accuracies = self._spent_and_mean(self.thresholds, correct)
         enough = accuracies >= accuracy
@@ -155,9 +155,9 @@ class ExitFrontier:
 
 
 def _best(confidences: np.ndarray, values: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """The thresholds of the highest mean value, [examples, exits], by coordinate ascent.
+    """The thresholds with the highest mean of values, [examples, exits], by coordinate ascent.
 
-    From the last exit to the first, each threshold is the best for the others: at first for all
+    From the last exit to the first, each threshold is the best given the others: at first for all
     examples, then, until nothing changes, for those that the earlier exits let through.
     """
     examples, exits = confidences.shape
@@ -178,7 +178,7 @@ def _best(confidences: np.ndarray, values: np.ndarray, order: np.ndarray) -> np.
 
 
 def _threshold(confidences: np.ndarray, gains: np.ndarray) -> float:
-    """Above which leaving gains most: descending confidences, and what each gains by leaving."""
+    """The threshold above which leaving gains most, by descending confidences and their gains."""
     if not len(confidences):
         return 1.0
     below = np.append(confidences[1:], 0.0)  # the threshold that lets it and all before it leave

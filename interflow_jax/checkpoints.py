@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written whole or not at all, proved whole before they are read."""
+"""Checkpoints of a run: written whole or not at all, verified before they are read."""
 
 import hashlib
 import json
@@ -12,12 +12,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import serialization
 
-KEPT = 2  # the newest: should the last be damaged, the one before is taken
-OVERHEAD = 1_000_000  # bytes: more than a checkpoint's files take beside their arrays
+KEPT = 2  # the newest: if the last is damaged, the one before is used
+OVERHEAD = 1_000_000  # bytes: more than a checkpoint's files take beyond their arrays
 
 
 class Checkpoint(NamedTuple):
-    """A restored checkpoint: the number it was saved under, the state, and the notes with it."""
+    """A restored checkpoint: the number it was saved under, its state, and its notes."""
 
     number: int
     state: Any
@@ -36,9 +36,9 @@ class Checkpoints:
     """The checkpoints in one folder.
 
     Orbax writes each to a temporary folder and renames it when complete, so that a process killed
-    at any moment leaves the one before. It may miss that a file was altered; so the digest of every
-    file lies beside the checkpoint and is compared before reading. Of several processes one alone
-    saves and restores, states of which it has every array whole.
+    at any moment leaves the one before. It may miss that a file was altered, so the digest of every
+    file is kept beside the checkpoint and compared before reading. Of several processes, only one
+    saves and restores, and only states of which it has every array whole.
     """
 
     def __init__(self, folder: Path):
@@ -64,7 +64,7 @@ class Checkpoints:
             state=ocp.args.StandardSave(arrays), notes=ocp.args.JsonSave(notes)
         )
         try:
-            # Orbax tells of a full disk in hundreds of lines on stderr.
+            # Orbax reports a full disk in hundreds of lines on stderr.
             free = shutil.disk_usage(self._folder).free
             if free < needed:
                 raise OSError(f"it needs {needed / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free")
@@ -72,7 +72,7 @@ class Checkpoints:
             draft = self._folder / "digests.tmp"
             draft.write_text(json.dumps(self._digests(number)))
             draft.replace(self._digests_file(number))
-        except Exception as error:  # orbax and tensorstore raise as they like
+        except Exception as error:  # orbax and tensorstore raise errors of any type
             self.remove_drafts()
             raise UnwritableError(_first_line(error)) from error
         for old in self._folder.glob("*.sha256.json"):
@@ -82,14 +82,14 @@ class Checkpoints:
     def restore(
         self, like: Any = None, report: Callable[[str], None] = lambda line: None
     ) -> Checkpoint | None:
-        """Restores the newest readable checkpoint; None if there has been none.
+        """Restores the newest readable checkpoint; None if there are no checkpoints.
 
         Args:
           like: a pytree of arrays or of `jax.ShapeDtypeStruct`; None for nested dicts as saved.
-          report: told, in a line, of each checkpoint that cannot be read.
+          report: called with a line about each checkpoint that cannot be read.
 
         Raises:
-          UnreadableError: if there are some, and none can be read.
+          UnreadableError: if there are checkpoints, but none can be read.
         """
         numbers = sorted(self._manager.all_steps(), reverse=True)
         for number in numbers:
@@ -103,7 +103,7 @@ class Checkpoints:
         return None
 
     def remove_drafts(self) -> None:
-        """Deletes what a kill or a failure left of checkpoints that were being written."""
+        """Deletes what is left of checkpoints that a kill or a failure interrupted."""
         for draft in self._folder.glob("*.orbax-checkpoint-tmp*"):
             shutil.rmtree(draft, ignore_errors=True)
 
@@ -114,7 +114,7 @@ class Checkpoints:
             self._digests_file(newer).unlink(missing_ok=True)
 
     def _read(self, number: int, like: Any) -> Checkpoint:
-        # A process killed between orbax's renaming and ours leaves a whole one without digests.
+        # A process killed between orbax's rename and ours leaves a whole one without digests.
         if self._digests_file(number).exists():
             saved = json.loads(self._digests_file(number).read_text())
             altered = sorted(dict(saved.items() - self._digests(number).items()))
@@ -149,7 +149,7 @@ def _first_line(error: Exception) -> str:
 
 
 def fingerprint(arrays: Any) -> str:
-    """SHA-256 over the names, dtypes, shapes and bytes of a pytree's arrays: equal bit for bit."""
+    """SHA-256 of the names, dtypes, shapes and bytes of a pytree's arrays: equal bit for bit."""
     hasher = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(serialization.to_state_dict(arrays)):
         array = np.asarray(leaf, order="C")

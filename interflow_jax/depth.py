@@ -1,4 +1,4 @@
-"""Cutting a trained model at a branch: what lies deeper is gone (paper, III-C)."""
+"""Cuts a trained model at a branch: whatever lies deeper is gone (paper, III-C)."""
 
 from typing import Any, cast
 
@@ -28,24 +28,24 @@ def truncate(
 ) -> tuple[Interflow, dict[str, Any]]:
     """Cuts a model after a branch.
 
-    The layers that no branch needs any more are gone, from the parameters and from the program. The
-    fusion keeps the terms of the branches that are left: their weighted sum under `fixed`, `shared`
-    and `class`, their part of the sum under `softmax`, the ensemble of so many under `geometric`.
-    Where the last branch alone predicts, as in `DSN`, it is now the last that is left.
+    Layers that no branch needs any more are removed from the parameters and from the program. The
+    fusion keeps the terms of the remaining branches: their weighted sum under `fixed`, `shared` and
+    `class`, their part of the sum under `softmax`, the ensemble of that many under `geometric`.
+    Where the last branch alone predicts, as in `DSN`, it is now the last remaining one.
 
-    Of a `StrideVGG` and of `Taps` the cut is another one with fewer taps. Any other backbone goes
-    on as it is, within one that returns its first feature maps and computes with zeros in place of
-    the parameters that these do not need; under jit that costs nothing.
+    A `StrideVGG` or `Taps` is cut to another one with fewer taps. Any other backbone stays as it
+    is, wrapped in one that returns its first feature maps and computes with zeros in place of the
+    parameters that these do not need; under jit that costs nothing.
 
     Args:
-      model: whose fusion is a `Fusion`.
+      model: a model whose fusion is a `Fusion`.
       variables: its parameters and, with BatchNorm, statistics.
-      branches: how many are left.
+      branches: how many remain.
       images: as the model takes them, or their `jax.ShapeDtypeStruct`; any backbone but a
         `StrideVGG` needs them, to see which parameters its maps need.
-      refit: fits a fusion of their own to the branches that are left: branch logits, [examples,
-        branches, classes], of all branches or of those, and labels (see `fit_fusion`).
-      kind: of that fusion; None for the model's own, or `shared` where that is fixed.
+      refit: fits a new fusion to the remaining branches: branch logits, [examples, branches,
+        classes], of all branches or of the remaining ones, and labels (see `fit_fusion`).
+      kind: the kind of that fusion; None for the model's own, or `shared` where that is fixed.
 
     Returns:
       The model and its variables; `variables` stay as they are.
@@ -100,8 +100,8 @@ class FirstMaps(nn.Module):
     Attributes:
       backbone: as `Interflow` takes it.
       maps: how many.
-      absent: variables of the backbone that the maps do not need, and that need not exist: path,
-        collection first, shape and dtype of each. They are zeros.
+      absent: variables of the backbone that the maps do not need, and that need not exist: the path
+        (collection first), shape and dtype of each. They are taken as zeros.
       switch: the backbone's training switch, where its signature does not tell.
     """
 
@@ -112,13 +112,13 @@ class FirstMaps(nn.Module):
 
     @property
     def labels(self) -> tuple[Any, ...] | None:
-        """The branches' labels, if the backbone offers some."""
+        """The branches' labels, if the backbone has any."""
         labels = getattr(self.backbone, "labels", None)
         return labels and tuple(labels[: self.maps])
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> list[Array]:
-        """Computes the maps; arguments as of the backbone."""
+        """Computes the maps; arguments as for the backbone."""
         arguments = switch_arguments(self.backbone, train, self.switch)
         if self.is_initializing():
             return list(self.backbone(images, **arguments))[: self.maps]
@@ -158,7 +158,7 @@ def _part(variables: dict[str, Any], needed: Any) -> dict[str, Any]:
 
 
 def _needed(model: Interflow, variables: dict[str, Any], images: Any) -> set[tuple[str, ...]]:
-    """The paths of the variables that the prediction needs, by its program."""
+    """The paths of the variables that the prediction needs, according to its program."""
     flat = flatten_dict(variables)
 
     def predict(leaves: list[Array], images: Array) -> Any:

@@ -39,16 +39,17 @@ class Exits(NamedTuple):
 class EarlyExit:
     """Runs a model branch by branch; an example leaves where its confidence is above a threshold.
 
-    One jitted program runs from a branch to the next; those who stay are packed into batches of a
-    few fixed sizes, the largest but for what is left at the end. A backbone whose method `segments`
-    gives its parts, as `StrideVGG`'s does, computes nothing twice. Of any other the cut models run
-    one after the other, each from the images on.
+    One jitted program runs from each branch to the next; examples that stay are packed into batches
+    of a few fixed sizes, the largest except for the remainder at the end. A backbone whose method
+    `segments` returns its parts, as `StrideVGG`'s does, computes nothing twice. For any other, the
+    cut models run one after another, each from the images on.
 
-    XLA rounds by batch size: an example's logits are the same to the bit in batches of equal size.
+    XLA's rounding depends on the batch size: an example's logits are bit for bit the same in
+    batches of equal size.
 
     Attributes:
-      thresholds: of all exits but the last, which lets everything out.
-      labels: of the exits, shallow to deep.
+      thresholds: one per exit but the last, which lets everything out.
+      labels: the exits' labels, shallow to deep.
     """
 
     def __init__(
@@ -67,18 +68,18 @@ class EarlyExit:
         """Makes the programs; compiles nothing yet.
 
         Args:
-          model, variables: as of `truncate`.
+          model, variables: as in `truncate`.
           thresholds: one per exit but the last, 0 to 1: confidence above it leaves. The last exit
-            is the branch after as many; fewer thresholds than branches end before the last branch.
-          images: as of `truncate`: their shape, which any backbone but a `StrideVGG` needs.
-          measure: of confidence (see `confidence`).
+            is the branch after those; fewer thresholds end before the model's last branch.
+          images: as in `truncate`: their shape, which any backbone but a `StrideVGG` needs.
+          measure: the measure of confidence (see `confidence`).
           temperatures: one per exit, by which its logits are divided first; None for 1.
           refit, kind: fit a fusion to every exit (see `truncate`).
-          batch_sizes: that programs are compiled for, when needed.
+          batch_sizes: the sizes that programs are compiled for, when needed.
 
         Raises:
           ValueError: for a threshold outside 0 to 1, a temperature or a batch size that is not
-            positive, another number of them, or an unknown measure.
+            positive, a wrong number of them, or an unknown measure.
         """
         count = len(thresholds) + 1
         temperatures = (1.0,) * count if temperatures is None else tuple(temperatures)
@@ -102,7 +103,7 @@ class EarlyExit:
                 partial(_from_the_branch_before, model, cut.fusion, segment, number)
                 for number, ((cut, _), segment) in enumerate(zip(cuts, segments, strict=True), 1)
             ]
-            # A cut may have packed its backbone into another; a segment takes what it needs.
+            # A cut may have wrapped its backbone in another; a segment takes what it needs.
             self._variables = [
                 {
                     name: {**parts, "backbone": variables[name].get("backbone", {})}
@@ -128,11 +129,11 @@ class EarlyExit:
         """Predicts any number of images.
 
         Args:
-          images: [images, height, width, channels], float, as of the model.
-          thresholds: in place of those that were given first; nothing is compiled anew.
+          images: [images, height, width, channels], float, as the model takes them.
+          thresholds: in place of those given at first; nothing is recompiled.
 
         Raises:
-          ValueError: for a threshold outside 0 to 1, or another number of them.
+          ValueError: for a threshold outside 0 to 1, or a wrong number of them.
         """
         if thresholds is None:
             thresholds = self.thresholds
@@ -196,9 +197,9 @@ def confidence(logits: Array, measure: Measure = "probability", temperature: flo
 
     Args:
       logits: divided by the temperature before their softmax.
-      measure: "probability", the largest; "margin", by which it is ahead of the second; or
-        "entropy", 1 less its share of the largest possible.
-      temperature: above 0; more than 1 makes less sure.
+      measure: "probability", the largest one; "margin", by which it exceeds the second; or
+        "entropy", 1 minus its share of the largest possible.
+      temperature: above 0; more than 1 makes it less sure.
 
     Raises:
       ValueError: for an unknown measure.
@@ -249,7 +250,7 @@ def _from_the_images(
 
 @dataclass
 class _Group:
-    """Examples on their way: rows of what a program returned, and their numbers."""
+    """Examples in progress: rows of what a program returned, and their numbers."""
 
     carry: tuple[Array, Array]
     rows: np.ndarray
@@ -262,7 +263,7 @@ class _Group:
         return _Group(self.carry, self.rows[count:], self.numbers[count:])
 
     def packed(self, size: int) -> tuple[Array, Array]:
-        """The rows in order, and anything after them up to `size`."""
+        """The rows in order, then arbitrary ones up to `size`."""
         if len(self.carry[0]) == size and np.array_equal(self.rows, np.arange(len(self.rows))):
             return self.carry
         return _take(_filled(self.rows, size), self.carry)

@@ -1,4 +1,4 @@
-"""Trained models as files: StableHLO, which needs jax and flatbuffers alone, or safetensors."""
+"""Trained models as files: StableHLO, which needs only jax and flatbuffers, or safetensors."""
 
 import hashlib
 import json
@@ -44,11 +44,11 @@ def to_stablehlo(
       variables: what `model.apply` takes; they become constants of the program.
       preprocessing: normalisation; nothing is augmented.
       image_shape: (height, width, channels).
-      platforms: of `PLATFORMS`, where the program is to run.
+      platforms: those of `PLATFORMS` on which the program is to run.
       supervised: as in `eval_step`: how a branch predicts alone.
 
     Raises:
-      ValueError: for no or an unknown platform, or a model that asks for the size of its batch.
+      ValueError: for no platform, an unknown one, or a model that asks for the size of its batch.
     """
     if not platforms or not set(platforms) <= set(PLATFORMS):
         raise ValueError(f"platforms are {platforms}; choose from {', '.join(PLATFORMS)}")
@@ -74,7 +74,7 @@ def load_exported(file: str | Path) -> tuple[jax.export.Exported, dict[str, Any]
     """Opens what `experiments.export` wrote: the program, and what the .json beside it says.
 
     Raises:
-      ValueError: if either cannot be read, they are not of each other, or a newer jax wrote them.
+      ValueError: if either cannot be read, they do not belong together, or a newer jax wrote them.
     """
     file, beside = Path(file), Path(f"{file}.json")
     try:
@@ -94,7 +94,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def to_safetensors(run: TrainedRun) -> bytes:
-    """A run's variables, float32, by names as "params/backbone/conv1/kernel".
+    """A run's variables, float32, by names such as "params/backbone/conv1/kernel".
 
     The metadata are strings: `run`, the JSON of the run's result, and `fingerprint`, of all
     variables.
@@ -108,10 +108,10 @@ def to_safetensors(run: TrainedRun) -> bytes:
 
 
 def load_safetensors(file: str | Path) -> TrainedRun:
-    """Opens what `to_safetensors` gave.
+    """Opens what `to_safetensors` returned.
 
     Raises:
-      ValueError: for another or a broken file.
+      ValueError: for a file of another kind or a broken one.
     """
     try:
         with safe_open(file, "numpy") as tensors:

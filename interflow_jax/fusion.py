@@ -22,12 +22,12 @@ class Fusion(nn.Module):
 
     Paper, III-B and Table II: `fixed` is the hard attention module; `shared` is the soft one, a
     1 x n convolution over the branches; `class` is its pointwise n x n form, in which every class
-    weighs the branches for itself (Table V). None has a bias.
+    has its own weights for the branches (Table V). None has a bias.
 
-    Not the paper's are two that weigh log-probabilities, which are of one scale in all branches, by
-    positive weights. `softmax` is ELMo's scalar mix (Peters et al., 2018): weights that sum to one,
+    Two more, not the paper's, give positive weights to log-probabilities, which have the same scale
+    in all branches. `softmax` is ELMo's scalar mix (Peters et al., 2018): weights that sum to one,
     times a learned scale. `geometric` is that of Zero Time Waste (Wołczyk et al., 2021): for every
-    k, the first k branches have weights and a bias per class of their own, so that the prediction
+    k, the first k branches have their own weights and a bias per class, so that the prediction
     after branch k uses all k.
 
     Attributes:
@@ -38,8 +38,8 @@ class Fusion(nn.Module):
         `geometric` every k from the first k of them, divided by their sum. None draws
         Xavier-uniform weights for `shared` and `class`; `softmax` and `geometric` start from the
         mean of the log-probabilities.
-      start: the fans of those draws. "xavier" takes the n branches for input channels of one output
-        (III-A), fans n and 1; "unit" takes them for a 1 x n kernel of one channel, fans n and n, so
+      start: the fans of those draws. "xavier" takes the n branches as input channels of one output
+        (III-A), fans n and 1; "unit" takes them as a 1 x n kernel of one channel, fans n and n, so
         that the squares of a class's weights are expected to sum to one.
     """
 
@@ -57,11 +57,11 @@ class Fusion(nn.Module):
         Returns:
           Logits, [batch, classes], float32; the weights, float32: [branches] or, for `class`,
           [branches, classes]; and for `geometric` the logits of the first 1, 2, ... branches,
-          [batch, branches, classes], float32, of which the last are the first output, else None.
+          [batch, branches, classes], float32, the last of which are the first output, else None.
 
         Raises:
-          ValueError: for an unknown kind or start, `fixed` without weights, not one weight per
-            branch, or a weight that is not positive where all are.
+          ValueError: for an unknown kind or start, `fixed` without weights, other than one weight
+            per branch, or a weight that is not positive where all must be.
         """
         branches, classes = branch_logits.shape[1:]
         self._check(branches)
@@ -81,7 +81,7 @@ class Fusion(nn.Module):
         return jnp.sum(branch_logits * per_class[None], axis=1), weights, None
 
     def _softmax(self, branch_logits: Array) -> tuple[Array, Array]:
-        # Logarithms, which weight decay draws to equal weights and a scale of one.
+        # Logarithms, which weight decay pulls towards equal weights and a scale of one.
         start = jnp.log(jnp.asarray(self._positive(branch_logits.shape[1]), jnp.float32))
         log_weights = self.param("log_weights", lambda _: start - jax.nn.logsumexp(start))
         log_scale = self.param("log_scale", lambda _: jax.nn.logsumexp(start))
@@ -140,13 +140,13 @@ class Fusion(nn.Module):
 def cut_fusion(fusion: Fusion, params: Any, branches: int) -> tuple[Fusion, Any]:
     """The fusion of the first branches, and its parameters, with the weights as they are.
 
-    Its terms are those of the whole. `geometric` has an ensemble of so many branches, which is
-    taken. A fixed fusion whose first weights are all zero, as where the last branch alone predicts,
-    gives the last branch that is left the weight one.
+    Its terms are those of the whole. `geometric` has an ensemble of that many branches, which is
+    used. A fixed fusion whose first weights are all zero, as where the last branch alone predicts,
+    gives the last remaining branch the weight one.
 
     Args:
       params: the whole fusion's, {} for `fixed`.
-      branches: that are left, from 1 on.
+      branches: how many remain, from 1 on.
     """
     initial = fusion.initial_weights and tuple(fusion.initial_weights[:branches])
     if fusion.kind == "fixed" and not any(initial or ()):
@@ -169,12 +169,12 @@ def cut_fusion(fusion: Fusion, params: Any, branches: int) -> tuple[Fusion, Any]
 def fit_fusion(
     branch_logits: Array | np.ndarray, labels: Array | np.ndarray, kind: FusionKind
 ) -> tuple[Fusion, dict[str, Array]]:
-    """Fits a fusion to the branches of a network that trains no more.
+    """Fits a fusion to the branches of a network that is no longer trained.
 
-    Minimises the mean cross-entropy, of `geometric` the mean over its numbers of branches, from
-    equal weights on by L-BFGS. In the weights and biases (of `softmax`, in scale times weights) it
-    is convex: the start decides nothing. Fit it to examples that the network was not trained on;
-    on others the deepest branch is better than it will ever be again.
+    Minimises the mean cross-entropy, for `geometric` the mean over its numbers of branches, by
+    L-BFGS from equal weights. It is convex in the weights and biases (for `softmax`, in scale times
+    weights), so the start does not matter. Fit it to examples that the network was not trained on:
+    on those that it was, the deepest branch is better than it will ever be again.
 
     Args:
       branch_logits: [examples, branches, classes], float.
@@ -185,7 +185,7 @@ def fit_fusion(
       The fusion and its parameters: `fusion.apply({"params": params}, branch_logits)`.
 
     Raises:
-      ValueError: for `fixed` or an unknown kind, or not one label per example.
+      ValueError: for `fixed` or an unknown kind, or other than one label per example.
     """
     if kind == "fixed" or kind not in get_args(FusionKind):
         learned = ", ".join(name for name in get_args(FusionKind) if name != "fixed")

@@ -18,10 +18,10 @@ class Method(NamedTuple):
 
     Attributes:
       taps: the convolutions of the 13-layer network that branches follow, counted from 1.
-      fusion: how the branches are weighed.
-      initial_weights: of the branches, shallow to deep; None for Xavier, or in a fixed fusion for
+      fusion: how the branches are weighted.
+      initial_weights: one per branch, shallow to deep; None for Xavier, or in a fixed fusion for
         the last branch alone, whatever their number.
-      summary: the method in a line.
+      summary: the method in one line.
       auxiliary_loss: the weight in training of the loss of every branch but the last (see
         `train_step`); 0.0 for the paper's methods, whose loss is that of the fused logits alone.
     """
@@ -57,10 +57,10 @@ METHODS: dict[str, Method] = {
 }
 
 # Not the paper's methods. `Scaled` is Normal with its output as large as S1's is expected to be at
-# the start: of n Xavier-uniform weights the squares sum up to 2n / (n + 1). In the others, branches
-# help to train and are left out of the prediction, which II-A argues against. GoogLeNet (paper,
-# II-A) gives 0.3; deeply-supervised nets (Lee et al., 2015) stand here in their plainest form,
-# every branch's cross-entropy at full and constant weight.
+# the start: the squares of n Xavier-uniform weights sum to 2n / (n + 1). In the others, branches
+# help to train and are left out of the prediction, which II-A argues against. The 0.3 is
+# GoogLeNet's (paper, II-A); deeply-supervised nets (Lee et al., 2015) appear here in their plainest
+# form, with every branch's cross-entropy at full and constant weight.
 BASELINES: dict[str, Method] = {
     "Scaled": Method(
         (VGG_DEPTH,),
@@ -89,8 +89,8 @@ def default_taps(method: str, depth: int = VGG_DEPTH) -> tuple[int, ...]:
     """The convolutions that the method's branches follow at a depth.
 
     Up to depth 13 they are the method's own. Deeper networks branch after every fifth convolution
-    from the 20th, from depth 100 on from the 30th, and after the last, which gives the paper's
-    numbers of branches (Table VI). `Normal` and `Scaled` predict from the last convolution alone.
+    from the 20th (from depth 100 on, the 30th), and after the last, which gives the paper's numbers
+    of branches (Table VI). `Normal` and `Scaled` predict from the last convolution alone.
 
     Raises:
       ValueError: for an unknown method, or depth 14 to 19, which has no 20th convolution.
@@ -129,7 +129,7 @@ def build(
 ) -> Interflow:
     """Builds the model of one of the paper's methods (Tables I, II and VI) or of a baseline.
 
-    On a network of your own a method is its fusion, its start and its loss, over any number of
+    On a network of your own, a method is its fusion, its start and its loss, over any number of
     taps; `Normal` and `Scaled` predict from the last tap alone.
 
     A model knows nothing of its loss: to train a baseline, give `train_step` its `auxiliary_loss`.
@@ -144,13 +144,14 @@ def build(
       layout: what depth above 13 adds to VGG: "spread" over its blocks, or "append" to the last.
       taps: the convolutions that branches follow; None for `default_taps(method, depth)`.
       fully_connected: "shared" by channel count (paper, IV-C) or "separate".
-      fusion_start: of learned weights that the method does not give, "xavier" or "unit" (`Fusion`).
-      dtype: of the backbone's computation, float32 or bfloat16; all else is float32.
-      fusion: how the branches are weighed, from the method's initial weights on; None for the
-        method's own kind.
-      network: a Linen module, or what makes an NNX module (see `NNXTaps`), in place of the paper's:
-        `taps` are then the names of its layers (see `layers`), and depth, width, downsample,
-        layout and dtype are without meaning.
+      fusion_start: start of learned weights that the method does not give, "xavier" or "unit"
+        (see `Fusion`).
+      dtype: the dtype of the backbone's computation, float32 or bfloat16; all else is float32.
+      fusion: how the branches are weighted, starting from the method's initial weights; None for
+        the method's own kind.
+      network: a Linen module, or a function that makes an NNX module (see `NNXTaps`), in place of
+        the paper's: `taps` are then the names of its layers (see `layers`), and depth, width,
+        downsample, layout and dtype have no meaning.
       initial_weights: one per tap, in place of those that the method gives.
       pool, frozen: as in `Interflow`.
 
@@ -196,7 +197,7 @@ def build(
 def _weights(
     method: str, kind: FusionKind, taps: tuple, given: tuple[float, ...] | None
 ) -> tuple[float, ...] | None:
-    """The initial weights of the branches, or None for those of the fusion."""
+    """The initial weights of the branches, or None for the fusion's own."""
     weights = _look_up(method).initial_weights
     gives = [name for name, other in METHODS.items() if len(other.initial_weights or ()) > 1]
     if given is not None:

@@ -20,7 +20,7 @@ class Prediction(NamedTuple):
     Attributes:
       logits: [batch, classes], float32; softmax comes after (paper, III-A).
       branch_logits: [batch, branches, classes], float32, shallow to deep.
-      weights: the fusion's, float32, [branches] or [branches, classes].
+      weights: the fusion's weights, float32, [branches] or [branches, classes].
       ensembles: where the fusion learns how to fuse every number of branches (`geometric`), their
         logits, [batch, branches, classes], float32; the last are `logits`.
     """
@@ -34,9 +34,9 @@ class Prediction(NamedTuple):
     def alone(self) -> Array:
         """The logits by which each branch predicts alone: [batch, branches, classes], float32.
 
-        They are the fusion's terms, so that a branch under a negative weight, whose own logits have
-        the opposite sign, predicts right. A weight of zero counts as one. A branch that training
-        gave a loss of its own predicts by its `branch_logits`, whatever its weight.
+        They are the fusion's terms, so that a branch with a negative weight, whose own logits have
+        the opposite sign, predicts correctly. A weight of zero counts as one. A branch that was
+        trained with a loss of its own predicts by its `branch_logits`, whatever its weight.
         """
         weights = self.weights if self.weights.ndim == 2 else self.weights[:, None]
         return self.branch_logits * jnp.where(weights == 0, 1.0, weights)[None]
@@ -57,10 +57,10 @@ class Interflow(nn.Module):
       fully_connected: "shared" by channel count, or "separate" for one layer per branch.
       switch: the backbone's training switch, where its signature does not tell (see
         `switch_arguments`).
-      pool: what stands for [batch, tokens, channels]: the "mean" over the tokens, or the "first", a
-        class token. Other maps are averaged over their places.
+      pool: what represents [batch, tokens, channels]: the "mean" over the tokens, or the "first", a
+        class token. Other maps are averaged over their positions.
       frozen: whether the backbone is kept as it is: it runs in evaluation mode and gets no
-        gradient. Give `make_optimizer` frozen=("backbone",), for weight decay needs no gradient.
+        gradient. Give `make_optimizer` frozen=("backbone",), as weight decay needs no gradient.
     """
 
     backbone: nn.Module
@@ -73,12 +73,12 @@ class Interflow(nn.Module):
 
     @property
     def labels(self) -> tuple[Any, ...] | None:
-        """The branches' labels, shallow to deep, if the backbone offers some."""
+        """The branches' labels, shallow to deep, if the backbone has any."""
         return getattr(self.backbone, "labels", None)
 
     @nn.nowrap
     def layer_name(self, branch: int, channels: int) -> str:
-        """The fully connected layer of a branch, counted from 1, over so many channels."""
+        """Names a branch's fully connected layer over so many channels; branches count from 1."""
         separate = self.fully_connected == "separate"
         return f"fully_connected_{f'branch_{branch}' if separate else f'channels_{channels}'}"
 
@@ -88,7 +88,7 @@ class Interflow(nn.Module):
 
         Args:
           images: whatever the backbone takes, usually [batch, height, width, channels], float.
-          train: whether the backbone trains, if its call tells that apart.
+          train: whether the backbone trains, if its call makes that distinction.
 
         Raises:
           ValueError: for feature maps, `fully_connected`, `pool` or a switch other than those
@@ -125,7 +125,7 @@ class Interflow(nn.Module):
 
 
 def pool(feature_map: Array, kind: Pool = "mean") -> Array:
-    """What stands for a feature map (see `Interflow.pool`): [batch, channels], float32."""
+    """Pools a feature map (see `Interflow.pool`) to [batch, channels], float32."""
     feature_map = feature_map.astype(jnp.float32)
     if kind == "first" and feature_map.ndim == 3:
         return feature_map[:, 0]

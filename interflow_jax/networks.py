@@ -19,11 +19,11 @@ from interflow_jax.switch import switch_arguments
 from interflow_jax.taps import Layer, layers
 
 Network = nn.Module | Callable[..., Any]
-"""A Linen module, or what makes an NNX module, called as `make(rngs=nnx.Rngs(...))`."""
+"""A Linen module, or a function that makes an NNX module, called as `make(rngs=nnx.Rngs(...))`."""
 
 
 def load_network(name: str, options: str | None = None) -> Network:
-    """The network that a function of an installed package, or of a file in the path, makes.
+    """The network made by a function of an installed package, or of a file on the path.
 
     Args:
       name: "package.module:function", of a function or class that returns a Linen or NNX module.
@@ -34,13 +34,13 @@ def load_network(name: str, options: str | None = None) -> Network:
       The Linen module; or, where the function takes `rngs`, the function with its options bound.
 
     Raises:
-      ValueError: for a module or function that is not there, options that it does not take, or
-        something else than a module.
+      ValueError: for a module or function that does not exist, options that it does not take, or a
+        result that is not a module.
     """
     function = _function(name)
     keywords = read_options(options)
     try:
-        # A class of NNX has the signature of its metaclass's call, which tells nothing.
+        # An NNX class has the signature of its metaclass's call, which tells nothing.
         called = function.__init__ if inspect.isclass(function) else function
         if makes_nnx := "rngs" in inspect.signature(called).parameters:
             inspect.signature(called).bind_partial(**keywords)
@@ -62,7 +62,7 @@ def load_network(name: str, options: str | None = None) -> Network:
 
 
 def read_options(options: str | None) -> dict[str, Any]:
-    """Reads "stage_sizes=(2,2),norm=batch" as keyword arguments; raises ValueError if it is none.
+    """Reads "stage_sizes=(2,2),norm=batch" as keyword arguments; raises ValueError if it cannot.
 
     Values are Python's numbers, strings, tuples, lists, True, False and None; a bare word is a
     string.

@@ -1,4 +1,4 @@
-"""A backbone out of any NNX module, by the names of its layers (paper, III-C)."""
+"""A backbone from any NNX module, by the names of its layers (paper, III-C)."""
 
 from collections.abc import Callable
 from functools import partial
@@ -14,13 +14,13 @@ from interflow_jax.taps import Layer, unknown_layer
 class NNXTaps(nn.Module):
     """A backbone that returns what named layers of an unmodified NNX network compute.
 
-    An NNX network makes all its parameters at once, so those after the last tap exist; their
+    An NNX network makes all its parameters at once, so those after the last tap exist, too; their
     gradients are zero.
 
     Attributes:
       make: returns the network, called as `make(rngs=nnx.Rngs(...))`.
-      taps: attribute paths of its modules, as "encoder/blocks/3", in the order of the branches,
-        shallow to deep. Of a module called more than once the last call counts.
+      taps: attribute paths of its modules, such as "encoder/blocks/3", in the order of the
+        branches, shallow to deep. For a module called more than once, the last call counts.
     """
 
     make: Callable[..., Any]
@@ -37,15 +37,15 @@ class NNXTaps(nn.Module):
 
         Args:
           images: whatever the network takes, usually [batch, height, width, channels], float.
-          train: whether the network is in its training mode (`nnx.Module.train`) or in that of
-            evaluation, deterministic and by running averages.
+          train: whether the network is in training mode (`nnx.Module.train`) or in evaluation mode,
+            deterministic and with running averages.
 
         Returns:
-          An array per tap, in their order; of a layer that returns a tuple, its first.
+          An array per tap, in their order; for a layer that returns a tuple, its first.
 
         Raises:
-          ValueError: for a tap that the network does not have, with the closest that it has, or
-            one whose output is not one per image, as of blocks that nnx.scan stacks.
+          ValueError: for a tap that the network does not have, naming the closest that it has, or
+            one without an output per image, such as blocks that nnx.scan stacks.
         """
         network = _to_linen(self.make, name="network")
         outputs = network(images, nnx_method=partial(_outputs, train=train))
@@ -63,7 +63,7 @@ class NNXTaps(nn.Module):
 def nnx_layers(make: Callable[..., Any], images: Any) -> list[Layer]:
     """What `NNXTaps` can tap in a network, from shapes alone, in the order of their paths.
 
-    What has no output per image, as blocks that nnx.scan stacks, is left out.
+    What has no output per image, such as blocks that nnx.scan stacks, is left out.
 
     Args:
       make: as in `NNXTaps`.
@@ -82,7 +82,7 @@ def _to_linen(make: Callable[..., Any], name: str | None = None) -> nn.Module:
     from flax import nnx  # slow to import, and of no use to the rest of the library
 
     def with_streams(rngs: Any) -> Any:
-        # The bridge gives only the streams that Linen has, at initialisation "params" alone.
+        # The bridge passes only the streams that Linen has, at initialisation "params" alone.
         streams = {name: stream() for name, stream in rngs.items()}
         default = {"default": next(iter(streams.values()))}
         network = make(rngs=nnx.Rngs(**default | streams))

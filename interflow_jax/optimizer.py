@@ -30,7 +30,7 @@ def learning_rate_schedule(
         for the last 20 epochs: after 4/5 of the 100 on CIFAR, 1/2 of the 40 on the others.
       learning_rate: at the start, or after the warmup.
       kind: "step", or "cosine" for half a cosine down to zero.
-      warmup_steps: over which the rate rises linearly from zero.
+      warmup_steps: the steps over which the rate rises linearly from zero.
 
     Raises:
       ValueError: for another kind.
@@ -58,13 +58,13 @@ def make_optimizer(
     """SGD with momentum 0.95 (not Nesterov's) and weight decay 5e-4 on every parameter.
 
     The decay is added to the gradient before the momentum, as the frameworks of 2021 did
-    (paper, IV-B, gives the numbers and not the order).
+    (paper, IV-B, gives the numbers but not the order).
 
     Args:
       learning_rate: a number, or a schedule of steps.
       name: "sgd", or "adamw" with its decoupled weight decay (not the paper's).
-      momentum: of "sgd"; None for 0.95.
-      weight_decay: of every parameter.
+      momentum: for "sgd"; None for 0.95.
+      weight_decay: for every parameter.
       frozen: the parameters that stay as they are, by the beginnings of their paths: ("backbone",)
         or ("backbone/network/stem", ...). `Interflow.frozen` keeps BatchNorm's statistics, too.
 

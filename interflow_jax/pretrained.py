@@ -1,4 +1,4 @@
-"""Parameters that were trained elsewhere, put into the backbone of a model."""
+"""Puts parameters that were trained elsewhere into the backbone of a model."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ def with_backbone(variables: Any, pretrained: Any) -> dict[str, Any]:
 
     Args:
       variables: of an `Interflow` over `Taps`, `NNXTaps` or the network itself; arrays, or
-        `jax.ShapeDtypeStruct` to try whether they fit.
+        `jax.ShapeDtypeStruct` to check whether they fit.
       pretrained: the network's own variables, {"params": ..., "batch_stats": ...}, or its
         parameters alone. What lies after the last tap is not needed and is left out.
 
@@ -25,8 +25,8 @@ def with_backbone(variables: Any, pretrained: Any) -> dict[str, Any]:
       The model's variables with copies of the pretrained ones, in the model's dtypes.
 
     Raises:
-      ValueError: for a model without a backbone, or arrays that its backbone has and `pretrained`
-        has not, or in another shape; the message has their paths and shapes.
+      ValueError: for a model without a backbone, or arrays of its backbone that `pretrained` lacks
+        or has in another shape; the message has their paths and shapes.
     """
     pretrained = serialization.to_state_dict(pretrained)
     if "params" not in pretrained:
@@ -85,14 +85,14 @@ def _examples(pretrained: dict[str, Any]) -> str:
 def read_pretrained(file: str | Path) -> dict[str, Any]:
     """Reads a network's variables: safetensors, or Flax's msgpack.
 
-    Names in a safetensors file are paths as "params/conv1/kernel" or "params.conv1.kernel"; without
-    a collection in front they are parameters.
+    Names in a safetensors file are paths such as "params/conv1/kernel" or "params.conv1.kernel";
+    without a collection in front they are parameters.
 
     Returns:
       {"params": ..., "batch_stats": ...} as nested dicts of numpy arrays.
 
     Raises:
-      ValueError: for a file that is not there, is neither, or holds no arrays.
+      ValueError: for a file that is missing, is neither, or holds no arrays.
     """
     try:
         content = Path(file).read_bytes()
@@ -106,7 +106,7 @@ def read_pretrained(file: str | Path) -> dict[str, Any]:
             tree = serialization.msgpack_restore(content)
         if not isinstance(tree, dict) or not jax.tree.leaves(tree):
             raise ValueError("it holds no arrays by name")
-    except Exception as error:  # both readers raise as they like
+    except Exception as error:  # both readers raise errors of any type
         raise ValueError(
             f"{file} is neither safetensors (by its name, *.safetensors) nor Flax's msgpack: "
             f"{error}"

@@ -1,4 +1,4 @@
-"""A backbone out of any Linen module, by the names of its layers (paper, III-C)."""
+"""A backbone from any Linen module, by the names of its layers (paper, III-C)."""
 
 import contextlib
 import difflib
@@ -26,9 +26,9 @@ class Layer(NamedTuple):
     """One call of a module inside a network.
 
     Attributes:
-      path: the module's, from the network on, as "stage1/block2/conv"; "conv:1" for the second
+      path: the module's, below the network, such as "stage1/block2/conv"; "conv:1" for the second
         call of a module that is called more than once.
-      shape: of the output; of a tuple's first array.
+      shape: the output's; for a tuple, that of its first array.
       dtype: likewise.
     """
 
@@ -64,10 +64,10 @@ class Taps(nn.Module):
 
     Attributes:
       network: any Linen module that takes images first.
-      taps: paths as `layers` gives them, in the order of the branches, shallow to deep. Of a module
-        called more than once the last call counts, or that of "path:0", "path:1", ....
-      after: applied to every tapped output, as `nn.relu`: what networks compute between modules
-        has no name.
+      taps: paths as `layers` gives them, in the order of the branches, shallow to deep. For a
+        module called more than once, the last call counts, or that of "path:0", "path:1", ....
+      after: applied to every tapped output, such as `nn.relu`: what networks compute between
+        modules has no name.
       switch: the network's training switch, where its signature does not tell.
     """
 
@@ -87,14 +87,14 @@ class Taps(nn.Module):
 
         Args:
           images: whatever the network takes, usually [batch, height, width, channels], float.
-          train: goes to the network's training switch, if it has one.
+          train: passed to the network's training switch, if it has one.
 
         Returns:
-          An array per tap, in their order; of a layer that returns a tuple, its first.
+          An array per tap, in their order; for a layer that returns a tuple, its first.
 
         Raises:
-          ValueError: for a tap that the network does not have, with the closest that it has, or
-            one inside `nn.scan` or `nn.vmap`, with the layer around it that can be tapped.
+          ValueError: for a tap that the network does not have, naming the closest that it has, or
+            one inside `nn.scan` or `nn.vmap`, naming the layer around it that can be tapped.
         """
         # The network runs on its own: the outermost call need not know of the taps' collection.
         network = self.network.clone(parent=None, _deep_clone=True, _reset_names=True)
@@ -129,7 +129,7 @@ class Taps(nn.Module):
                 updates: dict[str, Any] = dict(network.init(rngs, images, **keywords))
             else:
                 variables = self.network.variables
-                # Some networks tell that they train by statistics that may change.
+                # Some networks tell by mutable statistics that they train.
                 changing = [name for name in variables if self.is_mutable_collection(name)]
                 mutable = [*(changing if train else ()), _TAPPED]
                 changes = network.apply(variables, images, rngs=rngs, mutable=mutable, **keywords)
@@ -172,8 +172,8 @@ def _outputs(network: nn.Module, arguments: tuple, keywords: dict[str, Any]) -> 
 def _number(module: nn.Module, numbers: Counter, traces: contextlib.ExitStack) -> _Call:
     """Counts a call of a module; not those that nn.scan or nn.vmap trace.
 
-    nn.jit traces modules that are alike only once, and no interceptor sees the others: so every
-    call puts the next into another context of tracing, which names nothing that computes.
+    nn.jit traces identical modules only once, and no interceptor sees the others: so every call
+    puts the next into another tracing context, which names nothing that computes.
     """
     path = "/".join(module.path)
     if not module.is_mutable_collection(_TAPPED):
@@ -186,7 +186,7 @@ def _number(module: nn.Module, numbers: Counter, traces: contextlib.ExitStack) -
 def _new_trace() -> dict[str, Array]:
     """A random stream that nobody draws from, under a name that no trace has had.
 
-    Without it nn.jit takes up the trace of an earlier call of the network.
+    Without it nn.jit reuses the trace of an earlier call of the network.
     """
     return {f"interflow_trace_{next(_traces)}": jax.random.key(0)}
 
@@ -216,12 +216,12 @@ def _find(tap: str, outputs: dict[_Call, Any]) -> _Call:
 
 
 def _arrays(output: Any) -> list[Any]:
-    """The arrays of an output, or their shapes; networks return numbers and None beside them."""
+    """The arrays of an output, or their shapes; networks may return numbers and None as well."""
     return [leaf for leaf in jax.tree.leaves(output) if hasattr(leaf, "shape")]
 
 
 def unknown_layer(tap: str, shapes: dict[str, str]) -> ValueError:
-    """The error for a tap that is none of a network's layers, which have these shapes in words."""
+    """The error for a tap that names no layer of a network; `shapes` are its layers' in words."""
     close = difflib.get_close_matches(tap.partition(":")[0], shapes, n=3, cutoff=0.0)
     named = ", ".join(f"{name} {shapes[name]}" for name in close)
     return ValueError(f"the network has no layer {tap!r}; the closest are {named}")

@@ -24,7 +24,7 @@ _BATCH_SIZE = 64  # predictions compile once
 
 
 class TrainedRun:
-    """A trained model, and how its images are to be prepared.
+    """A trained model, and how to prepare its images.
 
     Attributes:
       model: as it was trained.
@@ -32,11 +32,11 @@ class TrainedRun:
       preprocessing: normalisation by the training images' mean and deviation.
       class_names: one per class, in the order of the logits.
       image_shape: (height, width, channels) of the images that it takes.
-      labels: of its branches, shallow to deep.
+      labels: its branches' labels, shallow to deep.
       supervised: whether its branches had losses of their own, and so predict alone by their own
         logits (see `Prediction.alone`).
-      result: all that the run's result.json says; for one that was cut also `cut`, the number of
-        branches that are left.
+      result: all that the run's result.json says; for a cut run also `cut`, the number of remaining
+        branches.
     """
 
     def __init__(self, model: Interflow, variables: dict[str, Any], result: dict[str, Any]):
@@ -104,7 +104,7 @@ def load_run(folder: str | Path) -> TrainedRun:
 def named_as_the_model_has_them(
     model: Interflow, variables: dict[str, Any], result: dict[str, Any]
 ) -> dict[str, Any]:
-    """Variables that come from a file, whose names are all strings; NNX has numbers, too."""
+    """Renames a file's variables, whose names are all strings, as in the model: NNX has numbers."""
     if result.get("backbone", "vgg") == "vgg":
         return variables
     images = jax.ShapeDtypeStruct((1, *result["image_shape"]), jnp.float32)
@@ -113,7 +113,7 @@ def named_as_the_model_has_them(
 
 
 def build_as(result: dict[str, Any]) -> Interflow:
-    """The model of a run, untrained; raises LookupError, TypeError or ValueError for no result."""
+    """A result's model, untrained; raises LookupError, TypeError or ValueError for no result."""
     if not isinstance(result, dict):
         raise TypeError(f"it holds a {type(result).__name__}, not the entries of a result")
     taps, weights = result.get("taps"), result.get("initial_weights")
@@ -160,6 +160,6 @@ def _variables(folder: Path) -> dict[str, Any] | None:
         contextlib.suppress(UnreadableError),
     ):
         if restored := checkpoints.restore():
-            # An empty tree, as the statistics of a network without BatchNorm, is not saved.
+            # An empty tree, such as the statistics of a network without BatchNorm, is not saved.
             return {name: restored.state.get(name) or {} for name in ("params", "batch_stats")}
     return None

@@ -39,15 +39,15 @@ class Trainer:
 
     Every draw is a function of (seed, epoch, step). A last batch that is not full is left out of an
     epoch; another epoch's order leaves out other examples. Splits that fit stay on the devices;
-    others, and those of which random boxes are resized, are streamed.
+    others, and those from which random boxes are resized, are streamed.
 
     Attributes:
-      model, optimizer, batch_size, preprocessing: what trains.
+      model, optimizer, batch_size, preprocessing: what training uses.
       dataset: as given; its splits are in memory if they fit.
       mesh: all devices, of all processes after `jax.distributed.initialize`, which then do the same
         in the same order. The batch is sharded over them, the state is on each.
       steps: optimiser steps per epoch.
-      labels: of the branches, shallow to deep: the model's own, or 1 to their number.
+      labels: the branches' labels, shallow to deep: the model's own, or 1 to their number.
     """
 
     def __init__(
@@ -78,13 +78,13 @@ class Trainer:
           augment, resized_crop: without `preprocessing`, whether training images are cropped and
             flipped, and how (see `Preprocessing`).
           auxiliary_loss, auxiliary_mean: as in `train_step`.
-          pretrained: the backbone's variables that `init` begins from, as in `with_backbone`.
+          pretrained: the backbone's variables that `init` starts from, as in `with_backbone`.
           progress: wraps the chunks of a split that is read whole, as `tqdm.tqdm` does.
 
         Raises:
-          ValueError: for a batch that the devices do not divide or the training split does not
-            fill, a model that returns no `Prediction`, tells fewer classes apart than the dataset
-            has or has not one label per branch, or pretrained variables that do not fit its
+          ValueError: for a batch size that is not a multiple of the number of devices or exceeds
+            the training split, a model that returns no `Prediction`, has fewer classes than the
+            dataset or not one label per branch, or pretrained variables that do not fit its
             backbone.
           splits.UnreadableExamplesError: for data that cannot be read.
         """
@@ -107,7 +107,7 @@ class Trainer:
         given = {"train": dataset.train, "test": dataset.test, "validation": dataset.validation}
         self._splits = {name: split for name, split in given.items() if split is not None}
         self._resident: dict[str, tuple[Array, Array]] = {}
-        # Without validation: whether training streams, which rounds otherwise, must not hang on it.
+        # Without validation: it must not decide whether training streams, which rounds differently.
         examples = len(dataset.train) + len(dataset.test)
         nbytes = examples * int(np.prod(dataset.image_shape))
         streamed = preprocessing.resized_crop if preprocessing else resized_crop
@@ -141,7 +141,7 @@ class Trainer:
         return batches.replicate(state, self.mesh)
 
     def _begin(self, state: TrainState) -> TrainState:
-        """The state with the pretrained variables, if there are some."""
+        """The state with the pretrained variables, if there are any."""
         if self._pretrained is None:
             return state
         variables = {"params": state.params, "batch_stats": state.batch_stats}
@@ -149,7 +149,7 @@ class Trainer:
 
     def put(self, state: TrainState) -> TrainState:
         """Copies a state, such as one that was saved, to every device."""
-        # `replicate` takes over what a lone device has already, and training consumes it.
+        # `replicate` reuses what a single device already has, and training consumes it.
         return batches.replicate(jax.tree.map(jnp.array, state), self.mesh)
 
     def train_epoch(
@@ -176,7 +176,7 @@ class Trainer:
 
         Yields:
           The state after them (the one before is consumed), and their metrics, [steps]. Training
-          that goes on from such a state, `first` its next step, ends bit for bit the same.
+          that goes on from such a state, with `first` its next step, ends bit for bit the same.
 
         Raises:
           splits.UnreadableExamplesError: for streamed examples that cannot be read.
@@ -270,7 +270,7 @@ def _programs(
     mesh: Mesh,
     batch_size: int,
 ) -> tuple[Any, Any, Any]:
-    """Jits whole dispatches: the batch sharded over the mesh, what they return on every device."""
+    """Jits whole dispatches: the batch is sharded over the mesh, results are on every device."""
     sharded = NamedSharding(mesh, PartitionSpec("batch"))
     replicated = batches.replicated(mesh)
     jit = partial(jax.jit, out_shardings=replicated, compiler_options=cpu_compiler_options())

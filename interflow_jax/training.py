@@ -19,13 +19,13 @@ BATCH_SIZE = 64  # paper, IV-B
 
 
 class TrainState(struct.PyTreeNode):
-    """All that training changes.
+    """Everything that training changes.
 
     Attributes:
       step: optimiser steps taken, int32 scalar.
       params: the model's parameters, float32.
       batch_stats: BatchNorm's running statistics, float32; empty without BatchNorm.
-      opt_state: the optimiser's.
+      opt_state: the optimiser's state.
     """
 
     step: Array
@@ -35,7 +35,7 @@ class TrainState(struct.PyTreeNode):
 
 
 class TrainMetrics(NamedTuple):
-    """Sums over examples: of the cross-entropy (nats, float32), of hits, of examples (int32).
+    """Sums over examples: cross-entropy (nats, float32), hits and number of examples (int32).
 
     Scalars, or [batches] each.
     """
@@ -56,11 +56,11 @@ class TrainMetrics(NamedTuple):
 
 
 class EvalMetrics(NamedTuple):
-    """As `TrainMetrics`, and the branches.
+    """Like `TrainMetrics`, with the branches.
 
     Attributes:
       branch_correct: hits of every branch alone (see `eval_step`), [branches], int32.
-      weights: the fusion's, float32, [branches] or [branches, classes]; no sum.
+      weights: the fusion's weights, float32, [branches] or [branches, classes]; not a sum.
     """
 
     loss_sum: Array
@@ -74,19 +74,19 @@ class EvalMetrics(NamedTuple):
 
     @property
     def branch_accuracy(self) -> list[float]:
-        """As `accuracy`, of every branch alone, shallow to deep."""
+        """Like `accuracy`, for every branch alone, shallow to deep."""
         return [100 * hits / int(self.count) for hits in np.asarray(self.branch_correct).tolist()]
 
 
 def make_initializer(
     model: nn.Module, optimizer: optax.GradientTransformation, image_shape: tuple
 ) -> Any:
-    """`create_state` as a jitted function of the key, for many of them.
+    """`create_state` as a jitted function of the key, for many keys.
 
-    Its `eval_shape` gives the shapes alone, at once.
+    Its `eval_shape` gives only the shapes, at once.
     """
 
-    # Optimising the code of so many draws takes longer than all else of a start.
+    # Optimising the code of so many draws takes longer than the rest of the startup.
     options = {"xla_backend_optimization_level": "0"} if jax.default_backend() == "cpu" else None
 
     @partial(jax.jit, compiler_options=options)
@@ -106,8 +106,8 @@ def create_state(
 
     Args:
       model: as in `train_step`.
-      optimizer: any of optax's form.
-      key: of all initial values.
+      optimizer: any optax optimiser.
+      key: for all initial values.
       image_shape: (height, width, channels).
     """
     return make_initializer(model, optimizer, image_shape)(key)
@@ -127,9 +127,9 @@ def train_step(
     """One step on the cross-entropy of the fused logits (paper, IV-B).
 
     The branches' own losses are not the paper's method: `auxiliary_loss` adds them as GoogLeNet's
-    auxiliary classifiers do (II-A), `auxiliary_mean` with a weight that their number leaves alone.
-    Of a fusion with an ensemble for every number of branches (`geometric`), it is the mean of all
-    their losses in place of the last one's: each is to predict, and their number is no larger step.
+    auxiliary classifiers do (II-A), `auxiliary_mean` with a weight independent of their number. For
+    a fusion with an ensemble for every number of branches (`geometric`), the loss is the mean over
+    all ensembles, not the last one's: each is to predict, and more of them make no larger step.
 
     Args:
       model: any Linen module that returns a `Prediction` (see `switch_arguments`).
@@ -137,14 +137,14 @@ def train_step(
       state: before the step.
       images: [batch, height, width, channels], float, normalised.
       labels: [batch], int.
-      key: of what `nn.Dropout` draws; other models need none.
+      key: for what `nn.Dropout` draws; other models need none.
       auxiliary_loss: the weight of the cross-entropy of every branch but the last, a Python number
         (bind it before jit); with 0.0 the program has no such losses.
       auxiliary_mean: likewise, the weight of the mean cross-entropy of all branches.
 
     Returns:
-      The state after the step, and the metrics before it: of the fused logits alone, as
-      `eval_step`'s.
+      The state after the step, and the metrics before it, of the fused logits alone, as in
+      `eval_step`.
     """
 
     def loss_of(params):
@@ -175,7 +175,7 @@ def mean_losses(
     auxiliary_loss: float = 0.0,
     auxiliary_mean: float = 0.0,
 ) -> tuple[Array, Array]:
-    """A batch's mean losses in nats: the one that `train_step` minimises, the fused logits' own."""
+    """A batch's mean losses in nats: the one `train_step` minimises, and the fused logits' own."""
     loss = cross_entropy(prediction.logits, labels).mean()
     minimised = loss
     by_branch = jax.vmap(cross_entropy, in_axes=(1, None))  # to [branches, batch]
@@ -198,12 +198,12 @@ def eval_step(
     *,
     supervised: bool = False,
 ) -> EvalMetrics:
-    """Measures a batch in evaluation mode.
+    """Computes a batch's metrics in evaluation mode.
 
     Args:
       model, state, images, labels: as in `train_step`.
-      mask: [batch], bool; False for examples that only fill up the batch.
-      supervised: whether training minimised losses of the branches' own (`auxiliary_loss` or
+      mask: [batch], bool; False for examples that only pad the batch.
+      supervised: whether training minimised the branches' own losses (`auxiliary_loss` or
         `auxiliary_mean`); a branch alone then predicts by its own logits, else by its term of the
         fusion (see `Prediction.alone`).
     """
@@ -235,7 +235,7 @@ def predict_in_batches(
     image_shape: tuple[int, int, int],
     batch_size: int,
 ) -> Prediction:
-    """Predicts any number of images by a program for batches, of which zeros fill up the last.
+    """Predicts any number of images by a program for batches; zeros fill up the last one.
 
     Args:
       program: predicts [batch_size, *image_shape], uint8.

@@ -26,11 +26,11 @@ HOSTS = ("coordinator", "processes", "process")
 """Flags that join the processes of one run on several hosts."""
 
 PLACES = ("data_dir", "out", "checkpoint_minutes", "seeds", "list_layers", *HOSTS)
-"""Flags that say where, how often and what to print, and so are no part of what a run computes."""
+"""Flags that say where, how often and what to print, but do not change what a run computes."""
 
 VGG = "vgg"
 _OF_VGG = ("depth", "width", "downsample", "layout", "dtype")
-"""Flags of the paper's backbone; another takes its own by --backbone_options."""
+"""Flags of the paper's backbone; any other takes its own from --backbone_options."""
 
 
 def _list(
@@ -72,12 +72,12 @@ def names(text: str) -> tuple[str, ...]:
 
 
 def as_flag(value: Any) -> str:
-    """A value as the command line takes it."""
+    """Formats a value as the command line takes it."""
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _flag(default: Any, meaning: str, kind: Any = None, unset: str | None = None) -> Any:
-    """A field with its flag: `kind` reads a value or has the choices; `unset` is None in words."""
+    """A field and its flag: `kind` parses a value or is the choices; `unset` is None in words."""
     choices = kind if isinstance(kind, tuple) else None
     parse = str if choices else kind or type(default)
     metadata = {"help": meaning, "parse": parse, "choices": choices, "unset": unset}
@@ -86,7 +86,7 @@ def _flag(default: Any, meaning: str, kind: Any = None, unset: str | None = None
 
 @dataclass(frozen=True)
 class Configuration:
-    """All that the main command can be told; every field is a flag."""
+    """All options of the main command; every field is a flag."""
 
     method: str = _flag(
         "S7",
@@ -226,16 +226,16 @@ class Configuration:
     def folder(self, seed: int) -> Path:
         """Where a run of this seed goes: OUT/DATASET/METHOD/seedN."""
         dataset = self.dataset
-        if dataset.startswith("folder:"):  # a path is none below OUT
+        if dataset.startswith("folder:"):  # a path cannot name a folder below OUT
             dataset = f"folder-{Path(dataset.removeprefix('folder:')).resolve().name}"
         return Path(self.out) / dataset / self.method / f"seed{seed}"
 
     def resolved_epochs(self) -> int:
-        """As given, or the dataset's."""
+        """The epochs as given, or else the dataset's."""
         return self.epochs or datasets.recipe(self.dataset).epochs
 
     def identity(self, seed: int) -> dict[str, Any]:
-        """What a run of this seed computes, JSON-able; resuming needs an equal one."""
+        """What a run of this seed computes, JSON-able; resuming requires an equal one."""
         return {
             **{name: value for name, value in vars(self).items() if name not in PLACES},
             "seed": seed,
@@ -246,7 +246,7 @@ class Configuration:
         }
 
     def _digests(self) -> dict[str, str]:
-        """What tells a backbone's source and pretrained parameters from others of their names."""
+        """Digests that tell a backbone's source and pretrained parameters from their namesakes."""
         digests = {}
         if self.backbone != VGG:
             digests["backbone_sha256"] = networks.source(self.backbone)["sha256"]
@@ -273,12 +273,12 @@ class Configuration:
         return self.augment != "none"
 
     def auxiliary_loss(self) -> float:
-        """The weight of the loss of every branch but the last, unless a mean takes their place."""
+        """The loss weight of every branch but the last; 0 where a mean takes their place."""
         method = (ij.METHODS | ij.BASELINES)[self.method]
         return 0.0 if self.auxiliary_mean else method.auxiliary_loss
 
     def make_optimizer(self, steps: int) -> optax.GradientTransformation:
-        """The optimizer of a training of so many steps per epoch, with its schedule."""
+        """The optimizer, with its schedule, for a training of so many steps per epoch."""
         drop_after = self.drop_after
         schedule = ij.learning_rate_schedule(
             steps * self.resolved_epochs(),
@@ -313,7 +313,7 @@ class Configuration:
         )
 
     def check(self) -> None:
-        """Checks what can be known without the data."""
+        """Checks what can be checked without the data."""
         for name in ("epochs", "batch_size", "train_size", "image_size", "checkpoint_minutes"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -372,7 +372,7 @@ def _bytes(file: str) -> bytes:
 
 
 def of_result(result: dict[str, Any]) -> Configuration:
-    """The configuration of a finished run, but for its places."""
+    """The configuration of a finished run, without its `PLACES`."""
     names = (Configuration.__dataclass_fields__.keys() & result.keys()) - {*PLACES}
     values: dict[str, Any] = {name: result[name] for name in names}
     values["taps"] = tuple(values["taps"])
@@ -381,7 +381,7 @@ def of_result(result: dict[str, Any]) -> Configuration:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Answers a wrong command line with one line, which names close flags and values."""
+    """Answers a wrong command line with a one-line error that names close flags and values."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog.split('.')[-1]}: error: {message}; --help lists all flags\n")
@@ -406,7 +406,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser(command: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
-    """An argument parser in the manner of the project's commands."""
+    """An argument parser in the style of the project's commands."""
     return _Parser(
         prog=f"python -m experiments.{command}",
         description=description,
@@ -417,7 +417,7 @@ def parser(command: str, description: str, epilog: str = "") -> argparse.Argumen
 
 
 def parse(arguments: list[str] | None = None) -> Configuration:
-    """Reads the main command's flags; a wrong one ends the process with status 2."""
+    """Reads the main command's flags; an invalid one ends the process with status 2."""
     methods, baselines = (
         "\n".join(f"  {name:<8}{method.summary}" for name, method in table.items())
         for table in (ij.METHODS, ij.BASELINES)
@@ -450,8 +450,8 @@ def add_flags(
 ) -> None:
     """Adds the fields of `Configuration` as flags.
 
-    With `elsewhere`, which says in words what decides some of them where the command line does not,
-    parsing leaves out what the command line does not give.
+    With `elsewhere`, which says in words what decides some of them if the command line does not,
+    parsing omits whatever the command line does not give.
     """
     for item in dataclasses.fields(Configuration):
         if item.name in leave_out:
@@ -461,7 +461,7 @@ def add_flags(
             meaning += f": {' or '.join(choices)}"
         unset = item.metadata["unset"] if item.default is None else item.default
         default = (elsewhere or {}).get(item.name, unset)
-        if isinstance(item.default, bool):  # which only the main command can do
+        if isinstance(item.default, bool):  # only the main command has such flags
             if elsewhere is None:
                 parser.add_argument(f"--{item.name}", action="store_true", help=meaning)
             continue

@@ -1,4 +1,4 @@
-"""What a person sees while a run works: progress with an ETA, a line per epoch, a summary."""
+"""What the user sees during a run: progress with an ETA, a line per epoch, a summary."""
 
 import sys
 import time
@@ -14,7 +14,7 @@ SECONDS_BETWEEN_LINES = 30.0  # of progress, where there is no terminal to redra
 class Progress:
     """Progress of a run in images: a bar on a terminal, else a plain line now and then.
 
-    `done` images of `total` are of earlier sittings.
+    `done` of the `total` images are from earlier sessions.
     """
 
     def __init__(self, total: int, done: int):
@@ -33,12 +33,12 @@ class Progress:
         self.close = self._bar.close
 
     def add(self, images: int, epoch: str) -> None:
-        """Counts images of an epoch, named as "2/40"."""
+        """Counts images of an epoch, which is named like "2/40"."""
         self._done += images
         self._bar.set_description(f"epoch {epoch}", refresh=False)
         self._bar.update(images)
         now = time.monotonic()
-        if self._timed_from is None:  # compiling these images' program took most of their time
+        if self._timed_from is None:  # most of these images' time went into compilation
             self._timed_from = now, self._done
         elif self._bar.disable and now - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = now
@@ -55,19 +55,19 @@ class Progress:
 
 
 def reading(chunks: list, words: str) -> Iterable:
-    """Wraps the list of a split's chunks with a progress bar, on a terminal."""
+    """Wraps the list of a split's chunks in a progress bar, on a terminal."""
     return tqdm(chunks, desc=f"reading {words}", leave=False, disable=not sys.stderr.isatty())
 
 
 def duration(seconds: float) -> str:
-    """As "1:02:03" or "2:03"."""
+    """Formats seconds as "1:02:03" or "2:03"."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def epoch_line(record: dict[str, Any], epochs: int) -> str:
-    """An epoch's figures in a line (percent; of `class` weights the mean over the classes)."""
+    """An epoch's figures in one line (percent; for `class` weights, the mean over the classes)."""
     branches = " ".join(f"{tap}:{value:.2f}" for tap, value in record["branch_accuracy"].items())
     weights = " ".join(f"{np.mean(value):+.3f}" for value in record["weights"].values())
     return (
@@ -78,7 +78,7 @@ def epoch_line(record: dict[str, Any], epochs: int) -> str:
 
 
 def summary(result: dict[str, Any], folder: Any) -> str:
-    """A finished run, for a person."""
+    """A human-readable summary of a finished run."""
     part = "" if result["test_split"] == "test" else f" ({result['test_split']})"
     labels = [str(label) for label in result["branches"]]
     width = max(12, *map(len, labels))
@@ -101,7 +101,7 @@ def summary(result: dict[str, Any], folder: Any) -> str:
 
 
 def stopped(error: Any, command: str) -> str:
-    """After a signal: whether the state is saved (see `StoppedError`), and how to go on."""
+    """After a signal: whether the state is saved (see `StoppedError`), and how to continue."""
     if not error.training:
         return f"stopped before training; to begin, run the same command again: {command}"
     if error.unsaved is not None:

@@ -1,4 +1,4 @@
-"""Markdown as one HTML page that needs nothing else: pictures within, no script, no address."""
+"""Markdown as one self-contained HTML page: pictures embedded, no scripts, no external files."""
 
 import base64
 import mimetypes
@@ -18,9 +18,9 @@ FOLDER = Path(__file__).parent
 
 
 def page(lead: str, sections: dict[str, str], folder: Path) -> str:
-    """The page of a lead and sections in Markdown, with the folder's pictures.
+    """Renders a lead and sections in Markdown as a page, with the folder's pictures.
 
-    The lead begins with the page's title. Every section's headings of the first level enter the
+    The lead begins with the page's title. Every section's first-level headings are listed in the
     contents; a link to ANCHOR.md goes to that section.
     """
     parts, contents = [], []
@@ -41,7 +41,7 @@ def page(lead: str, sections: dict[str, str], folder: Path) -> str:
 def _render(
     markdown: str, folder: Path, anchors: Iterable[str], anchor: str = "top", deeper: int = 0
 ) -> tuple[str, list[tuple[str, str]]]:
-    """The HTML, and anchor and text of every heading of the first level."""
+    """The HTML, and the anchor and text of every first-level heading."""
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
     tokens = parser.parse(markdown)
     headings, label = [], "table"
@@ -55,7 +55,7 @@ def _render(
         if token.type in ("heading_open", "heading_close"):
             token.tag = f"h{min(6, int(token.tag[1]) + deeper)}"
         elif token.type == "table_open":
-            # A box that scrolls is to be reached with the keyboard, and so needs a name.
+            # A scrolling box must be reachable by keyboard, and so needs a name.
             box = f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(label)}">'
             _replace(token, f"{box}\n<table>\n")
         elif token.type == "table_close":
@@ -65,7 +65,7 @@ def _render(
         elif token.type == "inline":
             before, children = tokens[place - 1], token.children or []
             alone = before.type == "paragraph_open" and [c.type for c in children] == ["image"]
-            if alone:  # a figure stands for itself
+            if alone:  # a figure is a block of its own
                 before.hidden = tokens[place + 1].hidden = True
             for child in children:
                 if child.type == "image":
@@ -82,14 +82,14 @@ def _replace(token: Token, html: str) -> None:
 
 
 def _mark_cell(before: Token, token: Token, inline: Token, closing: Token) -> None:
-    """Says what a cell is: a column's head, a row's head (its first cell), or missing."""
+    """Marks what a cell is: a column header, a row header (the first cell), or missing."""
     align = str(token.attrGet("style") or "").rpartition(":")[2]
     token.attrs = {"class": align} if align in ("right", "center") else {}
     if token.type == "th_open":
         if inline.content:
             token.attrSet("scope", "col")
         else:
-            token.tag = closing.tag = "td"  # the corner names nothing
+            token.tag = closing.tag = "td"  # the corner is not a header
     elif before.type == "tr_open":
         token.tag = closing.tag = "th"
         token.attrSet("scope", "row")
@@ -104,7 +104,7 @@ def _text(token: Token) -> str:
 
 
 def _image(token: Token, folder: Path, figure: bool) -> str:
-    """A picture of the folder with its data; anything else is said to be missing."""
+    """A picture from the folder, embedded; anything else is marked as missing."""
     shows, source = escape(_text(token)), str(token.attrGet("src"))
     address = urlsplit(source)
     file = folder / unquote(address.path)

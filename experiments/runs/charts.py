@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from experiments.runs.events import flat
 from experiments.runs.files import write_whole
 
-MOST_NUMBERED = 20  # classes of a heat map whose cells have room for their figure
+MOST_NUMBERED = 20  # the most classes for which a heat map's cells have room for figures
 
 
 def draw(history: list[dict[str, Any]], result: dict[str, Any], class_names, folder: Path) -> None:

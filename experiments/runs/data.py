@@ -1,4 +1,4 @@
-"""A dataset by name for the commands: opened, or downloaded and prepared first."""
+"""Datasets by name for the commands: opened, after download and preparation if needed."""
 
 import contextlib
 import logging
@@ -8,7 +8,7 @@ from interflow_jax.data import datasets, tfds_folders
 from interflow_jax.data.datasets import Dataset
 from interflow_jax.data.splits import UnreadableExamplesError
 
-# tfds recommends OpenCV at every start; Pillow is what the project comes with.
+# tfds recommends OpenCV on every start; this project comes with Pillow.
 logging.getLogger("absl").setLevel(logging.ERROR)
 
 
@@ -18,9 +18,9 @@ def load(
     image_size: int | None,
     before_download: Callable[[], None] = lambda: None,
 ) -> Dataset:
-    """Opens a dataset as `datasets.load`; tfds downloads and prepares one that no folder has.
+    """Opens a dataset like `datasets.load`; tfds downloads and prepares one that no folder has.
 
-    What else can be wrong is checked by `before_download`.
+    Whatever else can be wrong is checked by `before_download`.
     """
     try:
         return _open(name, data_dir, image_size)
@@ -48,13 +48,13 @@ def _open(name: str, data_dir: str | None, image_size: int | None) -> Dataset:
         raise
     except tfds_folders.PreparationError as error:
         raise ValueError(f"{name} could not be decoded to the cache: {error}") from error
-    except Exception as error:  # tfds, array_record and TensorFlow raise as they like
+    except Exception as error:  # tfds, array_record and TensorFlow raise errors of any type
         raise _unreadable(name, error) from error
 
 
 @contextlib.contextmanager
 def reading(name: str) -> Iterator[None]:
-    """Turns what cannot be read or decoded of a dataset's prepared files into a ValueError."""
+    """Turns a failure to read or decode a dataset's prepared files into a ValueError."""
     try:
         yield
     except UnreadableExamplesError as error:

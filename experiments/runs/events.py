@@ -12,10 +12,10 @@ from tensorboardX.summary import scalar
 
 
 class Events:
-    """A run's TensorBoard events, begun anew in every sitting.
+    """A run's TensorBoard events, written afresh in every session.
 
     A killed run may have written events of an epoch that it then repeats. tensorboardX's
-    SummaryWriter is not used: its thread dies of a full disk, and its callers then wait for ever.
+    SummaryWriter is not used: a full disk kills its thread, and its callers then wait forever.
     """
 
     def __init__(self, folder: Path):
@@ -24,7 +24,7 @@ class Events:
         self._written = 0  # epochs
 
     def write(self, history: list[dict[str, Any]]) -> None:
-        """Adds the epochs that are not written yet."""
+        """Adds the epochs that are not yet written."""
         try:
             if self._writer is None:
                 shutil.rmtree(self._folder, ignore_errors=True)
@@ -42,7 +42,7 @@ class Events:
             raise
 
     def close(self) -> None:
-        """Closes the file; a failure costs nothing, for `write` has flushed."""
+        """Closes the file; a failure loses nothing, as `write` has flushed."""
         if self._writer is not None:
             with contextlib.suppress(OSError):
                 self._writer.close()
@@ -50,7 +50,7 @@ class Events:
 
 
 def flat(record: dict[str, Any]) -> dict[str, float]:
-    """An epoch's figures with a name each: "weights/7" of tap 7, "weights/7/0" of its class 0."""
+    """An epoch's figures by name: "weights/7" for tap 7, "weights/7/0" for its class 0."""
     figures: dict[str, float] = {}
     for name, value in record.items():
         parts = dict(enumerate(value)) if isinstance(value, list) else value

@@ -25,7 +25,7 @@ CHUNK = 1024  # images read at a time
 
 @dataclass
 class Examples:
-    """Examples of a split, and what the model says of them.
+    """Examples of a split, and the model's predictions for them.
 
     Attributes:
       images: [examples, height, width, channels], uint8.
@@ -38,7 +38,7 @@ class Examples:
     branch_logits: Array
 
     def halves(self) -> tuple["Examples", "Examples"]:
-        """Of held-out examples, those to fit to and those to choose by."""
+        """Splits held-out examples into those to fit to and those to choose by."""
         half = len(self.labels) // 2
         return self._of(slice(half)), self._of(slice(half, None))
 
@@ -47,7 +47,7 @@ class Examples:
 
 
 def held_out(run: ij.TrainedRun, dataset: Dataset, most: int) -> Split:
-    """Training examples that the run was not trained on, as many as there are up to `most`."""
+    """Up to `most` training examples that the run was not trained on, as many as there are."""
     trained = run.result["train_size"]
     rest = len(dataset.train) - trained
     if rest < 2:
@@ -64,7 +64,7 @@ def load(run: ij.TrainedRun, data_dir: str | None) -> Dataset:
 
 
 def predict(run: ij.TrainedRun, split: Split) -> Examples:
-    """Reads a split and predicts it by all branches."""
+    """Reads a split and predicts it with all branches."""
     parts = []
     for start in range(0, len(split), CHUNK):
         with data.reading(run.result["dataset"]):
@@ -75,7 +75,7 @@ def predict(run: ij.TrainedRun, split: Split) -> Examples:
 
 
 def accuracy(logits: Array, labels: np.ndarray) -> float:
-    """In percent: [examples, classes] and [examples]."""
+    """Accuracy in percent of logits, [examples, classes], for labels, [examples]."""
     return 100 * float(np.mean(np.asarray(logits).argmax(-1) == labels))
 
 
@@ -112,7 +112,7 @@ def cuts(
 
     Args:
       models: the cut models, from one branch to all.
-      kind: of the fusion that is fitted to `fit` for `refit_accuracy` and `refit_left_out`.
+      kind: the kind of fusion fitted to `fit` for `refit_accuracy` and `refit_left_out`.
     """
     own, refit = (logits_of_exits(run, fusion, fit, test) for fusion in (OWN, kind))
     alone = logits_alone(run, test)
@@ -152,7 +152,7 @@ def size(model: Model, image_shape: tuple[int, ...]) -> dict[str, Any]:
 def leaving_out(run: ij.TrainedRun, fusion: str, fit: Examples, test: Examples) -> list[float]:
     """For each branch, the points of test accuracy that leaving it out of the fusion costs.
 
-    Its logits are zero, in `fit` too: a term of no class, under any fusion.
+    Its logits are set to zero, in `fit` too, so that it favours no class under any fusion.
     """
     branches = len(run.labels)
     whole = accuracy(logits_of_cut(run, fusion, fit, test, branches), test.labels)
@@ -168,10 +168,10 @@ def leaving_out(run: ij.TrainedRun, fusion: str, fit: Examples, test: Examples) 
 
 
 def operations(model: Model, image_shape: tuple[int, ...]) -> float:
-    """For one image, two per multiply-add.
+    """Operations for one image, two per multiply-add.
 
-    Of a StrideVGG those of its convolutions, padding counted as data, and fully connected layers;
-    of any other what XLA counts in the compiled program.
+    For a StrideVGG, those of its convolutions, with padding counted as data, and fully connected
+    layers; for any other backbone, what XLA counts in the compiled program.
     """
     network, variables = model
     backbone = network.backbone

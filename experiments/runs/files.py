@@ -5,9 +5,9 @@ from pathlib import Path
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Replaces a file at once: whatever happens, it is the old one or the new one, whole.
+    """Replaces a file atomically: whatever happens, it is the old one or the new one, whole.
 
-    Both the content and the new name are on the disk when this returns, for a loss of power.
+    Both the content and the new name are on disk when this returns, and survive a loss of power.
     """
     draft = path.with_name(f"{path.name}.tmp")
     with draft.open("wb") as stream:

@@ -19,7 +19,7 @@ class LockedError(ValueError):
 
 
 class RunFolder:
-    """The files of one run. What a run reads again is replaced whole, never half written.
+    """The files of one run. Those that a run reads back are replaced whole, never half-written.
 
     config.json, metrics.csv, events/ (TensorBoard), checkpoints/, pictures/ and result.json.
     """
@@ -30,10 +30,10 @@ class RunFolder:
         self.pictures = path / "pictures"
 
     def check(self, identity: dict[str, Any]) -> None:
-        """Checks that what the folder has, if anything, is work of the same configuration."""
+        """Checks that any work in the folder is of the same configuration."""
         if not self._has_work():
             return
-        # A flag that is younger than the folder had its default.
+        # A flag newer than the folder had its default value.
         stored = {name: getattr(Configuration, name, None) for name in identity}
         stored |= self.read_json("config.json").get("configuration", {})
         difference = ", ".join(
@@ -60,7 +60,7 @@ class RunFolder:
         return {name: tuple(values) for name, values in facts.get("statistics", {}).items()}
 
     def keep_statistics(self, mean: tuple[float, ...], deviation: tuple[float, ...]) -> None:
-        """Adds them to config.json: a split that streams is not read again for them."""
+        """Adds them to config.json, so that a streamed split is not read again for them."""
         statistics = {"statistics": {"mean": list(mean), "deviation": list(deviation)}}
         facts = self.read_json("config.json")
         if facts != facts | statistics:
@@ -70,12 +70,12 @@ class RunFolder:
         return self.has_checkpoints() or self.is_finished()
 
     def has_checkpoints(self) -> bool:
-        """Whether there are some, readable or not."""
+        """Whether there are any checkpoints, readable or not."""
         return any(path.name.isdigit() for path in self.checkpoints.glob("*"))
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps other processes from training in the folder; a killed one lets go of it."""
+        """Keeps other processes from training in the folder; a killed process releases the lock."""
         with (self.path / ".lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,8 +1,8 @@
-"""One run on several hosts: a process on each, which all do the same in the same order.
+"""One run on several hosts: a process on each, all of which do the same in the same order.
 
-The first process decides and writes; the others touch no file of the run. What one of them fails
-at in `everywhere` or `once`, all fail at. A process that fails elsewhere, or dies, ends the others:
-what they wait for never comes.
+The first process decides and writes; the others touch none of the run's files. If one of them fails
+in `everywhere` or `once`, all fail. A process that fails elsewhere, or dies, ends the others: what
+they wait for never comes.
 """
 
 import contextlib
@@ -21,9 +21,9 @@ from jax.experimental import multihost_utils
 
 from experiments.cli.configuration import Configuration
 
-START_SECONDS = 300  # by then all processes must have come; JAX's default
-DEATH_SECONDS = 30  # a process that gives no sign of life for so long is dead
-_SMALLEST = 1024  # bytes: messages are filled up to it times a power of two, for few programs
+START_SECONDS = 300  # by then all processes must have joined; JAX's default
+DEATH_SECONDS = 30  # a process that gives no sign of life for this long is dead
+_SMALLEST = 1024  # bytes: messages are padded to this times a power of two, for few programs
 _SHARED = "raised on every process"
 
 Value = TypeVar("Value")
@@ -41,7 +41,7 @@ def is_first() -> bool:
 
 @contextlib.contextmanager
 def everywhere() -> Iterator[None]:
-    """What the block raises on one process is raised on all, when all have left it."""
+    """Raises on all processes what the block raises on one, once all have left it."""
     if alone():
         yield
         return
@@ -58,7 +58,7 @@ def everywhere() -> Iterator[None]:
 
 
 def once(function: Callable[[], Value]) -> Value:
-    """Calls a function on the first process; what it returns or raises, it does on all."""
+    """Calls a function on the first process; returns or raises its outcome on all."""
     if alone():
         return function()
     value: Any = None
@@ -69,7 +69,7 @@ def once(function: Callable[[], Value]) -> Value:
 
 
 def _sent(value: Any, source: int) -> Any:
-    """The value that one process has, on all."""
+    """Sends the value that one process has to all."""
     is_source = jax.process_index() == source
     content = np.frombuffer(pickle.dumps(value) if is_source else b"", np.uint8)
     size = int(multihost_utils.broadcast_one_to_all(np.array(len(content)), is_source))
@@ -79,9 +79,9 @@ def _sent(value: Any, source: int) -> Any:
 
 
 class _LastWords:
-    """A shell that outlives this process, and then says on standard error the last line it got.
+    """A shell that outlives this process, and then prints the last line it got on standard error.
 
-    JAX ends a process that lost another one below Python's reach.
+    When a process loses another one, JAX ends it below Python's reach.
     """
 
     def __init__(self) -> None:
@@ -98,7 +98,7 @@ class _LastWords:
             self._shell.stdin.flush()
 
     def withdraw(self) -> None:
-        """Ends the shell, which then says nothing."""
+        """Ends the shell, which then prints nothing."""
         if self._shell.poll() is None:
             self.are("")
             self._shell.communicate()
@@ -109,11 +109,11 @@ def joined(flags: Configuration, detect: bool) -> Iterator[None]:
     """Joins this process to those that train the same run, if there are any.
 
     Args:
-      flags: of them `coordinator`, `processes` and `process`.
+      flags: `coordinator`, `processes` and `process` are used.
       detect: without those flags, whether to look for a cluster such as Slurm's.
 
     Raises:
-      ValueError: for flags that are wrong, or a number of processes that is not the others'.
+      ValueError: for invalid flags, or a number of processes that differs from the others'.
     """
     _check(flags)
     if flags.processes == 1 or (flags.processes is None and not detect):
@@ -152,7 +152,7 @@ def joined(flags: Configuration, detect: bool) -> Iterator[None]:
             reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
             words.are(f"run: stopped: process {me} of {count}: {reason}; {again}")
             sys.stdout.flush()
-            os._exit(1)  # Python's own end would wait for the others, and they wait for this one
+            os._exit(1)  # a normal exit would wait for the others, and they wait for this one
         finally:
             jax.distributed.shutdown()
     finally:
@@ -182,7 +182,7 @@ def _check(flags: Configuration) -> None:
 
 def _initialize(flags: Configuration) -> bool:
     """Waits for the other processes; returns whether there is a cluster at all."""
-    # Its handler of SIGTERM would take ours, which the processes agree on.
+    # Its SIGTERM handler would replace ours, on which the processes agree.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(

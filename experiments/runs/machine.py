@@ -17,7 +17,7 @@ def versions() -> dict[str, str]:
 
 
 def device() -> str:
-    """The devices in words; of CPUs on several hosts, those of this one."""
+    """The devices in words; for CPUs on several hosts, those of this one."""
     devices = jax.devices()
     processes = jax.process_count()
     suffix = f", {processes} processes" if processes > 1 else ""

@@ -1,4 +1,4 @@
-"""How images leave a finished run early: chosen on held-out images, measured on the test's."""
+"""How images leave a finished run early: chosen on held-out images, measured on test images."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,19 +13,19 @@ from experiments.runs import exits
 from experiments.runs.exits import KINDS, OWN, Examples, accuracy, logits_of_exits
 from interflow_jax.early_exit import MEASURES, Measure
 
-CURVE_POINTS = 25  # of accuracy by operations
-HELD_OUT = 4000  # training examples, most, to fit and to choose with
+CURVE_POINTS = 25  # of the curve of accuracy by operations
+HELD_OUT = 4000  # training examples, at most, to fit and to choose with
 SHARES = (0.25, 0.5, 0.75, 1.0)  # of a model's operations
 
 
 @dataclass
 class Policy:
-    """How images leave: which fusion each exit predicts by, and how sure it is.
+    """How images leave: which fusion each exit predicts with, and how sure it is.
 
     Attributes:
       fusion: "own", or the kind that is fitted to every exit.
-      refit: the kind that is the best of those that are fitted; "own" without any.
-      measure: of confidence.
+      refit: the best of the kinds that are fitted; "own" if there are none.
+      measure: the measure of confidence.
       temperatures: one per exit.
       held_out_accuracy: by fusion, the mean over exits, in percent.
       ranking: by measure, how well it ranks failures, the mean over exits (see
@@ -50,7 +50,7 @@ def choose(
     held: Examples,
     fusions: tuple[str, ...] = (OWN, *KINDS),
 ) -> Policy:
-    """Chooses by held-out examples; fusions and temperatures are fitted to others of them."""
+    """Chooses by `held`; fusions and temperatures are fitted to `fit`, other held-out examples."""
     outputs = {fusion: logits_of_exits(run, fusion, fit, held) for fusion in fusions}
     means = {
         fusion: float(np.mean([accuracy(each, held.labels) for each in logits.swapaxes(0, 1)]))
@@ -75,10 +75,10 @@ def by_fusion(run: ij.TrainedRun, data_dir: str | None) -> dict[str, Any]:
     """What the depths of a run can do under its own fusion and every fitted one.
 
     Returns:
-      `operations` of every cut; and of each of `fusions` its `held_out_accuracy` (the
+      `operations` of every cut; and for each of `fusions` its `held_out_accuracy` (the
       mean over cuts), test accuracy by cut (`cuts`), what leaving out each branch costs
       (`left_out`), early exits at `SHARES` of the whole model's operations as `budgets`
-      (None below the first exit's), and as a `curve`. A single branch has operations alone.
+      (None below the first exit's), and as a `curve`. A single branch has operations only.
 
     Raises:
       ValueError: for a run that was trained on all examples.
@@ -116,7 +116,7 @@ def _point(figures: dict[str, Any]) -> dict[str, float]:
 
 
 class Thresholds:
-    """Thresholds within budgets, chosen on held-out examples, and what they make of the test's."""
+    """Thresholds within budgets, chosen on held-out examples and evaluated on test examples."""
 
     def __init__(
         self,
@@ -127,7 +127,7 @@ class Thresholds:
         held: Examples,
         test: Examples,
     ):
-        """Operations are those up to each exit."""
+        """`operations` are those up to each exit."""
         self._operations = operations
         logits = [logits_of_exits(run, policy.fusion, fit, each) for each in (held, test)]
         sure, self._test_sure = map(policy.confidences, logits)
@@ -140,7 +140,7 @@ class Thresholds:
         return self._figures(self._frontier.within(operations))
 
     def losing(self, points: float) -> dict[str, Any]:
-        """The figures of thresholds that lose no more points of accuracy to the last exit."""
+        """The figures of thresholds that lose at most so many points against the last exit."""
         least = self._correct[:, -1].mean() - points / 100
         return self._figures(self._frontier.reaching(self._correct, least))
 

@@ -1,4 +1,4 @@
-"""One configuration's runs: checked, made ready, trained."""
+"""One configuration's runs: checked, prepared, trained."""
 
 import contextlib
 from datetime import UTC, datetime
@@ -25,7 +25,7 @@ from interflow_jax.trainer import Trainer
 
 
 def check(flags: Configuration) -> dict[int, RunFolder]:
-    """Checks all that can be wrong without the data; returns a folder for every seed."""
+    """Checks all that can be checked without the data; returns a folder for every seed."""
     with hosts.everywhere():
         flags.check()
         devices = jax.device_count()
@@ -62,7 +62,7 @@ def print_layers(flags: Configuration) -> None:
     print(f"layers for --taps, and the shapes that they give for one {flags.dataset} image:")
     for layer in ij.network_layers(network, dataset.image_shape):
         if own and not layer.path.removeprefix("conv").isdigit():
-            continue  # branches follow whole convolutions, by their number
+            continue  # branches follow whole convolutions, named by number
         name = layer.path.removeprefix("conv") if own else layer.path
         print(f"  {name}  {' x '.join(map(str, layer.shape[1:]))}")
 
@@ -83,7 +83,7 @@ def check_sizes(flags: Configuration, examples: int) -> None:
 
 
 def prepare(flags: Configuration, folders: dict[int, RunFolder], command: str) -> Trainer:
-    """Opens the data, claims the folders, and makes all ready to train."""
+    """Opens the data, claims the folders, and makes everything ready to train."""
     claims = partial(claim, flags, folders, command)
 
     def before_download() -> None:
@@ -128,7 +128,7 @@ def prepare(flags: Configuration, folders: dict[int, RunFolder], command: str) -
 
 
 def _subset(flags: Configuration, dataset: Dataset) -> Dataset:
-    """Cuts the training split to `train_size`; a tenth as many of the next are for validation."""
+    """Cuts the training split to `train_size`; the next tenth as many are for validation."""
     train, size = dataset.train, flags.train_size or len(dataset.train)
     if size == len(train):
         return dataset
@@ -149,10 +149,10 @@ def claim(flags: Configuration, folders: dict[int, RunFolder], command: str) -> 
 def run(
     flags: Configuration, trainer: Trainer, seed: int, folder: RunFolder, command: str
 ) -> dict[str, Any]:
-    """Trains one seed to the end, or from where it stopped to the end; returns its result."""
+    """Trains one seed to the end, from where it stopped if it did; returns its result."""
     with contextlib.ExitStack() as lock, StopSignals() as stop:
         hosts.once(lambda: lock.enter_context(folder.locked()))
-        if result := hosts.once(folder.result):  # another command has done it meanwhile
+        if result := hosts.once(folder.result):  # another command has finished it meanwhile
             return result
         epochs = flags.resolved_epochs()
         print(

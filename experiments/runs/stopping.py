@@ -1,4 +1,4 @@
-"""What ends a run before its end: signals, losses that are no numbers, too little memory."""
+"""What ends a run early: signals, losses that are not finite, too little memory."""
 
 import contextlib
 import signal
@@ -9,9 +9,9 @@ import jax
 
 
 class StoppedError(Exception):
-    """A signal, by its number, asked the run to stop.
+    """A signal, given by its number, asked the run to stop.
 
-    `unsaved` is why the state could not be saved, None if it was; before training there was none.
+    `unsaved` is why the state could not be saved, None if it was; before training there is none.
     """
 
     def __init__(self, signal: int, unsaved: str | None = None, training: bool = True):
@@ -52,7 +52,7 @@ class StopSignals:
 
 @contextlib.contextmanager
 def memory_errors() -> Iterator[None]:
-    """Turns what Python and XLA raise for too little memory into an OutOfMemoryError in a line."""
+    """Turns the out-of-memory errors of Python and XLA into a one-line OutOfMemoryError."""
     try:
         yield
     except (MemoryError, jax.errors.JaxRuntimeError) as error:

@@ -26,14 +26,14 @@ class Position:
     """How far a run is, and what it has measured; saved with every checkpoint."""
 
     epoch: int = 0  # finished epochs
-    step: int = 0  # steps taken in the epoch after them; over those:
+    step: int = 0  # steps taken in the epoch after those; the next three are sums over them
     loss_sum: float = 0.0
     correct: int = 0
     count: int = 0
-    seconds: float = 0.0  # of training, without evaluation and the dispatches that compile
+    seconds: float = 0.0  # of training, without evaluation and dispatches that compile
     timed: int = 0  # images trained on in that time
     history: list[dict[str, Any]] = field(default_factory=list)  # a record per finished epoch
-    cores: list[int] = field(default_factory=list)  # as they change: they round sums
+    cores: list[int] = field(default_factory=list)  # as they change: sums round differently
 
     def number(self, steps: int) -> int:
         """A checkpoint number that grows with every step and every finished epoch."""
@@ -81,7 +81,7 @@ class TrainingRun:
     def train(self, stop: StopSignals) -> None:
         """Trains to the end; a signal raises StoppedError once the state is saved or cannot be.
 
-        A loss that is not finite ends it at once: the checkpoint before stays the last one.
+        A loss that is not finite ends it at once: the previous checkpoint stays the last one.
         """
         steps, batch_size, position = self.trainer.steps, self.trainer.batch_size, self.position
         done = steps * position.epoch + position.step
@@ -120,7 +120,7 @@ class TrainingRun:
             )
 
     def _write_history(self, say: Say) -> None:
-        """Writes the metrics; a failure costs nothing, for every checkpoint has them too."""
+        """Writes the metrics; a failure loses nothing, as every checkpoint has them too."""
         try:
             if self.position.history and hosts.is_first():
                 self.folder.write_history(self.position.history)
@@ -129,7 +129,7 @@ class TrainingRun:
             say(f"could not write the metrics ({error})")
 
     def train_epoch(self, stop: StopSignals, progress: Progress) -> None:
-        """Trains to the end of the epoch that the run is in, without evaluation."""
+        """Trains to the end of the current epoch, without evaluation."""
         trainer, position = self.trainer, self.position
         start = time.monotonic()
         dispatches = trainer.dispatches(self.state, position.epoch, self.seed, position.step)
@@ -175,7 +175,7 @@ class TrainingRun:
 
         test = trainer.evaluate(self.state, "test", between)
         validation = {}
-        # A run begun before it was measured goes on without: every epoch has the same figures.
+        # A run begun before this was measured goes on without it, so all epochs have equal figures.
         before = all("validation_accuracy" in record for record in position.history)
         if trainer.dataset.validation is not None and before:
             metrics = trainer.evaluate(self.state, "validation", between)

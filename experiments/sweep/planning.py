@@ -28,7 +28,7 @@ class Planned(NamedTuple):
         return str(self.folder.path.relative_to(Path(self.flags.out).parent))
 
     def but_for_seed(self) -> str:
-        """What runs that differ by their seeds alone have in common."""
+        """What runs that differ only by seed have in common."""
         return str(self.folder.path.parent)
 
     def command(self) -> str:
@@ -39,15 +39,15 @@ class Planned(NamedTuple):
         return shlex.join(["python", "-m", "experiments.run", *flags])
 
 
-_NOT_OF_FILES = r"[^\w.=+-]"  # characters that a file's name had better not have
-_LONGEST = 200  # of a file's name, which may have 255 bytes
+_NOT_OF_FILES = r"[^\w.=+-]"  # characters to avoid in a file's name
+_LONGEST = 200  # characters of a file's name, which may have 255 bytes
 
 Failed = tuple[Planned, str]
-"""A run that failed, and why, in a line."""
+"""A run that failed, and why, in one line."""
 
 
 def plan(flags: Configuration, runs: Path) -> Planned:
-    """Places a run where no other configuration's is: RUNS/VARIANT/DATASET/METHOD/seedN.
+    """Places a run apart from other configurations' runs: RUNS/VARIANT/DATASET/METHOD/seedN.
 
     VARIANT is what differs from the main command's defaults.
     """

@@ -1,8 +1,8 @@
-"""Working off a sweep in several processes at once, a run in each.
+"""Works through a sweep in several processes at once, one run in each.
 
 The driver, which is the command, hands out the runs and trains nothing. What a run prints goes to
 output.txt in its folder. On Ctrl-C or SIGTERM the driver interrupts every worker, and waits. A run
-in training takes that as Ctrl-C: it saves and ends. One that still prepares has nothing to save. A
+in training treats that as Ctrl-C: it saves and ends. One still preparing has nothing to save. A
 second signal to the driver, its death, or a SIGKILL ends workers at once; what they trained after
 their last checkpoint (`--checkpoint_minutes`) is then trained again.
 """
@@ -29,8 +29,8 @@ from experiments.sweep import time_left
 from experiments.sweep.planning import Failed, Planned
 from interflow_jax.ops import memory
 
-DEATHS = 3  # of a run's workers with no checkpoint between them: then the run has failed
-_LOCK_SECONDS = 120.0  # NFSv4 gives what a lost machine has locked free after 90 by default
+DEATHS = 3  # of a run's workers with no new checkpoint in between: then the run has failed
+_LOCK_SECONDS = 120.0  # NFSv4 releases the locks of a lost machine after 90 by default
 
 
 class WorkerDiedError(RuntimeError):
@@ -43,7 +43,7 @@ class Pool(Protocol):
     slots: int
 
     def start(self, planned: Planned, wait: float) -> Any:
-        """Hands a run to a worker, which waits so many seconds for the folder's lock."""
+        """Hands a run to a worker, which waits up to `wait` seconds for the folder's lock."""
 
     def ended(self, running: list[Any]) -> list[tuple[Any, Exception | None]]:
         """Those that end within a second, each with what `train` returned or how it died."""
@@ -54,7 +54,7 @@ class Pool(Protocol):
 
 
 def work(todo: list[Planned], say: Callable[[str], None], pool: Pool) -> list[Failed]:
-    """Does unfinished runs in a pool, the largest first; returns those that failed.
+    """Trains unfinished runs in a pool, the largest first; returns those that failed.
 
     A run whose worker dies goes on from its checkpoint in another.
     """
@@ -108,7 +108,7 @@ def work(todo: list[Planned], say: Callable[[str], None], pool: Pool) -> list[Fa
 
 
 def train(planned: Planned, directory: Path, seconds: float) -> Exception | None:
-    """Does a run in a worker process; returns what it ended with, if not with a result."""
+    """Trains a run in a worker process; returns the error that ended it, None with a result."""
     memory.keep_freed_memory()
     folder, command = planned.folder, planned.command()
     try:
@@ -131,7 +131,7 @@ def train(planned: Planned, directory: Path, seconds: float) -> Exception | None
 
 
 def wait_for_lock(folder: RunFolder, seconds: float) -> None:
-    """Waits until no process holds the folder, or the time is over."""
+    """Waits until no process holds the folder, or the time is up."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         try:
@@ -195,12 +195,12 @@ def _serve(
     os.environ["PJRT_NPROC"] = str(len(cores))
     try:
         pipe.send(train(planned, directory, seconds))
-    except Exception as error:  # whatever else a run may raise; its traceback is in words
+    except Exception as error:  # whatever else a run may raise, with its traceback as text
         pipe.send(RuntimeError("".join(traceback.format_exception(error))))
 
 
 def _end_with_driver() -> None:
-    """Ends this process when the driver does, however that ends; a group of its own would not."""
+    """Ends this process when the driver ends in any way; in a group of its own it would live on."""
     if (driver := multiprocessing.parent_process()) is not None:
         driver.join()
         os._exit(1)
@@ -214,7 +214,7 @@ def _newest_checkpoint(folder: RunFolder) -> int:
 def _progress(
     todo: list[Planned], left: list[Planned], seconds: float, trained_before: float
 ) -> str:
-    """The share that is done, and the time left at the pace of the seconds since the start."""
+    """The share that is done, and the time left at the pace since the start."""
     trained = sum(map(_trained, todo))
     share = trained / sum(time_left.operations(planned.flags) for planned in todo)
     done = f"[{len(todo) - len(left)}/{len(todo)}] {share:.1%}"
@@ -227,7 +227,7 @@ def _progress(
 
 
 def _trained(planned: Planned) -> float:
-    """Operations of the run's finished epochs, a row of metrics.csv each."""
+    """Operations of the run's finished epochs, each of which has a row in metrics.csv."""
     metrics = planned.folder.path / "metrics.csv"
     epochs = len(metrics.read_text().splitlines()) - 1 if metrics.exists() else 0
     return time_left.operations(planned.flags) * epochs / planned.flags.resolved_epochs()

@@ -19,14 +19,14 @@ from experiments.sweep import processes
 from experiments.sweep.planning import Planned
 from experiments.sweep.processes import WorkerDiedError
 
-CPUS = 4  # of a run without a GPU; more make it faster, but less than in proportion
+CPUS = 4  # of a run without a GPU; more speed it up, but less than proportionally
 CPUS_BESIDE_GPU = 1
-GPU_MEMORY = 0.9  # of a GPU, for the runs that share it; the rest is CUDA's own, for each of them
-_FORWARDED = ("JAX_", "XLA_", "TFDS_")  # what of the driver's environment runs depend on
+GPU_MEMORY = 0.9  # share for the runs on a GPU; the rest is what CUDA itself takes for each of them
+_FORWARDED = ("JAX_", "XLA_", "TFDS_")  # parts of the driver's environment that runs depend on
 
 
 class RayPool:
-    """The cluster of $RAY_ADDRESS or one that runs here; else one starts on this machine."""
+    """The cluster at $RAY_ADDRESS or one running here; otherwise one is started here."""
 
     slots = 10**9  # the cluster queues what it has no room for
 
@@ -49,15 +49,15 @@ class RayPool:
         gpu = f"{gpu} and " if taken["num_gpus"] else ""
         print(f"on Ray; a run takes {gpu}{taken['num_cpus']} CPU(s) and prints to its output.txt")
         if not gpu:
-            # On a CPU, XLA would start a thread for every core of the machine in each of its runs.
+            # On CPU, XLA would start a thread for every core of the machine in each of its runs.
             environment = {"PJRT_NPROC": str(taken["num_cpus"])}
         elif runs_per_gpu > 1:
-            # JAX would take three quarters of a GPU's memory for the first of its runs.
+            # JAX would give three quarters of a GPU's memory to the first of its runs.
             environment = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{GPU_MEMORY / runs_per_gpu:.3f}"}
         else:
             environment = {}
-        # A process takes one run: memory of a GPU and compiled programs go when it ends. Ray's own
-        # retries would not tell of a death, and would repeat for ever what dies of its memory.
+        # One run per process: its GPU memory and compiled programs are freed when it ends. Ray's
+        # own retries would hide a death, and would forever repeat a run that needs too much memory.
         task = ray.remote(max_calls=1, max_retries=0)(processes.train)
         self._task = task.options(**taken, runtime_env={"env_vars": environment})
 
@@ -79,10 +79,10 @@ def share(
     """What a run takes of a machine, as Ray's options: a GPU, or part of one, and CPUs.
 
     `nodes` are the resources of each machine by Ray's names; `cpus` are those asked for, of which a
-    run takes at most what a machine has: Ray would wait for a larger one.
+    run takes at most what a machine has: Ray would wait for a larger machine.
 
     Raises:
-      ValueError: for several runs per GPU where no machine has one.
+      ValueError: for several runs per GPU if no machine has a GPU.
     """
     with_gpus = [node for node in nodes if node.get("GPU", 0) >= 1]
     if runs_per_gpu > 1 and not with_gpus:

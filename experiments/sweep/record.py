@@ -1,7 +1,7 @@
 """The record of a folder of results: every finished run in one file, runs.jsonl.
 
 One line per run: `run`, the name of its folder below OUT/runs; the fields of its result.json; and
-`history`, its metrics.csv as one dict per epoch. Anybody reads it by
+`history`, its metrics.csv as one dict per epoch. Read it with
 `pandas.read_json("results/runs.jsonl", lines=True)`.
 """
 
@@ -16,7 +16,7 @@ from experiments.runs.files import write_whole
 from experiments.sweep.planning import Planned
 
 EXITS = "exits_by_fusion"
-"""What the table `exits` measures of a run: a file of its folder, and a field of its line."""
+"""What the table `exits` measures of a run: a file in its folder, and a field of its line."""
 
 
 class Record:
@@ -44,11 +44,11 @@ class Record:
         return [planned for planned in sweep if self.result(planned) is None]
 
     def all(self) -> Iterable[dict[str, Any]]:
-        """All finished runs that are known, of whatever sweep."""
+        """All known finished runs, of any sweep."""
         return self._runs.values()
 
     def write(self) -> None:
-        """Adds what the run folders brought to runs.jsonl; lines of other sweeps stay."""
+        """Adds the runs read from folders to runs.jsonl; lines of other sweeps stay."""
         if not self._from_folders:
             return
         with self._file.with_name(".runs.lock").open("w") as lock:
@@ -59,7 +59,7 @@ class Record:
 
 
 def _read(file: Path) -> dict[str, dict[str, Any]]:
-    """The lines of runs.jsonl by the runs' names; none without the file."""
+    """The lines of runs.jsonl by run name; none without the file."""
     runs = {}
     for number, line in enumerate(file.read_text().splitlines() if file.exists() else (), start=1):
         try:

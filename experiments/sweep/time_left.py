@@ -1,4 +1,4 @@
-"""How long unfinished runs will take, by what finished ones took."""
+"""How long unfinished runs will take, judging by finished ones."""
 
 from dataclasses import replace
 from functools import lru_cache
@@ -17,16 +17,16 @@ _EXAMPLES = {  # of the training and of the test split, without reading them
     "svhn": (73_257, 26_032),
     "fashion_mini": (6_000, 1_000),
 }
-_OTHER_EXAMPLES = (60_000, 10_000)  # MNIST and what was made like it
+_OTHER_EXAMPLES = (60_000, 10_000)  # MNIST and the datasets made like it
 _EVALUATION = 1 / 3  # of a training step's work: the forward pass
 
 
 def seconds_left(sweep: list[Planned], record: Record) -> dict[str, float | None]:
     """Seconds that each unfinished run will take, by its name, from what finished ones took.
 
-    A run like it but for the seed counts most; others of the paper's backbone are scaled by the
-    operations of their convolutions. None where nothing was measured, or the data is none of the
-    paper's. Start, compilation and what an interrupted run has done already are not counted.
+    Runs that differ only by seed come first; else others of the paper's backbone are scaled by the
+    operations of their convolutions. None where nothing was measured, or the data is not one of the
+    paper's. Startup, compilation and what an interrupted run has already done are not counted.
     """
     alike: dict[str, list[float]] = {}
     for planned in record.finished(sweep):
@@ -52,7 +52,7 @@ def seconds_left(sweep: list[Planned], record: Record) -> dict[str, float | None
 
 
 def listing(sweep: list[Planned], record: Record) -> str:
-    """What would run, and how long it will take by what was measured."""
+    """What would run, and how long it will take, judging by what was measured."""
     seconds = seconds_left(sweep, record)
     todo = [planned for planned in sweep if planned.name in seconds]
     lines = []
@@ -67,12 +67,12 @@ def listing(sweep: list[Planned], record: Record) -> str:
 
 
 def operations(flags: Configuration) -> float:
-    """Of all epochs of a run: what runs of a sweep are weighed by."""
+    """Operations of all epochs of a run, by which the runs of a sweep are weighted."""
     return _flops(flags) * _passes(flags)
 
 
 def examples(dataset: str) -> tuple[int, int]:
-    """Of the training and of the test split of one of the paper's datasets, or of the sample."""
+    """Sizes of the training and test splits of one of the paper's datasets, or of the sample."""
     return _EXAMPLES.get(dataset, _OTHER_EXAMPLES)
 
 
@@ -80,7 +80,7 @@ def _flops(flags: Configuration) -> float:
     return _flops_of(replace(flags, seed=0, seeds=None, epochs=None, out=""))
 
 
-@lru_cache  # XLA counts those of a foreign network, which takes seconds
+@lru_cache  # for a foreign network XLA counts them, which takes seconds
 def _flops_of(flags: Configuration) -> float:
     size, channels = (32, 3) if flags.dataset in ("cifar10", "cifar100", "svhn") else (28, 1)
     shape = (flags.image_size or size, flags.image_size or size, channels)
@@ -88,6 +88,6 @@ def _flops_of(flags: Configuration) -> float:
 
 
 def _passes(flags: Configuration) -> float:
-    """Images trained on, and those of the evaluations as so many trained on."""
+    """Images trained on, plus those evaluated, which count as `_EVALUATION` of one trained on."""
     train, test = examples(flags.dataset)
     return flags.resolved_epochs() * ((flags.train_size or train) + _EVALUATION * test)

@@ -1,4 +1,4 @@
-"""Checking a sweep, and working it off: in this process, in several, or on a Ray cluster."""
+"""Checks a sweep and works through it: in this process, in several, or on a Ray cluster."""
 
 import contextlib
 import signal
@@ -28,7 +28,7 @@ FAILURES = (
     *(ValueError, NonFiniteLossError, OutOfMemoryError),
     *(UnreadableError, UnwritableError, OSError),
 )
-"""What a run may end with and says enough in a line; anything else is shown with its traceback."""
+"""Errors that say enough in one line when they end a run; any other is shown with its traceback."""
 
 Workers = int | str | None
 """How many processes train at once; "ray" for a Ray cluster; None for this process alone."""
@@ -36,7 +36,7 @@ Workers = int | str | None
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """Ctrl-C where nothing is training means what it means there: an end, and no traceback."""
+    """Makes Ctrl-C outside training mean what it means there: an end, without a traceback."""
     try:
         yield
     except KeyboardInterrupt:
@@ -44,7 +44,7 @@ def _interruptible() -> Iterator[None]:
 
 
 def exit_status(name: str, command: str, body: Callable[[], int]) -> int:
-    """What a command that trains exits with, each error told in a line."""
+    """Runs a command that trains; returns its exit status, and reports each error in one line."""
     try:
         with _interruptible():
             return body()
@@ -69,7 +69,7 @@ def carry_out(
     cpus: int | None = None,
     runs_per_gpu: int = 1,
 ) -> list[Failed]:
-    """Checks a sweep, does its unfinished runs, adds them to OUT's record, says which failed."""
+    """Checks a sweep, trains its unfinished runs, adds them to OUT's record, says which failed."""
     make_pool = _pool(workers, cpus, runs_per_gpu)
     check(sweep, record, out)
     todo = record.unfinished(sweep)
@@ -93,7 +93,7 @@ def carry_out(
 def _pool(
     workers: Workers, cpus: int | None, runs_per_gpu: int
 ) -> Callable[[], processes.Pool] | None:
-    """What makes the pool; raises ValueError without Ray."""
+    """A function that makes the pool, if one is needed; raises ValueError if Ray is missing."""
     if workers is None:
         return None
     if workers != "ray":
@@ -109,9 +109,9 @@ def _pool(
 
 
 def check(sweep: list[Planned], record: Record, out: Path) -> None:
-    """Checks all that can be wrong, and that the data of unfinished runs is there, and enough.
+    """Checks all that can be wrong, and that the data of unfinished runs is there and sufficient.
 
-    What needs no data is checked before any is downloaded.
+    Whatever needs no data is checked before any is downloaded.
     """
 
     def before_download() -> None:
@@ -130,7 +130,7 @@ def check(sweep: list[Planned], record: Record, out: Path) -> None:
 
 
 def check_without_data(sweep: Iterable[Planned]) -> None:
-    """As `check`, but opens and downloads nothing: sizes are those that datasets are known for."""
+    """Like `check`, but opens and downloads nothing: it uses the known sizes of datasets."""
     for planned in sweep:
         flags = planned.flags
         single.check(flags)
@@ -141,10 +141,10 @@ def check_without_data(sweep: Iterable[Planned]) -> None:
 
 
 def _work(sweep: list[Planned], record: Record, say: Callable[[str], None]) -> list[Failed]:
-    """Does the unfinished runs, one after the other; runs that differ by seed share programs.
+    """Trains the unfinished runs one after another; runs that differ by seed share programs.
 
-    Returns the runs that failed; the others go on. One that another process trains has failed if
-    that is still so in the end.
+    Returns the runs that failed; the others go on. One that another process is training has failed
+    if it is still unfinished in the end.
     """
     failed: list[Failed] = []
     locked: list[Failed] = []
@@ -155,7 +155,7 @@ def _work(sweep: list[Planned], record: Record, say: Callable[[str], None]) -> l
         trainer = None
         for done, planned in group:
             flags, folder, command = planned.flags, planned.folder, planned.command()
-            if folder.is_finished():  # another sweep has done it meanwhile
+            if folder.is_finished():  # another sweep has finished it meanwhile
                 continue
             line = f"[{done + 1}/{len(todo)}] {planned}"
             left = [seconds.get(run.name) or 0.0 for run in todo[done:]]
@@ -171,7 +171,7 @@ def _work(sweep: list[Planned], record: Record, say: Callable[[str], None]) -> l
             except LockedError as error:
                 say(f"  left for now: {error}")
                 locked.append((planned, str(error)))
-            except Exception as error:  # a failure of one run is none of the others'
+            except Exception as error:  # one run's failure does not end the others
                 reason = str(error)
                 if not isinstance(error, FAILURES):
                     traceback.print_exc()
@@ -179,5 +179,5 @@ def _work(sweep: list[Planned], record: Record, say: Callable[[str], None]) -> l
                 say(f"  failed: {folder.path}: {reason}")
                 failed.append((planned, reason))
                 trainer = None
-        jax.clear_caches()  # the programs of a configuration that does not come again
+        jax.clear_caches()  # this configuration's programs are not needed again
     return failed + [each for each in locked if not each[0].folder.is_finished()]

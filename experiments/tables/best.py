@@ -1,4 +1,4 @@
-"""Not in the paper: the methods at their own best learning rates, with seeds that chose nothing."""
+"""Not in the paper: the methods at their own best learning rates, with seeds not used to choose."""
 
 from dataclasses import replace
 from functools import partial
@@ -18,7 +18,7 @@ def _at_best_rates(choice: Choice, record: Record, out: Path) -> Choice:
     """The choice with every method at the rate that the runs of the table `rates` chose.
 
     Raises:
-      ValueError: for a method of which not every rate has runs, or seeds that chose the rates.
+      ValueError: for a method without runs at every rate, or seeds that chose the rates.
     """
     given = choice.axes.get("method", METHODS)
     methods = dict.fromkeys(("Normal", *given))

@@ -15,10 +15,10 @@ from experiments.tables.statistics import Share
 from experiments.tables.table import Detail, Picture, Table
 from experiments.tables.weights import at_start
 
-BASELINE_DEPTH = 60  # of Table VI: the depth at which the paper's plain network has failed
+BASELINE_DEPTH = 60  # of Table VI: the depth at which the paper's plain network fails
 DEEPEST = 100
 NETWORK = ("dataset", "layout")
-"""What networks of a depth differ by; a picture has one of each."""
+"""What networks of the same depth differ by; a picture has one of each."""
 
 
 def _paper(flags: Configuration) -> float | None:
@@ -28,7 +28,7 @@ def _paper(flags: Configuration) -> float | None:
 
 
 def _cost_of_depth(results: Results) -> Iterator[Detail]:
-    """Every cell less the shallowest of its kind that has runs."""
+    """Every cell minus the shallowest of its kind that has runs."""
     rows = []
     shallowest: dict[Configuration, Configuration] = {}
     for cell, _ in results.with_runs():
@@ -64,7 +64,7 @@ def _weights(results: Results) -> Iterator[Detail]:
 
 
 def _begun(results: Results) -> Iterator[Detail]:
-    """How many runs of every cell have begun to learn, and how far those have come."""
+    """How many runs of every cell have begun to learn, and how accurate those are."""
     rows = []
     for cell, runs in results.with_runs():
         begun = runs[statistics.learned(runs)]
@@ -138,7 +138,7 @@ def _by_epoch(name: str, results: Results) -> Iterator[Picture]:
 
 
 def _axes(*methods: str, **axes: tuple) -> dict[str, tuple]:
-    """Of the tables that the paper does not have."""
+    """The axes of the tables that are not in the paper."""
     deep = {"dataset": ("fashion_mnist",), "depth": (BASELINE_DEPTH,), "layout": ("spread",)}
     return {**deep, **axes, "method": methods}
 

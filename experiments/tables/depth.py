@@ -15,7 +15,7 @@ def _paper(flags: Configuration) -> float | None:
 
 
 def _readings(results: Results) -> Iterator[Detail]:
-    """`first` less `last`: of accuracy, and of what each gains over the depth above."""
+    """`first` minus `last`: the accuracy, and what each gains over the row above."""
     configurations = {cell.flags for cell in results.cells}
 
     def gain(flags: Configuration, above: Configuration):

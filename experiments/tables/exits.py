@@ -1,4 +1,4 @@
-"""Not in the paper: accuracy at a budget of operations, by the way of training and of fusing."""
+"""Not in the paper: accuracy within a budget of operations, by way of training and of fusing."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,7 +32,7 @@ _OF_SEVEN = (
 )
 _RATES = (1e-2, 3e-2)
 _BELOW_NETWORKS = 12  # points of accuracy that the picture shows
-_RATE_OF_SEVEN = 3e-2  # on CIFAR-10 the best with four branches, of every way of training
+_RATE_OF_SEVEN = 3e-2  # on CIFAR-10 the best with four branches, for every way of training
 
 
 class _Way(NamedTuple):
@@ -47,7 +47,7 @@ class _Way(NamedTuple):
 
     @property
     def fusions(self) -> list[str]:
-        """From the best on held-out examples, mean over cuts and seeds, to the worst."""
+        """From best to worst on held-out examples, by the mean over cuts and seeds."""
         names = self.runs[EXITS].iloc[0]["fusions"]
         means = {name: self.of(name, "held_out_accuracy").mean() for name in names}
         return sorted(names, key=means.__getitem__, reverse=True)
@@ -58,7 +58,7 @@ class _Way(NamedTuple):
 
     @property
     def fitted(self) -> str:
-        """The best of the fusions that are fitted."""
+        """The best of the fitted fusions."""
         return next(name for name in self.fusions if name != OWN)
 
     def of(self, fusion: str, figure: str) -> pd.Series:
@@ -66,7 +66,7 @@ class _Way(NamedTuple):
         return self.runs[EXITS].map(lambda exits: exits["fusions"][fusion][figure])
 
     def by_branch(self, fusion: str, figure: str) -> pd.DataFrame:
-        """A figure of every branch or cut of a fusion, a row per seed."""
+        """A figure of every branch or cut under a fusion, one row per seed."""
         figures = self.of(fusion, figure)
         return pd.DataFrame(figures.tolist(), index=figures.index)
 
@@ -83,7 +83,7 @@ class _Way(NamedTuple):
 
 
 def measure(planned: Planned) -> None:
-    """Adds to a finished run's folder what its exits can do; once, where its checkpoints are."""
+    """Adds to a finished run's folder what its exits can do, once, if its checkpoints are there."""
     folder = planned.folder
     if not folder.has_checkpoints() or (folder.path / f"{EXITS}.json").exists():
         return
@@ -93,7 +93,7 @@ def measure(planned: Planned) -> None:
 
 
 def _at_best_rates(choice: Choice, record: Record, out: Path) -> Choice:
-    """With the seed that chooses alone, every rate; else each way at the rate it has chosen."""
+    """With only the seed that chooses, every rate; else each way at the rate chosen for it."""
     if choice.seeds == CHOOSES:
         return choice
     results = Results(TABLE.cells(choice), CHOOSES, record, out)
@@ -191,7 +191,7 @@ def _less_networks(section: str, ways: list[_Way], networks: list[_Way]) -> Deta
 
 
 def _as_large(networks: list[_Way], operations: pd.Series) -> pd.Series:
-    """What networks of one depth would have at so many operations, by seed."""
+    """The accuracy that networks of one depth would have at so many operations, by seed."""
     by_size = sorted(networks, key=lambda each: each.operations)
     sizes = [each.operations for each in by_size]
     figures = pd.concat([each.runs["test_accuracy"] for each in by_size], axis=1).dropna()
@@ -245,7 +245,7 @@ def _weights(section: str, ways: list[_Way]) -> Detail:
 
 
 def _sizes(weights: list) -> np.ndarray:
-    """The branches' shares of the absolute weights, of classes the mean."""
+    """The branches' shares of the absolute weights, averaged over any classes."""
     sizes = np.abs(np.array(weights, float)).reshape(len(weights), -1).mean(axis=1)
     return sizes / sizes.sum()
 
@@ -269,7 +269,7 @@ def _pictures(results: Results) -> Iterator[Picture]:
         label = "trained for one depth"
         for each in networks:
             place = each.operations / 1e6, each.runs["test_accuracy"].mean()
-            deviation = each.runs["test_accuracy"].std()  # not a number of a single run
+            deviation = each.runs["test_accuracy"].std()  # NaN for a single run
             axes.errorbar(*place, deviation, fmt="k*", markersize=10, label=label)
             axes.annotate(str(each.cell.flags.depth), place, (6, 6), textcoords="offset points")
             label = None

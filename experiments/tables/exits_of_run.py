@@ -1,4 +1,4 @@
-"""The report on how deep a run needs to be: Markdown and pictures of exits.json."""
+"""The report on how deep a run needs to be: Markdown and pictures from exits.json."""
 
 from collections.abc import Iterator
 from typing import Any

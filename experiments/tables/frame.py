@@ -1,4 +1,4 @@
-"""The runs behind a table as one tidy frame, and what is compared in it."""
+"""The runs behind a table as one tidy frame, and comparisons within it."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,24 +16,24 @@ RESULT = (
     *("run", "test_accuracy", "branch_accuracy", "branches", "weights", "history"),
     *("train_seconds", "device", "versions", "image_shape", "class_names"),
 )
-"""Columns of runs.jsonl that a table needs, beside the configuration's."""
+"""Columns of runs.jsonl that a table needs, besides the configuration's."""
 
 VALIDATION = "validation_accuracy"
 OF_SOME = (VALIDATION, EXITS)
-"""Columns of runs with examples held out, and of runs whose exits were measured."""
+"""Columns that only some runs have: those with held-out examples, or with measured exits."""
 
 Frame = Any
-"""A `pandas.DataFrame`; its own annotations have every result as a union of all types."""
+"""A `pandas.DataFrame`, whose own annotations make every result a union of all types."""
 
 
 class Cell(NamedTuple):
     """One figure of a table: the runs of one configuration."""
 
-    flags: Configuration  # of every run but for the seed
+    flags: Configuration  # of every run, except for the seed
     section: str  # where it is printed, in words
     row: str
     paper: float | None  # the paper's accuracy in percent, if it has this cell
-    reference: Configuration | None  # that it is compared with
+    reference: Configuration | None  # what it is compared with
     heading: tuple[str, ...]  # the fields that its section names
 
 
@@ -51,8 +51,8 @@ class Results:
     """The finished runs of a table: `runs` has one row per run.
 
     Its columns are `section` and `row` of the run's cell, its configuration, and `RESULT`. With
-    `may_fail`, a cell of which some runs have begun to learn and others have not is compared with
-    nothing: a mean would describe neither.
+    `may_fail`, a cell in which some runs have begun to learn and others have not is not compared:
+    a mean would describe neither.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Results:
         return Results(cells, seeds, self._record, self._out)
 
     def of(self, flags: Configuration) -> Frame:
-        """The finished runs of a configuration, by seed, be it the table's or another's."""
+        """The finished runs of any configuration, the table's or not, by seed."""
         rows = []
         for seed in self.seeds:
             run = plan(replace(flags, seed=seed), self._out / "runs")
@@ -100,11 +100,11 @@ class Results:
         return statistics.difference(*both)
 
     def is_mixed(self, flags: Configuration) -> bool:
-        """Whether runs of a configuration may fail, and some have begun to learn, others not."""
+        """Whether runs may fail and, of this configuration, only some have begun to learn."""
         return self._may_fail and statistics.learned(self.of(flags)).nunique() > 1
 
     def with_runs(self) -> Iterator[tuple[Cell, Frame]]:
-        """The cells that have finished runs, and those."""
+        """The cells that have finished runs, each with its runs."""
         for cell in self.cells:
             runs = self.of(cell.flags)
             if len(runs):

@@ -25,10 +25,10 @@ BATCHES = 8  # over which a norm is averaged
 
 
 def measure(group: list[list[Planned]]) -> dict[str, Any]:
-    """Norms of a network's finished runs, by epochs and seed: a network of the report.
+    """Norms of a network's finished runs, by epochs and seed, as one network of the report.
 
     `gradient`, means over batches, and `kernel` are [moments, seeds, convolutions], shallow to
-    deep. The moments are `epochs`, the first the start.
+    deep. The moments are `epochs`, the first of which is the start.
     """
     flags = group[0][0].flags
     trained = [[ij.load_run(run.folder.path) for run in by_seed] for by_seed in group]
@@ -70,7 +70,7 @@ def measure(group: list[list[Planned]]) -> dict[str, Any]:
 def kernel_gradient_norms(
     model: Any, variables: dict, images: jax.Array, labels: jax.Array, **losses: float
 ) -> jax.Array:
-    """The norm of the minimised loss's gradient by every kernel of a StrideVGG, [convolutions]."""
+    """Norms of the minimised loss's gradient for each kernel of a StrideVGG, [convolutions]."""
 
     def loss(params):
         prediction, _ = model.apply(
@@ -82,17 +82,17 @@ def kernel_gradient_norms(
 
 
 def kernel_norms(model: Any, params: dict) -> jax.Array:
-    """The norms of a StrideVGG's kernels, or of what has their form, [convolutions]."""
+    """The norms of a StrideVGG's kernels, or of a tree of the same form, [convolutions]."""
     layers, numbers = params["backbone"], range(1, model.backbone.taps[-1] + 1)
     return jnp.stack([jnp.linalg.norm(layers[f"conv{n}"]["kernel"].ravel()) for n in numbers])
 
 
 def relative_steps(network: dict[str, Any]) -> np.ndarray:
-    """What a step without momentum and decay moves a kernel by, as a part of the kernel's norm.
+    """How far a step without momentum and decay moves a kernel, as a share of the kernel's norm.
 
-    [moments, seeds, convolutions]. BatchNorm makes a gradient as much larger as its kernel is
-    smaller, and orthogonal to it: gradients' own norms do not compare layers, but this is the
-    tangent of the angle that the kernel turns by.
+    [moments, seeds, convolutions]. BatchNorm makes a gradient orthogonal to its kernel, and its
+    norm inversely proportional to the kernel's: gradients' own norms do not compare across layers,
+    but this is the tangent of the angle by which the kernel turns.
     """
     norms = (np.array(network[name]) for name in ("gradient", "kernel"))
     return network["learning_rate"] * np.divide(*norms)

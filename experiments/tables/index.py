@@ -1,4 +1,4 @@
-"""Every table, by the name that the command line has for it."""
+"""Every table, by its name on the command line."""
 
 from experiments.tables import (
     best,

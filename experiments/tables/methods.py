@@ -18,9 +18,9 @@ DATASETS = ("cifar10", "cifar100", "svhn", "mnist", "kmnist", "fashion_mnist")
 CLAIMS = (
     *(("S1", "S0"), ("S2", "S0"), ("S6", "S5"), ("S7", "S5")),  # learned weights over fixed ones
     *(("S2", "S1"), ("S4", "S3"), ("S7", "S6"), ("S9", "S8")),  # given initial weights over random
-    *(("S1", "Aux"), ("S1", "DSN")),  # fusion over losses of the branches' own
+    *(("S1", "Aux"), ("S1", "DSN")),  # fusion over the branches' own losses
 )
-"""Pairs of methods of which the paper says that the first is ahead (IV-D, II-A)."""
+"""Pairs of methods, the first of which is ahead according to the paper (IV-D, II-A)."""
 
 
 def table_2() -> str:
@@ -41,14 +41,14 @@ def table_2() -> str:
 
 
 def paper_accuracy(flags: Configuration) -> float | None:
-    """The paper's Table III, which is of its own network with 13 convolutions."""
+    """The paper's Table III, which is for its own network with 13 convolutions."""
     if flags.backbone != VGG or flags.depth != PAPER_DEPTH:
         return None
     return paper.value("3", flags.method, flags.dataset)
 
 
 def claims(results: Results) -> Iterator[Detail]:
-    """Differences of methods of the table of which the paper says who is ahead."""
+    """Differences between methods of the table where the paper says which is ahead."""
     sections: dict[str, dict[str, Cell]] = {}
     for cell in results.cells:
         if not cell.flags.auxiliary_mean:
@@ -65,7 +65,7 @@ def claims(results: Results) -> Iterator[Detail]:
 
 
 def above_normal(name: str, results: Results) -> Iterator[Picture]:
-    """Differences to Normal of paired seeds, with their intervals, one panel per section."""
+    """Differences from Normal over paired seeds, with their intervals, one panel per section."""
     # Rows that are the same in every section, whatever their learning rates.
     compared = [
         (cell._replace(row=words(cell.flags, ("method",))), cell.reference)
@@ -83,7 +83,7 @@ def above_normal(name: str, results: Results) -> Iterator[Picture]:
         return
     sections, rows = frame["section"].unique().tolist(), frame["row"].unique().tolist()
     height = 1.6 + 0.25 * len(rows)
-    width = 3.5 + 0.08 * max(map(len, rows))  # inches; the rows are named at the left
+    width = 3.5 + 0.08 * max(map(len, rows))  # inches; the rows are named on the left
     grid = sns.catplot(
         **{"data": frame, "kind": "point", "x": "points", "y": "row", "col": "section"},
         **{"col_wrap": min(3, len(sections)), "height": height, "aspect": width / height},

@@ -1,4 +1,4 @@
-"""Not in the paper: Interflow on networks whose shallow layers have other ways for gradients."""
+"""Not in the paper: Interflow on networks whose shallow layers have other paths for gradients."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -30,10 +30,10 @@ CHOOSES = (0,)
 
 
 def _at_best_rates(choice: Choice, record: Record, out: Path) -> Choice:
-    """With the seed that chooses, every rate; with others, each method at the rate it has chosen.
+    """With the seed that chooses, every rate; with others, each method at the rate chosen for it.
 
     Raises:
-      ValueError: for a method of which not every rate has a run.
+      ValueError: for a method without a run at every rate.
     """
     if choice.seeds == CHOOSES:
         return choice

@@ -1,7 +1,7 @@
 """The paper's own numbers, read from paper.json beside this file.
 
 Tables I, III, IV, V, VI and VII as printed in Cai, "Interflow", arXiv:2106.14073, one line per
-row of a table, so that a person can hold the file against the paper. Cells that could not be read
+row of a table, so that a person can check the file against the paper. Cells that could not be read
 beyond doubt are left out of the tables and listed in `DOUBTFUL` with the reason.
 """
 
@@ -21,7 +21,7 @@ def table(number: str) -> dict[str, Any]:
     branches, classes and runs, numbered as printed. "figure 4" is what the text says of its runs.
 
     Raises:
-      ValueError: for a number of no table.
+      ValueError: for a number that no table has.
     """
     if number not in TABLES:
         raise ValueError(f"there is no table {number!r}; choose one of {', '.join(TABLES)}")
@@ -29,5 +29,5 @@ def table(number: str) -> dict[str, Any]:
 
 
 def value(number: str, row: str, column: str) -> float | None:
-    """One cell, such as `value("3", "S7", "svhn")`; None for one that is doubtful or not there."""
+    """One cell, such as `value("3", "S7", "svhn")`; None if it is doubtful or missing."""
     return table(number)["cells"].get(row, {}).get(column)

@@ -20,7 +20,7 @@ from experiments.runs import charts
 from experiments.tables.frame import Results
 from experiments.tables.table import Picture
 
-MOST_NUMBERED = 20  # columns of a heat map whose cells have room for their figure
+MOST_NUMBERED = 20  # the most columns for which a heat map's cells have room for figures
 LABELS = {
     "depth": "convolutions",
     "after": "branch after convolution",
@@ -28,7 +28,7 @@ LABELS = {
     **dict.fromkeys(("test_accuracy", "alone"), "test accuracy (%)"),
 }
 OVER_SEEDS = {"errorbar": "sd", "err_style": "bars"}
-"""Of `lines`: means over seeds, and their standard deviations as bars."""
+"""Options of `lines`: means over seeds, and their standard deviations as bars."""
 
 
 def save(pictures: Iterable[Picture], out: Path) -> list[dict[str, str]]:
@@ -42,23 +42,23 @@ def save(pictures: Iterable[Picture], out: Path) -> list[dict[str, str]]:
 
 
 def stem(*parts: Any) -> str:
-    """A file's name, without ending, of characters that a link in Markdown takes as they are."""
+    """A file's name, without extension, of characters that need no escaping in a Markdown link."""
     return re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(map(str, parts))).strip("-")
 
 
 def whole_numbers(axes: Axes) -> None:
-    """Ticks of x at whole numbers alone."""
+    """Puts ticks of x at whole numbers only."""
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def lines(runs: pd.DataFrame, x: str, y: str, line: str = "row", **options: Any) -> sns.FacetGrid:
-    """Lines that differ by colour and marker, a panel per `col`, which is the section."""
+    """Lines that differ by colour and marker, a panel per `col`, by default the section."""
     options = {
         **{"hue": line, "style": line, "col": "section", "palette": "tab10"},
         **{"markers": True, "dashes": False, "facet_kws": {"sharex": False}},
     } | options
     panels = runs[options["col"]].nunique()
-    rows = -(-panels // 3)  # more than three beside each other would be unreadable
+    rows = -(-panels // 3)  # more than three side by side would be unreadable
     size = {"height": 3.4, "aspect": 1.2 if panels > 1 else 1.6, "col_wrap": -(-panels // rows)}
     grid = sns.relplot(runs, kind="line", x=x, y=y, **size, **options)
     for axes in grid.axes.flat:
@@ -70,14 +70,14 @@ def lines(runs: pd.DataFrame, x: str, y: str, line: str = "row", **options: Any)
 
 
 def colors(names: pd.Series) -> dict[str, Any]:
-    """The colours that `lines` gives names."""
+    """The colours that `lines` gives to names."""
     return dict(zip(names.unique(), sns.color_palette("tab10"), strict=False))
 
 
 def by_depth(
     name: str, results: Results, line: str, *panels: str, printed_of: str = "the paper's"
 ) -> Iterator[Picture]:
-    """Accuracy by depth beside the paper's; of one depth there is nothing to draw."""
+    """Accuracy by depth beside the paper's; for a single depth there is nothing to draw."""
     depths = sorted({cell.flags.depth for cell in results.cells})
     if len(depths) == 1:
         return

@@ -7,13 +7,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
     # Past the learning rate's drop, in minutes per run; CIFAR trains for `_CIFAR_EPOCHS`.
     "end": {"width": 0.125, "train_size": 10_000},
-    # For tries and tests: the first minutes of training, where it counts most how large the logits
-    # are at the start; chosen by `python -m experiments.reproduce --table=study`.
+    # For trials and tests: the first minutes of training, where the initial size of the logits
+    # matters most; chosen by `python -m experiments.reproduce --table=study`.
     "quick": {"width": 0.125, "train_size": 20_000, "epochs": 3},
 }
 
 
-_CIFAR_EPOCHS = {"end": 60}  # of the paper's 100, for time's sake; others have the paper's 40
+_CIFAR_EPOCHS = {"end": 60}  # of the paper's 100, to save time; others have the paper's 40
 
 DEFAULT = "end"
 

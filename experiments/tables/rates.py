@@ -31,7 +31,7 @@ class Best(NamedTuple):
 
     @property
     def rate(self) -> str:
-        """The rate in words; at an end of those tried a better one may lie beyond."""
+        """The rate in words; where it is at an end of those tried, a better one may lie beyond."""
         rate = self.cell.flags.learning_rate
         ends = {max(self.tried): " (the highest)", min(self.tried): " (the lowest)"}
         return f"{rate:g}{ends.get(rate, '') if len(self.tried) > 1 else ''}"
@@ -47,7 +47,7 @@ class Best(NamedTuple):
 
 
 def but_for_rate(flags: Configuration) -> Configuration:
-    """What runs that differ by their seed and learning rate have in common."""
+    """What runs that differ only by seed and learning rate have in common."""
     return replace(flags, learning_rate=0.0)
 
 
@@ -76,9 +76,9 @@ def how_chosen(
     """How the rates of a table's cells were chosen, where each has one rate of several tried.
 
     Args:
-      results: of the table.
+      results: the results of the table.
       rates_of: the rates that a configuration was tried at; none if its rate was not chosen.
-      seeds: of the runs that chose.
+      seeds: the seeds of the runs that chose.
       names: the fields that tell the cells of a section apart, without the learning rate.
     """
     cells = {
@@ -103,13 +103,13 @@ def at_best_rates(choice: Choice, results: Results, names: tuple[str, ...], advi
     """The choice with every configuration of a sweep at the rate that is best for it.
 
     Args:
-      choice: of the table that takes the rates.
-      results: of the sweep that chooses them.
-      names: the fields of `Configuration` that tell the cells apart, the learning rate with them.
+      choice: the choice of the table that takes the rates.
+      results: the results of the sweep that chooses them.
+      names: the fields of `Configuration` that tell the cells apart, including the learning rate.
       advice: what to do where a rate has no runs yet.
 
     Raises:
-      ValueError: for a configuration of which not every rate has held-out accuracies.
+      ValueError: for a configuration without held-out accuracies at every rate.
     """
     best = best_rates(results)
     alike: dict[Configuration, list[Configuration]] = {}
@@ -130,7 +130,7 @@ def at_best_rates(choice: Choice, results: Results, names: tuple[str, ...], advi
 
 
 def _panel(cell: Cell) -> str:
-    """A cell's section, but for its learning rate."""
+    """A cell's section, without its learning rate."""
     return words(cell.flags, [name for name in cell.heading if name != "learning_rate"])
 
 

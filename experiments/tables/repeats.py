@@ -1,4 +1,4 @@
-"""Tables IV, V and VII, and Figure 4: one model time and again."""
+"""Tables IV, V and VII, and Figure 4: one model, trained repeatedly."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -28,7 +28,7 @@ def _every_run(results: Results) -> Iterator[Detail]:
 
 
 def _weight_pictures(name: str, results: Results) -> Iterator[Picture]:
-    """Figure 4 or Table V of every cell with runs."""
+    """Figure 4 or Table V for every cell with runs."""
     for cell, runs in results.with_runs():
         of_runs = weights.of_runs(cell.flags, runs)
         of = f"{cell.row} on {cell.section}"
@@ -58,7 +58,7 @@ def _accuracy_by_run(results: Results) -> Iterator[Picture]:
 
 
 def _table(name: str, title: str, seeds: int, method: str, **options: Any) -> Table:
-    """One network time and again, beside the paper's mean over its runs (Tables IV and VII)."""
+    """One network trained repeatedly, beside the paper's mean over its runs (Tables IV and VII)."""
 
     def accuracy(flags: Configuration) -> float | None:
         if (flags.dataset, flags.method, flags.depth) != ("cifar10", method, PAPER_DEPTH):

@@ -1,4 +1,4 @@
-"""A table's report: JSON, Markdown and pictures, of the runs that are finished."""
+"""A table's report on its finished runs: JSON, Markdown and pictures."""
 
 import json
 from pathlib import Path
@@ -37,7 +37,7 @@ def write(table: Table, choice: Choice, record: Record, out: Path, command: str)
     """Writes NAME.json, NAME.md and the table's pictures in OUT; returns their paths.
 
     Args:
-      command: that makes the report.
+      command: the command that makes the report.
     """
     cells, seeds = table.cells(choice), table.run_seeds(choice)
     results = Results(cells, seeds, record, out, table.may_fail)
@@ -71,7 +71,7 @@ def write(table: Table, choice: Choice, record: Record, out: Path, command: str)
 
 
 def _judge(details: list[Detail]) -> None:
-    """Gives every difference its verdict, among those of its column in details of one name."""
+    """Gives every difference its verdict, among those in the same column of details of one name."""
     columns: dict[tuple[str, str], list[Difference]] = {}
     for detail in details:
         for row in detail.rows:
@@ -120,8 +120,8 @@ def protocol(trained: list[Configuration], runs: Frame) -> str:
     """How runs differ from the paper's, and on what they ran, in words.
 
     Args:
-      trained: configurations of the runs; what they have in common is said of the first.
-      runs: those that are finished: device and versions.
+      trained: configurations of the runs; what they have in common is taken from the first.
+      runs: the finished ones, for their devices and versions.
     """
     epochs = sorted({flags.resolved_epochs() for flags in trained})
     sizes = {flags.train_size for flags in trained}

@@ -1,4 +1,4 @@
-"""Comparing runs: intervals, verdicts, counts, outlying runs, and weights of a comparable sign."""
+"""Comparing runs: intervals, verdicts, counts, outlying runs, and weights with comparable signs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ from scipy import stats
 
 CONFIDENCE = 0.95
 MARGIN = 0.3  # points, within which methods are equal; the paper's differ by less than 1 (IV-D)
-CHANCES = 3  # as often right as by chance, so many times over: a run has begun to learn
+CHANCES = 3  # times chance accuracy: from there on, a run has begun to learn
 _OUTLYING = 3.5
 
 
 @dataclass(frozen=True)
 class Spread:
-    """A mean over runs, and their standard deviation, over n - 1; None for a single run."""
+    """A mean over runs, and their standard deviation, with n - 1; None for a single run."""
 
     mean: float
     deviation: float | None
@@ -25,7 +25,7 @@ class Spread:
 
 
 def spread(runs: pd.Series) -> Spread | None:
-    """Of a figure of several runs; None without a run."""
+    """The spread of a figure over several runs; None without a run."""
     values = runs.to_numpy(float)
     if len(values) == 0:
         return None
@@ -52,9 +52,9 @@ class Share:
 
 
 def learned(runs: pd.DataFrame) -> pd.Series:
-    """Marks runs that have begun to learn: their test accuracy is `CHANCES` times chance's.
+    """Marks runs that have begun to learn: their test accuracy is at least `CHANCES` times chance.
 
-    With few classes, half way from chance to 100 %.
+    With few classes, it is at least halfway from chance to 100 %.
     """
     chance = 100 / runs["class_names"].str.len()
     return runs["test_accuracy"] >= np.minimum(CHANCES * chance, (chance + 100) / 2)
@@ -80,7 +80,7 @@ class Difference:
     low: float | None  # None for fewer than two pairs
     high: float | None
     pairs: int  # seeds that both have
-    runs: int  # of the first; in words, pairs are counted where they are fewer
+    runs: int  # of the first; in words, the number of pairs is given where it is smaller
     welch: Interval | None = None  # of all runs, paired or not; None for fewer than two of either
     p: float | None = None  # of the pairs, without correction
     holm: float | None = None  # the same, corrected by `judge`
@@ -129,7 +129,7 @@ def welch(ours: np.ndarray, reference: np.ndarray) -> Interval | None:
 
 
 def judge(differences: Sequence[Difference]) -> None:
-    """Gives differences that stand in one table their corrected p and their verdicts.
+    """Gives the differences of one table their corrected p and their verdicts.
 
     Equal: the paired interval lies within `MARGIN` of zero. Ahead or behind: p, corrected by Holm's
     method for the number of differences, is below 0.05. Else undecided.
@@ -154,7 +154,7 @@ def _verdict(of: Difference) -> str:
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
-    """The ends of a mean's 95 % confidence interval; the value itself, of one alone."""
+    """The ends of a mean's 95 % confidence interval; for a single value, the value itself."""
     mean, half = float(values.mean()), float(half_interval(values)) if len(values) > 1 else 0.0
     return mean - half, mean + half
 
@@ -163,7 +163,7 @@ def half_interval(values: np.ndarray) -> np.ndarray:
     """Half the width of a mean's 95 % confidence interval (Student's t), [...].
 
     Args:
-      values: [runs, ...], two runs at least.
+      values: [runs, ...], at least two runs.
     """
     quantile = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)
     return quantile * values.std(axis=0, ddof=1) / np.sqrt(len(values))
@@ -172,9 +172,9 @@ def half_interval(values: np.ndarray) -> np.ndarray:
 def outlying(values: np.ndarray) -> np.ndarray:
     """Marks runs that lie far from the others in some figure.
 
-    A run is outlying if a figure of it is farther from that figure's median than 3.5 times the
+    A run is outlying if one of its figures is farther from that figure's median than 3.5 times the
     median distance, scaled to a normal distribution's deviation (Iglewicz and Hoaglin, 1993). Where
-    more than half the runs are equal, the mean distance takes the median one's place.
+    more than half of the runs are equal, the mean distance takes the place of the median one.
 
     Args:
       values: [runs, figures].
@@ -189,14 +189,14 @@ def outlying(values: np.ndarray) -> np.ndarray:
 
 
 def with_comparable_signs(weights: np.ndarray, groups: list[list[int]]) -> np.ndarray:
-    """Turns signs that a model can trade without a change of what it computes.
+    """Flips signs that a model can trade without changing what it computes.
 
     A branch's weight and its fully connected layer may both change sign (paper, IV-E); branches
     that share the layer do so together. Every group's deepest weight is made positive, in `class`
-    fusion for every class by itself. The paper's tables are of weights as learned.
+    fusion for every class separately. The paper's tables show weights as learned.
 
     Args:
-      weights: [..., branches] or, of `class` fusion, [..., branches, classes], moved so that
+      weights: [..., branches] or, for `class` fusion, [..., branches, classes], moved so that
         branches are the last axis.
       groups: the branches, counted from 0, that share a fully connected layer.
     """

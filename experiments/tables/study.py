@@ -1,4 +1,4 @@
-"""Not in the paper: which small training tells methods apart, by which `quick` was chosen."""
+"""Not in the paper: which small training tells methods apart; `quick` was chosen by it."""
 
 from argparse import ArgumentTypeError
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What a table is: the configurations that it trains, and what it says of their runs."""
+"""What a table is: the configurations that it trains, and what it reports on their runs."""
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
@@ -20,13 +20,13 @@ from interflow_jax.data import datasets
 PAPER_DEPTH = 13  # of all tables but I and VI
 
 Picture = tuple[str, str, Figure]
-"""Its file's name without ending, what it shows in words, and the figure."""
+"""Its file's name without extension, what it shows in words, and the figure."""
 
 
 class Detail(NamedTuple):
     """A list of figures below a table's cells, in its JSON and in Markdown."""
 
-    name: str  # in JSON, of all lists of the kind
+    name: str  # in JSON, of all lists of this kind
     title: str  # of this one
     rows: list[dict[str, Any]]  # figures by column; the first column names them
     note: str = ""  # above the rows
@@ -36,7 +36,7 @@ class Detail(NamedTuple):
 
 @dataclass(frozen=True)
 class Choice:
-    """What the command line makes of a table."""
+    """What the command line chooses for a table."""
 
     preset: str = presets.DEFAULT
     axes: dict[str, tuple[Any, ...]] = field(default_factory=dict)  # in place of the table's
@@ -54,7 +54,7 @@ class Table:
     name what varies.
     """
 
-    name: str  # of its files, without ending
+    name: str  # of its files, without extension
     title: str
     seeds: int  # runs per cell
     axes: dict[str, tuple[Any, ...]]
@@ -66,11 +66,11 @@ class Table:
     reference: tuple[Any, ...] | None = ("Normal",)
     note: str = ""  # above the cells
     holds_out: bool = False  # whether it needs training examples that no run trains on
-    may_fail: bool = False  # whether there may be runs that do not begin to learn
+    may_fail: bool = False  # whether some runs may not begin to learn
     paper: Callable[[Configuration], float | None] = lambda flags: None  # accuracy in percent
-    paper_dataset: str | None = None  # that its figures are of, whatever ours are of
+    paper_dataset: str | None = None  # of the paper's figures, whatever the dataset of ours
     omit: Callable[[Configuration], bool] = lambda flags: False  # where no methods are chosen
-    # What it makes of a choice by the runs that the record in a folder has.
+    # How it narrows a choice, given the runs that the record in a folder has.
     narrow: Callable[[Choice, Record, Path], Choice] = lambda choice, record, out: choice
     # What it measures of a finished run, in the run's folder.
     measure: Callable[[Planned], None] = lambda run: None
@@ -89,12 +89,12 @@ class Table:
         return _field_in_words(self.rows[0], self.reference[0])
 
     def cells(self, choice: Choice) -> list[Cell]:
-        """All cells, section by section; raises ValueError for a configuration that cannot be."""
+        """All cells, section by section; raises ValueError for an impossible configuration."""
         configurations = self._configurations(choice)
         axes = {name for axis in {**self.axes, **choice.axes} for name in axis.split()}
         heading = list(self.sections)
         named = {*self.rows, *self.sections}
-        for axis in self.axes:  # one name of several that go together tells them all
+        for axis in self.axes:  # of several fields that go together, one tells them all
             named |= set(axis.split()) if named & set(axis.split()) else set()
         for name in sorted(axes - named - {"length"}):
             values = {columns(flags)[name] for flags in configurations}
@@ -117,7 +117,7 @@ class Table:
         ]
 
     def _reference(self, flags: Configuration, inside: list[Configuration]) -> Configuration | None:
-        """What a cell is compared with: of its section, or else of another table's runs."""
+        """What a cell is compared with, in its section or else among another table's runs."""
         if self.reference is None:
             place = inside.index(flags)
             return inside[place - 1] if place else None
@@ -125,14 +125,14 @@ class Table:
         alike = [other for other in inside if named.items() <= vars(other).items()]
         if not alike:
             return replace(flags, **named)
-        # Of networks of several depths in a section, the deepest.
+        # If a section has networks of several depths, the deepest.
         reference = min(
             alike, key=lambda other: (-other.depth, other.learning_rate != flags.learning_rate)
         )
         return None if reference == flags else reference
 
     def _axes(self, choice: Choice) -> dict[str, tuple[Any, ...]]:
-        """The table's axes; a chosen one stands in place of those that share a field with it."""
+        """The table's axes; a chosen one replaces those that share a field with it."""
         axes: dict[str, tuple[Any, ...]] = {}
         for axis, values in self.axes.items():
             chosen = [name for name in choice.axes if set(name.split()) & set(axis.split())]
@@ -169,7 +169,7 @@ class Table:
 
 
 def _with_held_out(flags: Configuration) -> Configuration:
-    """Where the whole training split would train, its last tenth is held out."""
+    """Holds out the last tenth of a training split that would otherwise be trained on whole."""
     if flags.dataset in datasets.RECIPES:
         examples = time_left.examples(flags.dataset)[0]
         whole = flags.train_size in (None, examples)
@@ -183,7 +183,7 @@ def _with_held_out(flags: Configuration) -> Configuration:
 
 
 def words(flags: Configuration, names: Sequence[str]) -> str:
-    """Fields of a configuration as a heading or a row has them."""
+    """Fields of a configuration as a heading or a row shows them."""
     values = columns(flags)
     return ", ".join(filter(None, (_field_in_words(name, values[name]) for name in names)))
 

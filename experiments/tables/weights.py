@@ -1,4 +1,4 @@
-"""What the fusion weighs in repeated runs (the paper's Tables IV and V, Figure 4)."""
+"""The fusion's weights in repeated runs (the paper's Tables IV and V, Figure 4)."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -32,12 +32,12 @@ absolute weight is above its own at the run's start."""
 def at_start(
     flags: Configuration, classes: int, seeds: list[int], image_shape: tuple[int, ...]
 ) -> np.ndarray:
-    """What a model's fusion weighs before any training: [seeds, ...] as `Fusion` returns them.
+    """A model's fusion weights before any training: [seeds, ...] as `Fusion` returns them.
 
-    Only the weights' own draws are computed, none of the layers'.
+    Only the weights' own draws are computed, not those of the layers.
 
     Args:
-      classes: any number, where there is one weight per branch: its draws do not depend on it.
+      classes: any number if there is one weight per branch, as its draws do not depend on it.
     """
     model = flags.build(classes)
     images = jnp.zeros((1, *image_shape))
@@ -68,8 +68,8 @@ class Weights(NamedTuple):
     start: np.ndarray  # as the seeds draw them, with this version of JAX
     learned: np.ndarray
     comparable: np.ndarray  # see `statistics.with_comparable_signs`
-    # [runs]: by accuracy and comparable weights. Where there is a weight per class, none is: of
-    # forty weights, one or another is far from its median in most runs.
+    # [runs]: by accuracy and comparable weights. With a weight per class, none is: of forty
+    # weights, one or another is far from its median in most runs.
     outlying: np.ndarray
     after: list[str]  # the branches in words
 
@@ -81,7 +81,7 @@ def of_runs(flags: Configuration, runs: Frame) -> Weights:
     taps = runs["branches"].iloc[0]
     image_shape = tuple(runs["image_shape"].iloc[0])
     groups = sharing_groups(flags.build(2), image_shape)
-    # Branches go last: of `class` fusion, every class is turned by itself.
+    # Branches go last: in `class` fusion, every class is flipped separately.
     turned = statistics.with_comparable_signs(learned.swapaxes(1, -1), groups).swapaxes(1, -1)
     outlying = np.zeros(len(runs), bool)
     if not per_class:
@@ -100,7 +100,7 @@ def details(results: Results) -> Iterator[Detail]:
         by_run: Any = pd.DataFrame({"run": runs["run"].tolist(), **kinds}).to_dict("records")
         title = f"Weights of {cell.row} on {cell.section}"
         yield Detail("weights_by_run", title, by_run, printed=False)
-        # The paper's weights stand beside those of its own branches alone.
+        # The paper's weights are shown only beside those of its own branches.
         printed = cell.paper is not None and runs["branches"].iloc[0] == [7, 9, 11, 13]
         if weights.learned.ndim == 2:
             yield _moments(title, runs, weights, printed)
@@ -182,7 +182,7 @@ def _mean(values: np.ndarray) -> str:
 
 
 def figure_4(runs: Frame, weights: Weights) -> Figure:
-    """Accuracy and weights by seed, as learned and of comparable signs."""
+    """Accuracy and weights by seed, as learned and with comparable signs."""
     chart, every = plt.subplots(3, 1, figsize=(7.5, 7.5), layout="constrained", sharex=True)
     every[0].plot(runs["seed"], runs["test_accuracy"], "k.-")
     every[1].plot(runs["seed"], weights.learned, marker=".", label=weights.after)
@@ -198,7 +198,7 @@ def figure_4(runs: Frame, weights: Weights) -> Figure:
 
 
 def heatmaps(weights: Weights) -> Figure:
-    """Mean weights by branch and class, as learned and of comparable signs."""
+    """Mean weights by branch and class, as learned and with comparable signs."""
     chart, every = plt.subplots(2, 1, figsize=(8.5, 5.6), layout="constrained")
     means = [each.mean(axis=0) for each in (weights.learned, weights.comparable)]
     classes = range(1, means[0].shape[1] + 1)

@@ -47,17 +47,17 @@ class Network(NamedTuple):
         return f"{self.method}, {self.depth} layers, width {self.width:g}, {shape}{dtype}"
 
     def build(self) -> ij.Interflow:
-        """Our model of it."""
+        """Our model of this network."""
         model = ij.build(self.method, CLASSES, depth=self.depth, width=self.width)
         return model.clone(backbone=model.backbone.clone(dtype=jnp.dtype(self.dtype)))
 
     def flops(self) -> float:
-        """Of a step's convolutions, two per multiply-add, padding counted as if it were data."""
+        """Operations of a step's convolutions, two per multiply-add, padding counted as data."""
         backbone, first = (
             forward_flops(StrideVGG((tap,), self.depth, self.width), self.image_shape)
             for tap in (self.depth, 1)
         )
-        return self.batch_size * (3 * backbone - first)  # nobody needs the images' gradient
+        return self.batch_size * (3 * backbone - first)  # the images' gradient is not needed
 
 
 class FlaxVGG(nn.Module):
@@ -112,7 +112,7 @@ def flax(network: Network) -> Step:
 
 
 def product(_: Network) -> Step:
-    """A product of two square float32 matrices: what this machine can do at best."""
+    """A product of two square float32 matrices: the best that this machine can do."""
     matrix = jnp.ones((PRODUCT_SIZE, PRODUCT_SIZE))
     multiply = jax.jit(jnp.matmul)
     return Step(lambda: jax.block_until_ready(multiply(matrix, matrix)), batches=0)
@@ -169,7 +169,7 @@ def _torch(network: Network, channels_last: bool, compiled: bool) -> Step:
                 )
                 for channels_in, (channels, stride) in zip(widths, layers, strict=False)
             )
-            # Branches of equal channels share a layer.
+            # Branches with equal channels share a layer.
             self.scores = tnn.ModuleDict(
                 {str(widths[tap]): tnn.Linear(widths[tap], CLASSES) for tap in taps}
             )

@@ -18,7 +18,7 @@ from interflow_jax.training import BATCH_SIZE
 
 REPETITION_SECONDS = 0.01  # a repetition is as many calls as fit, at least one
 SECONDS = 0.6  # of repetitions of a pass, ours and XLA's together, but ...
-FEWEST, MOST = 3, 100  # ... so many
+FEWEST, MOST = 3, 100  # ... at least and at most so many
 
 
 class Size(NamedTuple):
@@ -113,7 +113,7 @@ def _alternate(programs: dict[str, jax.stages.Compiled], arrays: list[Array]) ->
 
     calls, repetitions = {}, {name: [] for name in programs}
     for name, program in programs.items():
-        milliseconds(program, 1)  # the first still allocates
+        milliseconds(program, 1)  # the first call still allocates
         calls[name] = max(1, int(REPETITION_SECONDS * 1e3 / milliseconds(program, 1)))
     start = time.perf_counter()
     count = 0
@@ -130,16 +130,16 @@ def _alternate(programs: dict[str, jax.stages.Compiled], arrays: list[Array]) ->
 
 
 def figure(repetitions: list[tuple[float, bool]]) -> tuple[float, int]:
-    """Of times, and whether a hypervisor took some: the median of the undisturbed and their number.
+    """The median of the undisturbed repetitions and their number; without any, the minimum and 0.
 
-    Without any, the minimum and 0.
+    A repetition is a time, and whether a hypervisor took some of it.
     """
     undisturbed = [duration for duration, disturbed in repetitions if not disturbed]
     return median(undisturbed) if undisturbed else min(repetitions)[0], len(undisturbed)
 
 
 def _contents(compiled: jax.stages.Compiled) -> str:
-    """What convolves or multiplies matrices in it, as "9 products"; without either, "loops"."""
+    """The convolutions and matrix products in it, as "9 products"; without either, "loops"."""
     opcodes = Counter(re.findall(r" = \S+ (convolution|dot)\(", compiled.as_text() or ""))
     nouns = (("convolution", opcodes["convolution"]), ("product", opcodes["dot"]))
     words = [f"{count} {noun}{'s' * (count > 1)}" for noun, count in nouns if count]
@@ -166,7 +166,7 @@ def table_row(row: dict[str, Any]) -> str:
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The report for people."""
+    """The report as Markdown."""
     return f"""\
 # The 3x3 convolution on CPU, pass by pass
 

@@ -11,11 +11,11 @@ import interflow_jax as ij
 from experiments.runs.exits import Model
 from experiments.timing import latency
 
-BATCH_SIZE = 64  # of whole models; exits are packed up to as many
+BATCH_SIZE = 64  # of whole models; exits are packed up to this size
 
 
 def milliseconds(models: list[Model], images: np.ndarray) -> list[dict[str, float]]:
-    """Per model, those of a batch of one and of `BATCH_SIZE`, with images as the model takes them.
+    """Milliseconds per model for batches of one and of `BATCH_SIZE`, of images as it takes them.
 
     Args:
       images: [images, height, width, channels], float32, already on the host.
@@ -34,9 +34,9 @@ def milliseconds(models: list[Model], images: np.ndarray) -> list[dict[str, floa
 def images_per_second(
     models: list[Model], exits: ij.EarlyExit, thresholds: list[list[float]], images: np.ndarray
 ) -> list[float]:
-    """Of models, in batches of `BATCH_SIZE`, then of exits under each list of thresholds, in turns.
+    """Rates of models in batches of `BATCH_SIZE`, then of exits by list of thresholds, in turns.
 
-    Images are taken again, from the first on, until they fill a batch.
+    Images are repeated, from the first on, until they fill a batch.
     """
     images = np.resize(images, (max(len(images), BATCH_SIZE), *images.shape[1:]))
     images = images[: len(images) // BATCH_SIZE * BATCH_SIZE]

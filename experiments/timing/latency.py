@@ -1,4 +1,4 @@
-"""Calls in turns: what each takes, beside the others under the same load."""
+"""Times calls in turns, each beside the others under the same load."""
 
 import statistics
 import time
@@ -13,7 +13,7 @@ def seconds(calls: dict[Any, Callable[[], Any]]) -> dict[Any, float]:
     """The median over turns of each call's mean seconds, without its first call, which compiles.
 
     Args:
-      calls: each returns when all is computed.
+      calls: each returns when everything is computed.
     """
     counts = {}
     for name, call in calls.items():

@@ -1,4 +1,4 @@
-"""Reading pictures that no memory holds: ours beside PyTorch's DataLoader, for the same work.
+"""Reading pictures that do not fit in memory: ours and PyTorch's DataLoader, on the same work.
 
 Both open a JPEG with Pillow, cut a random box, resize it to 224x224 and stack 64 of them.
 """
@@ -29,7 +29,7 @@ HEAD = (
     "| | readers | images/s | seconds to the first batch | peak MB, all processes |\n"
     "| --- | ---: | ---: | ---: | ---: |"
 )
-_DIFFERENT = 200  # the others are links to them, so that no disk is what is measured
+_DIFFERENT = 200  # the others are links to them, so that it is not the disk that is measured
 _CLASSES = 5
 _SIZE = 224
 _BATCH_SIZE = 64
@@ -64,7 +64,7 @@ def measure(torch: bool) -> Iterator[dict[str, Any]]:
 
 
 def table_row(row: dict[str, Any]) -> str:
-    """A row of the table, for people."""
+    """A row of the table, as Markdown."""
     return (
         f"| {row['contender']} | {row['readers']} | {row['images_per_second']:,.0f} | "
         f"{row['start_seconds']:.1f} | {row['peak_mb']:,.0f} |"
@@ -105,7 +105,7 @@ def _write(folder: Path) -> None:
 
 
 def _turn(contender: Callable, folder: Path, readers: int) -> dict[str, float]:
-    """Of one contender, in a process of its own."""
+    """One turn of a contender, in a process of its own."""
     stream = contender(folder / "pictures", readers)
     next(stream)  # imports what it needs
     start = time.perf_counter()
@@ -147,7 +147,7 @@ def _ours(folder: Path, readers: int) -> Iterator[Any]:
 def _dataloader(folder: Path, readers: int) -> Iterator[Any]:
     import torch  # pyright: ignore[reportMissingImports]
 
-    torch.set_num_threads(1)  # the readers are what is compared
+    torch.set_num_threads(1)  # it is the readers that are compared
     yield
     files = [
         (file, label)

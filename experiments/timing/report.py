@@ -1,4 +1,4 @@
-"""What the benchmark measured, for people."""
+"""What the benchmark measured, in readable form."""
 
 from statistics import median
 from typing import Any
@@ -9,12 +9,12 @@ PRODUCT_FLOPS = 2 * PRODUCT_SIZE**3
 
 
 def _seconds(measured: dict[str, Any], name: str) -> list[float]:
-    """Of a step, per turn; empty for a contender that failed or did not take part."""
+    """Seconds of a step, per turn; empty for a contender that failed or did not take part."""
     return measured["contenders"].get(name, {}).get("step_seconds", [])
 
 
 def ratio(measured: dict[str, Any], name: str, to: str) -> float | None:
-    """How many times as fast as `to` a contender is: the median over turns, of neighbours."""
+    """How many times as fast as `to` a contender is: the median ratio of neighbouring turns."""
     pairs = zip(_seconds(measured, name), _seconds(measured, to), strict=False)
     ratios = [theirs / ours for ours, theirs in pairs]
     return median(ratios) if ratios else None
@@ -27,7 +27,7 @@ def best_torch(measured: dict[str, Any]) -> str | None:
 
 
 def epoch_overhead(measured: dict[str, Any]) -> float | None:
-    """A whole epoch of `experiments.run` over as many bare steps; median over turns."""
+    """Time of a whole epoch of `experiments.run` over as many bare steps'; median over turns."""
     of_one_step = ratio(measured, "ours", "epoch")
     return of_one_step and of_one_step / measured["contenders"]["epoch"]["batches"]
 

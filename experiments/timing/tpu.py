@@ -1,4 +1,4 @@
-"""Our training step compiled for TPUs that are not here, by libtpu: what it would need of each."""
+"""Our training step, compiled by libtpu for absent TPUs: what it would need of each chip."""
 
 import os
 import re
@@ -32,18 +32,18 @@ HEAD = (
 
 
 def mesh_of(topology: str) -> Mesh:
-    """All chips of a TPU topology such as "v5e:2x2", which need not be here.
+    """All chips of a TPU topology such as "v5e:2x2", which need not be present.
 
     Raises:
       ValueError: without libtpu, or for a topology that it does not know.
     """
-    # Without these, libtpu asks the cloud for a minute which machine this is.
+    # Without these, libtpu spends a minute asking the cloud which machine this is.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
     try:
         devices = topologies.get_topology_desc(topology, "tpu").devices
-    except Exception as error:  # jax and libtpu raise as they like
+    except Exception as error:  # jax and libtpu raise errors of any type
         reason = str(error).splitlines()[0]
         hint = "give one as v5e:2x2; needs pip install 'jax[tpu]'"
         raise ValueError(f"no TPU topology {topology} ({reason}); {hint}") from error
@@ -72,7 +72,7 @@ def compile_step(network: Network, mesh: Mesh) -> jax.stages.Compiled:
 
 
 def collectives(compiled: jax.stages.Compiled) -> dict[str, int]:
-    """How many of each kind a program has."""
+    """How many collectives of each kind a program has."""
     kinds = "|".join(COLLECTIVES)
     return dict(Counter(re.findall(rf" ({kinds})(?:-start)?\(", compiled.as_text() or "")))
 
@@ -99,7 +99,7 @@ def measure(network: Network, topology: str, mesh: Mesh) -> dict[str, Any]:
 
 
 def table_row(row: dict[str, Any]) -> str:
-    """As a line of Markdown."""
+    """A row as a line of Markdown."""
     counts = ", ".join(f"{count} {kind}" for kind, count in sorted(row["collectives"].items()))
     return (
         f"| {row['topology']} | {row['dtype']} | {row['images_per_chip']:,} "

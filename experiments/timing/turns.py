@@ -1,4 +1,4 @@
-"""Contenders in turns: each in a process of its own, so that none disturbs another's memory."""
+"""Runs contenders in turns, each in its own process, so that none disturbs another's memory."""
 
 import contextlib
 import multiprocessing
@@ -16,7 +16,7 @@ import jax
 from experiments.timing.contenders import Contender, Network, Step
 
 SECONDS_PER_TURN = 1.0  # a contender takes as many steps in a turn as fit, at least one
-PAUSE_SECONDS = 0.3  # until the threads of a contender have stopped waiting actively
+PAUSE_SECONDS = 0.3  # until the threads of a contender have stopped busy-waiting
 TRACED_STEPS = 5
 
 
@@ -25,7 +25,7 @@ def measure(
 ) -> dict[str, Any]:
     """A network's part of benchmark.json; a contender that fails or dies is out, others go on.
 
-    `step_seconds` has the mean step of every turn, `peak_bytes` is of the whole process. A trace
+    `step_seconds` has the mean step of every turn, `peak_bytes` is for the whole process. A trace
     of some of our steps, after the turns, goes to the folder `trace`.
     """
     results: dict[str, dict[str, Any]] = {}
@@ -33,7 +33,7 @@ def measure(
     step_counts: dict[str, int] = {}
 
     def ask(name: str, question: Callable, *arguments: Any) -> Any:
-        """The answer of a contender's process; None, and the contender is out, on an error."""
+        """The answer of a contender's process; on an error it is None, and the contender is out."""
         try:
             return processes[name].submit(_quietly, question, *arguments).result()
         except BrokenProcessPool:
@@ -71,7 +71,7 @@ def measure(
 
 
 def processor_time() -> tuple[int, int]:
-    """Ticks that a hypervisor gave to others, and all, since the start; zeros where unknown."""
+    """Ticks since boot that a hypervisor gave to others, and all ticks; zeros where unknown."""
     try:
         ticks = [int(field) for field in Path("/proc/stat").read_text().split("\n")[0].split()[1:]]
     except OSError:
@@ -88,7 +88,7 @@ def _quietly(question: Callable, *arguments: Any) -> Any:
 
 
 def _prepare(contender: Contender, network: Network) -> tuple[dict[str, Any], float]:
-    """Compiles the step; what is known of the contender before its turns, and a step's seconds."""
+    """Compiles the step; returns the contender's result before any turn, and a step's seconds."""
     global _step
     start = time.perf_counter()
     _step = contender(network)
@@ -107,7 +107,7 @@ def _seconds(steps: int) -> float:
 
 
 def _finish(trace: str | None) -> int:
-    """Peak memory in bytes; then, apart from it, the trace."""
+    """Peak memory in bytes, taken before the trace and so without it."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if trace:
         with jax.profiler.trace(trace):

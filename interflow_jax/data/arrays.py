@@ -1,4 +1,4 @@
-"""Datasets out of a person's own arrays."""
+"""Datasets from your own arrays."""
 
 from collections.abc import Sequence
 
@@ -20,11 +20,11 @@ def from_arrays(
       train, test: images, [examples, height, width(, channels)], uint8 (preprocessing scales
         them), and labels, [examples], integers from 0 on.
       class_names: one per class, in the order of the labels; None for their numbers.
-      name: of the dataset.
+      name: the dataset's name.
 
     Raises:
-      ValueError: for other shapes or types, no examples, images of test unlike those of train,
-        labels below 0 or beyond the class names, or fewer than two classes.
+      ValueError: for other shapes or types, no examples, test images of another shape than those
+        of train, labels below 0 or beyond the class names, or fewer than two classes.
     """
     splits = _split("train", *train), _split("test", *test)
     shape, test_shape = (split.images.shape[1:] for split in splits)

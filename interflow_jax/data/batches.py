@@ -1,4 +1,4 @@
-"""Batches where the step runs: of splits that the devices hold, or read ahead from the host."""
+"""Batches where the step runs: from splits that the devices hold, or read ahead from the host."""
 
 import contextlib
 import os
@@ -45,7 +45,7 @@ class Window(NamedTuple):
 
     def batch(self, step: Array, size: int) -> tuple[Array, Array]:
         """The images and labels of the step, counted from the epoch's start."""
-        del size  # the window is cut to it already
+        del size  # the window is already cut to it
         return self.images[step - self.first], self.labels[step - self.first]
 
 
@@ -75,8 +75,8 @@ def own_examples(mesh: Mesh, batch_size: int) -> np.ndarray:
 def fits(nbytes: int) -> bool:
     """Whether every device may hold data of `nbytes`, which each host reads first.
 
-    A quarter of the memory at most, of each device and of the host; CPU devices share the host's.
-    All processes, which must ask together, get the answer of the one with the least memory.
+    At most a quarter of the memory of each device and of the host; CPU devices share the host's.
+    All processes must ask together, and get the answer of the one with the least memory.
     """
     host_memory = _host_memory()
     copies = jax.local_device_count() if jax.default_backend() == "cpu" else 1
@@ -87,9 +87,9 @@ def fits(nbytes: int) -> bool:
 
 
 def _host_memory() -> int:
-    """Bytes of this host, or fewer where a container or a batch system sets a limit (cgroup v2)."""
+    """This host's memory in bytes, or less under a container or batch system limit (cgroup v2)."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    with contextlib.suppress(OSError):  # there is such a file on Linux alone
+    with contextlib.suppress(OSError):  # only Linux has such a file
         group = Path("/proc/self/cgroup").read_text().rpartition("0::")[2].strip()
         place = Path("/sys/fs/cgroup") / group.lstrip("/")
         for folder in (place, *place.parents):
@@ -99,7 +99,7 @@ def _host_memory() -> int:
 
 
 def _cores() -> int:
-    """Those that this process may use, where the system tells."""
+    """The cores that this process may use, where the system tells."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -146,13 +146,14 @@ def streamed_batches(
     draws: Callable[[int], np.ndarray] | None = None,
     readers: int | None = None,
 ) -> Iterator[tuple[np.ndarray, Window]]:
-    """As `resident_batches`, from a split that stays on the host, read ahead in threads.
+    """Like `resident_batches`, from a split that stays on the host, read ahead in threads.
 
-    A process reads only the examples that its own devices take. Decoding pictures leaves Python
-    free, so threads are about as fast as processes, and start at once.
+    A process reads only the examples that its own devices take. Decoding pictures releases the GIL,
+    so threads are about as fast as processes, and start at once.
 
     Args:
-      draws: of random crops (see `Split.read`), by the step, [batch, ...]; None for whole images.
+      draws: gives a step's draws of random crops, [batch, ...] (see `Split.read`); None for whole
+        images.
       readers: how many examples to read at once; None for one per core.
     """
     readers = readers or _cores()
@@ -183,7 +184,7 @@ def streamed_batches(
     with ThreadPoolExecutor(readers) as pool, ThreadPoolExecutor(1) as joiner:
         pending: deque[Future] = deque()
         for chunk in steps:
-            # Begun here, so that the readers go on while a window is joined and handed over.
+            # Started here, so that the readers go on while a window is joined and handed over.
             pending.append(joiner.submit(window, chunk, begin(chunk)))
             if len(pending) > PREFETCHED_WINDOWS:
                 yield pending.popleft().result()

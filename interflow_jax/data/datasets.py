@@ -1,4 +1,4 @@
-"""Labelled images by dataset name: the paper's six, the sample that ships here, any of tfds."""
+"""Labelled images by dataset name: the paper's six, the sample that ships here, or any of tfds."""
 
 from importlib import resources
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 
 from interflow_jax.data.splits import ArraySplit, Split
 
-VARYING_SIZE = 32  # taken for datasets whose images vary in size: CIFAR's and SVHN's
+VARYING_SIZE = 32  # for datasets whose images vary in size: that of CIFAR and SVHN
 
 
 class Recipe(NamedTuple):
@@ -38,7 +38,7 @@ class Dataset(NamedTuple):
       name: as in `RECIPES`, or a tfds name.
       train: the training split.
       test: the whole test split.
-      test_name: the part of the dataset that `test` is, in tfds's words.
+      test_name: the part of the dataset that `test` is, in tfds's notation.
       class_names: one per class, in the order of the labels.
       image_shape: (height, width, channels) of every image.
       validation: training examples held out of `train`, if any.
@@ -54,12 +54,12 @@ class Dataset(NamedTuple):
 
 
 def recipe(name: str) -> Recipe:
-    """The recipe of a dataset; what the paper does not train on is trained as its easier four."""
+    """The recipe of a dataset; one that the paper does not use is trained like its easier four."""
     return RECIPES.get(name, Recipe(name, 40, 0.5, False))
 
 
 def load(name: str, data_dir: str | Path | None = None, image_size: int | None = None) -> Dataset:
-    """Opens a dataset; examples in array_record and in folders are read when its splits are.
+    """Opens a dataset; examples in array_record and in folders are read only when its splits are.
 
     Args:
       name: one of `RECIPES`, "folder:PATH" (see `from_folder`), or the tfds name of any dataset

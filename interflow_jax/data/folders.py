@@ -1,4 +1,4 @@
-"""Datasets out of pictures in folders, a folder per class."""
+"""Datasets from pictures in folders, one folder per class."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,12 +41,13 @@ def from_folder(path: str | Path, image_size: int | None = None) -> Dataset:
     Images are grey if all pictures are.
 
     Args:
-      path: of the folder.
+      path: the path of the folder.
       image_size: height and width to resize to; None for the pictures' own, or 32 if it varies.
 
     Raises:
-      ValueError: for no folder, fewer than two classes, a class without pictures, a class in test
-        that train lacks, or a file that is no picture or is grey with more than 8 bits.
+      ValueError: if there is no such folder, and for fewer than two classes, a class without
+        pictures, a class in test that train lacks, or a file that is not a picture or is grey with
+        more than 8 bits.
     """
     root = Path(path).expanduser()
     if not root.is_dir():
@@ -79,7 +80,7 @@ def from_folder(path: str | Path, image_size: int | None = None) -> Dataset:
 
 
 def _files(folder: Path) -> dict[str, list[Path]]:
-    """The pictures of every class, by name; hidden folders are no classes."""
+    """The pictures of every class, by name; hidden folders are not classes."""
     return {
         place.name: sorted(file for file in place.iterdir() if file.suffix.lower() in ENDINGS)
         for place in sorted(folder.iterdir())
@@ -90,7 +91,7 @@ def _files(folder: Path) -> dict[str, list[Path]]:
 def _shape(files: list[Path], image_size: int | None) -> tuple[int, int, int]:
     sizes, modes = set(), set()
     for file in files:
-        with pictures.opened(file) as picture:  # reads the head of the file alone
+        with pictures.opened(file) as picture:  # reads only the file's header
             sizes.add(picture.size)
             modes.add(picture.mode)
     side = image_size or VARYING_SIZE

@@ -11,9 +11,9 @@ from PIL import Image
 
 @contextlib.contextmanager
 def opened(file: str | Path) -> Iterator[Image.Image]:
-    """Opens a picture; ValueError names the file if that, or decoding in the block, fails.
+    """Opens a picture; if that, or decoding in the block, fails, a ValueError names the file.
 
-    A grey one with more than 8 bits is refused, too; of a coloured one Pillow reads the upper 8.
+    A grey one with more than 8 bits is refused, too; of a coloured one, Pillow reads the upper 8.
     """
     try:
         with Image.open(file) as picture:
@@ -25,9 +25,9 @@ def opened(file: str | Path) -> Iterator[Image.Image]:
         ) from error
 
 
-TRIES = 10  # boxes drawn per picture, of which the first that lies in it is cut out
+TRIES = 10  # boxes drawn per picture, of which the first that lies within it is cut out
 
-# Inception's crops, as everyone draws them: shares of the picture's area, and aspect ratios.
+# Inception's crops, as commonly drawn: shares of the picture's area, and aspect ratios.
 _LEAST_AREA = 0.08
 _LARGEST_RATIO = 4 / 3
 
@@ -76,10 +76,10 @@ def crop_box(size: tuple[int, int], draws: np.ndarray) -> tuple[int, int, int, i
 
     Args:
       size: (width, height) of the picture.
-      draws: [tries, 4], uniform in [0, 1): of area, aspect ratio, left and upper edge.
+      draws: [tries, 4], uniform in [0, 1): for area, aspect ratio, left and upper edge.
 
     Returns:
-      (left, upper, right, lower) of the first try that lies in the picture, else all of it.
+      (left, upper, right, lower) of the first try that lies within the picture, else all of it.
     """
     width, height = size
     for area, ratio, left, upper in draws.tolist():

@@ -13,7 +13,7 @@ PADDING = 4  # zero pixels on every side before the random crop (paper, IV-B)
 
 
 class EpochKeys(NamedTuple):
-    """Keys of an epoch: of the order of its examples, and of what its steps draw."""
+    """Keys of an epoch: for the order of its examples, and for what its steps draw."""
 
     order: Array
     steps: Array
@@ -25,7 +25,7 @@ class Preprocessing(NamedTuple):
     mean: tuple[float, ...]  # of every channel, for pixels in [0, 1]
     deviation: tuple[float, ...]  # standard deviation, likewise
     augment: bool  # training images, by random crops and flips
-    resized_crop: bool = False  # those crops as Inception's, of the pictures that the host reads
+    resized_crop: bool = False  # those crops like Inception's, of the pictures that the host reads
 
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of its training images, as most weights for it expect
@@ -35,7 +35,7 @@ _IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
 def imagenet_preprocessing(
     image_shape: tuple[int, int, int], augment: bool, resized_crop: bool = False
 ) -> Preprocessing:
-    """ImageNet's statistics; raises ValueError for images that have not three channels."""
+    """ImageNet's statistics; raises ValueError for images without exactly three channels."""
     if image_shape[-1] != len(_IMAGENET_MEAN):
         raise ValueError(
             f"ImageNet's mean and deviation are of 3 channels, and the images have "
@@ -56,13 +56,13 @@ def epoch_keys(seed: int, epoch: int) -> EpochKeys:
 
 
 def dropout_key(keys: EpochKeys, step: Array) -> Array:
-    """The key of what a model draws in a step, as `nn.Dropout` does; apart from augmentation's."""
+    """The key for what a model draws in a step, as `nn.Dropout` does; not that of augmentation."""
     # JAX folds 0 and 1 in when it splits a step's key for crops and flips.
     return jax.random.fold_in(jax.random.fold_in(keys.steps, step), 2)
 
 
 def crop_draws(keys: EpochKeys, batch_size: int, step: int) -> np.ndarray:
-    """What decides a step's resized crops, [batch, pictures.TRIES, 4], uniform in [0, 1)."""
+    """The draws behind a step's resized crops, [batch, pictures.TRIES, 4], uniform in [0, 1)."""
     generator = np.random.default_rng([*np.asarray(jax.random.key_data(keys.steps)), step])
     return generator.random((batch_size, pictures.TRIES, 4), np.float32)
 
@@ -73,7 +73,7 @@ def for_training(
     """Augments, if asked to, and normalises a training batch.
 
     Args:
-      images: [batch, height, width, channels], uint8; float32 comes back.
+      images: [batch, height, width, channels], uint8; the result is float32.
       keys: the epoch's.
       step: of the epoch, counted from 0.
     """

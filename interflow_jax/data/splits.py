@@ -15,7 +15,7 @@ _READ_WHOLE = 10**9  # bytes of pixels, more than the paper's datasets have
 _SAMPLE = 2048  # examples
 
 Progress = Callable[[list], Iterable]
-"""Wraps a list that is slow to go through, as `tqdm.tqdm` does."""
+"""Wraps a list that is slow to iterate over, as `tqdm.tqdm` does."""
 
 
 class Split(Protocol):
@@ -28,7 +28,7 @@ class Split(Protocol):
     ) -> tuple[np.ndarray, np.ndarray]:
         """Images [n, height, width, channels], uint8, and labels [n], int32, at `indices` [n].
 
-        With `draws`, [n, pictures.TRIES, 4], of each image a random box (see `pictures.fit`).
+        With `draws`, [n, pictures.TRIES, 4], a random box of each image (see `pictures.fit`).
         """
         ...
 
@@ -102,12 +102,12 @@ def each(draws: np.ndarray | None, examples: Sized) -> Iterable[np.ndarray | Non
 def read(
     split: Split, indices: np.ndarray, draws: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """As `split.read`; raises UnreadableExamplesError with the reason, but MemoryError as it is."""
+    """Like `split.read`; raises UnreadableExamplesError with the reason, but MemoryError as is."""
     try:
         return split.read(indices) if draws is None else split.read(indices, draws)
     except MemoryError:
         raise
-    except Exception as error:  # array_record, tfds and the decoders raise as they like
+    except Exception as error:  # array_record, tfds and the decoders raise errors of any type
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UnreadableExamplesError(reason) from error
 
@@ -115,7 +115,7 @@ def read(
 def take(split: Split, size: int, after: int = 0) -> Split:
     """Keeps `size` examples of the split's fixed permutation, from the one at `after` on.
 
-    It is the same for every seed and size: a smaller subset is part of a larger one.
+    The permutation is the same for every seed and size: a smaller subset is part of a larger one.
     """
     if size < 1 or not 0 <= after <= len(split) - size:
         rest = f", {after} of them taken" if after else ""
@@ -140,9 +140,9 @@ def channel_statistics(
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of every channel over a split, of pixels in [0, 1].
 
-    They come from counts of the 256 levels, so they do not depend on where the split lies; of a
-    split of more than 1 GB from some of its examples, for reading all would take longer than all
-    else of a start.
+    They come from counts of the 256 levels, so they do not depend on where the split is stored; for
+    a split of more than 1 GB, from some of its examples, as reading all would take longer than the
+    rest of the startup.
     """
     height, width, channels = read(split, np.arange(1))[0].shape[1:]
     if len(split) * height * width * channels > _READ_WHOLE:

@@ -82,7 +82,7 @@ def originals(tfds_name: str) -> list[Original]:
     """The files that tfds downloads, if registered; ValueError for an unknown version."""
     try:
         builder = tfds.builder(tfds_name, data_dir="/nonexistent", try_gcs=False)
-    except Exception as error:  # of an unknown version an AssertionError, among others
+    except Exception as error:  # for an unknown version an AssertionError, among others
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"tfds cannot build {tfds_name}: {reason}") from error
     return [
@@ -112,7 +112,7 @@ def _reach(url: str) -> None:
     try:
         urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=30).close()
     except urllib.error.HTTPError:
-        pass  # the server is there; tfds says better what it does not give
+        pass  # the server is there; tfds explains better what it refuses
     except OSError as error:
         raise PreparationError(f"{url} cannot be reached: {error}") from error
 
@@ -152,7 +152,7 @@ def open_prepared(
 
 def _open_split(folder: Path, builder: Any, split: str, shape: tuple[int, int, int]) -> Split:
     if builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD:
-        # Pillow decodes to the picture of which boxes are cut; tfds would decode to an array.
+        # Pillow decodes to a picture, from which boxes are cut; tfds would decode to an array.
         encoded = {"image": tfds.decode.SkipDecoding()}
         return RecordSplit(builder.as_data_source(split=split, decoders=encoded), shape)
     prepared_at = (folder / "dataset_info.json").stat().st_mtime_ns

@@ -3,7 +3,7 @@
     python -m interflow_jax.data.with_tensorflow prepare NAME DATA_DIR DOWNLOAD_DIR
     python -m interflow_jax.data.with_tensorflow decode FOLDER SPLIT HEIGHT WIDTH CHANNELS TARGET
 
-Progress goes to standard error. A failure is the last line on standard output, exit status 1.
+Progress goes to standard error. A failure is the last line on standard output, with exit status 1.
 """
 
 import os
@@ -30,7 +30,7 @@ def decode(folder: str, split: str, height: str, width: str, channels: str, targ
     builder: Any = tfds.builder_from_directory(folder)
     shape = (int(height), int(width), int(channels))
     count = builder.info.splits[split].num_examples
-    # One file after the other, so that the order is that of an array_record folder.
+    # One file after another, so that the order is that of an array_record folder.
     config = tfds.ReadConfig(interleave_cycle_length=1)
     examples = builder.as_dataset(split=split, shuffle_files=False, read_config=config)
     with tempfile.TemporaryDirectory(dir=Path(target).parent) as draft:
@@ -46,12 +46,12 @@ def decode(folder: str, split: str, height: str, width: str, channels: str, targ
         try:
             arrays.rename(target)
         except OSError:
-            if not Path(target).exists():  # else another process was the faster one
+            if not Path(target).exists():  # else another process was faster
                 raise
 
 
 def _import_tensorflow_quietly() -> None:
-    """TensorFlow greets on standard error, below Python's reach, before it can be told not to."""
+    """Mutes TensorFlow's greeting on stderr, printed below Python before it can be disabled."""
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     sys.stderr.flush()
     stderr = os.dup(2)

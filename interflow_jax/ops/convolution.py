@@ -5,7 +5,7 @@ each; GPU and TPU always get `lax.conv_general_dilated`. All times: results/conv
 
 - `_sum_over_taps`, for the smallest maps: products that skip the padding (XLA's convolution is up
   to seventy times slower there); `_dense`, with fewer channels: one product for all pixels;
-- `_multiples`, for few input channels, as images have: no product of matrices, half to an eighth of
+- `_multiples`, for few input channels, as images have: no matrix product, half to an eighth of
   XLA's time;
 - `_winograd`, for many channels: F(4x4, 3x3), 36 products in place of 144. At 64 channels, 32x32,
   it saves nothing in a whole step; at 16 its transforms take 2 to 3 times XLA's time;
@@ -13,7 +13,7 @@ each; GPU and TPU always get `lax.conv_general_dilated`. All times: results/conv
 - `_xla` elsewhere, best through Eigen (`cpu_compiler_options`): YNNPACK, its default, takes two to
   three times as long for kernel gradients.
 
-To delete this file's CPU paths, the day XLA is faster, let `conv3x3` return `_xla`.
+To delete this file's CPU paths once XLA is faster, let `conv3x3` return `_xla`.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ from jax import Array, lax
 # Channels, of input and of output, from which fewer products are worth more operations.
 _MANY_CHANNELS = 128
 # Input channels (at stride 2: half as many) up to which a product has too little to do for its
-# cost, and the most products of input and output channels for which adding multiples is the faster.
+# cost, and the largest product of input and output channels for which adding multiples is faster.
 _FEW_CHANNELS = 8
 _FEW_MULTIPLES = 256
 # Height and width up to which a map is mostly border.
@@ -115,7 +115,7 @@ conv3x3.defvjp(_forward, _backward)
 
 
 def _choice(x: Array, kernel: Array, stride: int) -> Callable[..., Array]:
-    """The path on CPU, by the sizes alone."""
+    """The path on CPU, by sizes alone."""
     channels_in, channels_out = kernel.shape[2:]
     size = _output_size(max(x.shape[1:3]), stride)
     many_channels = min(channels_in, channels_out) >= _MANY_CHANNELS
@@ -142,7 +142,7 @@ def _xla(x: Array, kernel: Array, stride: int) -> Array:
 
 
 def _sum_over_taps(x: Array, kernel: Array, stride: int) -> Array:
-    """Sums, over taps, each one's product with its pixels: at 2x2, 16 of 36 are no padding."""
+    """Sums, over taps, each one's product with its pixels: at 2x2, 16 of 36 are not padding."""
     batch, height, width, _ = x.shape
     dtype, x, kernel = x.dtype, x.astype(jnp.float32), kernel.astype(jnp.float32)
     shape = batch, _output_size(height, stride), _output_size(width, stride), kernel.shape[-1]
@@ -182,7 +182,7 @@ def _multiples(x: Array, kernel: Array, stride: int) -> Array:
     for i, j, channel in np.ndindex(kernel.shape[:3]):
         pixels = padded[..., channel : channel + 1]
         # Sliced after the product: XLA takes the middle of a padded map from the map itself, and
-        # where that is a sum of multiples too, computes it anew for each channel.
+        # where that is a sum of multiples too, recomputes it for each channel.
         products = pixels * kernel[i : i + 1, j : j + 1, channel : channel + 1]
         last = (batch, i + rows, j + columns, products.shape[-1])
         terms.append(lax.slice(products, (0, i, j, 0), last, (1, stride, stride, 1)))
@@ -196,17 +196,17 @@ def _multiples(x: Array, kernel: Array, stride: int) -> Array:
 def _in_order(kernel: Array) -> Array:
     """The same kernel by a product with the identity, which XLA does not fuse.
 
-    A mere transposition would join the loop of `_multiples`, which then takes four times as long.
+    A plain transposition would join the loop of `_multiples`, which then takes four times as long.
     """
     identity = jnp.eye(kernel.shape[2], dtype=kernel.dtype)
     return jnp.einsum("ijcd,ce->ijed", kernel, identity, precision="highest")
 
 
 def _input_gradient_by_phases(kernel: Array, gradient: Array, height: int, width: int) -> Array:
-    """The input's gradient for stride 2, where XLA convolves a gradient three quarters zeros.
+    """The input's gradient for stride 2, where XLA convolves a gradient that is 3/4 zeros.
 
-    Even rows of the input meet the kernel's middle row alone, odd ones the other two. So do the
-    columns, which become channels here.
+    Even rows of the input meet only the kernel's middle row, odd ones the other two. The same holds
+    for the columns, which become channels here.
     """
     batch, rows, columns, _ = gradient.shape
 
@@ -266,8 +266,8 @@ def _toom_cook(outputs: int, taps: int, points: tuple[float, ...]) -> _Tile:
 
 
 _OUTPUTS = 4
-# At these points the error (float32, root mean square, of the outputs' own) is 7e-7; at the usual
-# 0, 1, -1, 2, -2 it is 14e-7. A plain sum has 1e-7.
+# At these points the error (float32, root mean square, relative to the outputs') is 7e-7; at the
+# usual 0, 1, -1, 2, -2 it is 14e-7. A plain sum has 1e-7.
 _TILE = _toom_cook(_OUTPUTS, 3, (0, 3 / 4, -3 / 4, 3 / 2, -3 / 2))
 
 
@@ -324,12 +324,12 @@ def _tiles(x: Array, matrix: np.ndarray, before: int) -> Array:
 
 
 def _transform(matrix: np.ndarray, parts: list[Array]) -> Array:
-    """Multiplies a constant matrix with arrays: one array a row, stacked along a new first axis."""
+    """Multiplies arrays by a constant matrix: one array per row, stacked along a new first axis."""
     return jnp.stack([_combine(weights, parts) for weights in matrix])
 
 
 def _combine(weights: np.ndarray, parts: list[Array]) -> Array:
-    """The weighted sum, without the parts whose weight is zero (but for rounding)."""
+    """The weighted sum, without the parts whose weight is zero (up to rounding)."""
     terms = [
         np.float32(weight) * part
         for weight, part in zip(weights, parts, strict=True)

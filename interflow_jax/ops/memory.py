@@ -1,4 +1,4 @@
-"""Memory of the host kept between steps, in large pages: on CPU, part of every step's time."""
+"""Keeps the host's memory between steps, in large pages: on CPU, part of every step's time."""
 
 import ctypes
 import mmap
@@ -14,21 +14,20 @@ _M_ARENA_MAX = -8
 _NEVER = -1
 _RESERVED_BYTES = 2**31 - 2**21  # address space, not memory; the largest int of whole large pages
 _COMPILATION = "/jax/core/compile/backend_compile_duration"
-_LONG_SECONDS = 0.5  # compilations from which on there is something to give back
+_LONG_SECONDS = 0.5  # compilations longer than this leave something to give back
 
 
 def keep_freed_memory() -> bool:
     """Lets this process reuse what it frees, and asks for large pages for it.
 
-    XLA's CPU runtime allocates the temporaries of a step anew for every step. By default glibc
-    returns such blocks to the system at once, so that every step first faults in hundreds of
-    megabytes, page by page. Call this once, before the first array exists. It changes the whole
-    process (only what compilations freed goes back to the system: hundreds of megabytes in pieces,
-    between which a step's temporaries would not fit), so the library never calls it by itself; the
-    commands do.
+    XLA's CPU runtime allocates a step's temporaries anew in every step. By default glibc returns
+    such blocks to the system at once, so that every step first faults in hundreds of megabytes,
+    page by page. Call this once, before the first array exists. It changes the whole process (only
+    what compilations freed goes back to the system: hundreds of megabytes in pieces, between which
+    a step's temporaries would not fit), so the library never calls it by itself; the commands do.
 
     Returns:
-      Whether it could: on Linux with glibc only.
+      Whether it succeeded: on Linux with glibc only.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -16,7 +16,7 @@ class BatchNormRelu(nn.Module):
     """`nn.relu(nn.BatchNorm(momentum=0.9, epsilon=1e-5)(x))`, with the same variables.
 
     Attributes:
-      dtype: of the result; parameters, statistics and the computation are float32.
+      dtype: the dtype of the result; parameters, statistics and the computation are float32.
     """
 
     dtype: Any = jnp.float32
