@@ -27,7 +27,7 @@ figures beside the paper's, table by table, each with the protocol of its runs a
 A method is judged at the paper's learning rate and at its own best one.
 """
 
-FIRST = ("best", "rates", "table3")
+FIRST = ("rates", "best", "table3")
 """Tables whose picture may open the page: that of the first one that has any."""
 
 OTHERS = {
