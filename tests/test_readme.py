@@ -140,6 +140,13 @@ def test_what_it_says_of_the_end_of_training_is_what_the_runs_did():
     highest = [moved.pop(name) for name in after if "learning_rate0.1" in name]
     assert max(map(abs, moved.values())) < 1
     assert f"(those at 1e-1 gain {min(highest):.1f} to {max(highest):.1f})" in FINDINGS
+    fashion = [
+        [row["test_accuracy"] for row in run["history"]]
+        for run in map(json.loads, (RESULTS / "runs.jsonl").read_text().splitlines())
+        if (run["dataset"], run["depth"], run["epochs"]) == ("fashion_mnist", 13, 40)
+    ]
+    most = max(abs(each[-1] - each[-5]) for each in fashion)
+    assert f"last four epochs move none by more than {most:.1f}" in FINDINGS
     gains = [
         10 * np.polyfit(range(20), after[run["run"]][28:48], 1)[0]
         for run in runs
