@@ -91,7 +91,7 @@ def _table_6_pictures(results: Results) -> Iterator[Picture]:
     varied = [name for name in NETWORK if len(values[name]) > 1]
     panels = varied or ["dataset"]
     of_paper = "the paper's on cifar10"
-    yield from pictures.by_depth("table6", results, "row", *panels, printed_of=of_paper)
+    yield "table6", *pictures.by_depth(results, "row", *panels, printed_of=of_paper)
     branches = results.branches()
     by_network = branches[branches["method"] == "S1"].groupby(panels, sort=False)
     for names, of_s1 in by_network:

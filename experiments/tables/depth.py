@@ -37,7 +37,7 @@ def _readings(results: Results) -> Iterator[Detail]:
 
 
 def _pictures(results: Results) -> Iterator[Picture]:
-    yield from pictures.by_depth("table1", results, "section", "method")
+    yield "table1", *pictures.by_depth(results, "section", "method")
 
 
 TABLE = Table(

@@ -1,7 +1,7 @@
 """What the pictures of the tables share."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from experiments.runs import charts
@@ -75,12 +76,9 @@ def colors(names: pd.Series) -> dict[str, Any]:
 
 
 def by_depth(
-    name: str, results: Results, line: str, *panels: str, printed_of: str = "the paper's"
-) -> Iterator[Picture]:
-    """Accuracy by depth beside the paper's; for a single depth there is nothing to draw."""
-    depths = sorted({cell.flags.depth for cell in results.cells})
-    if len(depths) == 1:
-        return
+    results: Results, line: str, *panels: str, printed_of: str = "the paper's"
+) -> tuple[str, Figure]:
+    """Accuracy by depth beside the paper's: what the picture shows, and the picture."""
     runs = results.runs.assign(panel=results.runs[list(panels)].agg(", ".join, axis=1))
     grid = lines(runs, "depth", "test_accuracy", line, col="panel", **OVER_SEEDS)
     printed: dict[str, dict[int, float]] = {}
@@ -89,13 +87,13 @@ def by_depth(
             printed.setdefault(getattr(cell, line), {})[cell.flags.depth] = cell.paper
     common = len({str(each) for each in printed.values()}) == 1  # to all lines
     for axes in grid.axes.flat:
-        for drawn, each in printed.items():
-            color = "black" if common else colors(runs[line]).get(drawn)
-            axes.plot(list(each), list(each.values()), "--", color=color)
-        axes.set_xticks(depths)
-    shows = "Test accuracy by number of convolutions, a line each for "
-    shows += f"{', '.join(runs[line].unique())}; dashed, {printed_of}"
-    yield name, f"{shows}; bars are standard deviations over seeds", grid.figure
+        for name, each in printed.items():
+            color = "black" if common else colors(runs[line]).get(name)
+            axes.plot(list(each), list(each.values()), "D--", mfc="none", color=color)
+        axes.set_xticks(sorted({cell.flags.depth for cell in results.cells}))
+    names = ", ".join(runs[line].unique())
+    shows = f"Test accuracy by number of convolutions, a line each for {names}; dashed diamonds, "
+    return f"{shows}{printed_of}; bars are standard deviations over seeds", grid.figure
 
 
 def heatmap(axes: Axes, values: pd.DataFrame, bound: float | None = None) -> None:

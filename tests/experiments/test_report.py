@@ -420,7 +420,7 @@ def test_table_i_says_where_the_accuracy_jumps(tmp_path):
         ),
         (
             *("6", {"Normal": [10, 11], "S1": [60, 61]}),
-            *({"depth": (60,)}, ["table6-branches", "table6-learning"]),
+            *({"depth": (60,)}, ["table6", "table6-branches", "table6-learning"]),
         ),
         ("7", S1_AND_S3, {}, ["table7"]),
         ("7", {}, {}, []),

@@ -41,7 +41,7 @@ PICTURES = {
     "3": ["table3"],
     "4": ["figure4"],
     "5": ["table5"],
-    "6": ["table6-branches"],
+    "6": ["table6", "table6-branches"],
     "7": ["table7"],
     "branches": ["branches"],
     "longer": ["longer", "longer-by-epoch"],
