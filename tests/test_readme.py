@@ -14,6 +14,7 @@ import interflow_jax as ij
 from experiments.cli.configuration import Configuration, parse
 from experiments.sweep.planning import plan
 from experiments.sweep.record import Record
+from experiments.tables.gradients import relative_steps
 from experiments.tables.weights import at_start
 from experiments.timing import report
 from interflow_jax.optimizer import LEARNING_RATE
@@ -120,9 +121,10 @@ INTERVAL = r"[+-]\d+\.\d\d \([+-]\d+\.\d\d to [+-]\d+\.\d\d\)"
         INTERVAL,
         r"\d+\.\d\d ± \d+\.\d\d",
         rf"{INTERVAL}(?:, \d+ pairs?)?, (?:ahead|behind|equal|undecided)\b",
+        r"[+-]\d+\.\d\d, (?:ahead|behind|equal|undecided)\b",
         r"(?<![\d.+-])\d\d\.\d\d(?!\d)",
     ],
-    ids=["difference", "mean", "verdict", "accuracy"],
+    ids=["difference", "mean", "verdict", "verdict of one seed", "accuracy"],
 )
 def test_its_findings_are_those_of_the_tables(figure):
     """Every figure of the kind stands in some table, a verdict right behind its interval."""
@@ -133,7 +135,7 @@ def test_its_findings_are_those_of_the_tables(figure):
 
 def test_what_it_says_of_the_end_of_training_is_what_the_runs_did():
     """That accuracy still rose before the rate dropped, and hardly moves afterwards."""
-    lines = map(json.loads, (RESULTS / "runs.jsonl").read_text().splitlines())
+    lines = [json.loads(line) for line in (RESULTS / "runs.jsonl").read_text().splitlines()]
     runs = [run for run in lines if run["epochs"] == 60 and run.get("backbone", "vgg") == "vgg"]
     after = {run["run"]: [row["test_accuracy"] for row in run["history"]] for run in runs}
     moved = {name: each[-1] - each[-7] for name, each in after.items()}
@@ -142,7 +144,7 @@ def test_what_it_says_of_the_end_of_training_is_what_the_runs_did():
     assert f"(those at 1e-1 gain {min(highest):.1f} to {max(highest):.1f})" in FINDINGS
     fashion = [
         [row["test_accuracy"] for row in run["history"]]
-        for run in map(json.loads, (RESULTS / "runs.jsonl").read_text().splitlines())
+        for run in lines
         if (run["dataset"], run["depth"], run["epochs"]) == ("fashion_mnist", 13, 40)
     ]
     most = max(abs(each[-1] - each[-5]) for each in fashion)
@@ -170,6 +172,27 @@ def test_what_it_says_of_deep_networks_epochs_is_what_the_runs_did():
             moved[run["method"]] = max(moved.get(run["method"], 0), *np.abs(np.diff(after)))
     says = f"by up to {moved['S1']:.0f} points with S1 and {moved['Normal']:.0f} without"
     assert says in FINDINGS
+
+
+def test_what_it_says_of_deep_networks_steps_is_what_was_measured():
+    networks = json.loads((RESULTS / "gradients.json").read_text())["networks"]
+    normal, s1 = (relative_steps(each)[:, 0, 0] for each in networks)  # of the first kernel
+    factors = s1 / normal
+    says = (
+        f"the first kernel by {normal[0]:.2f} times its norm, with S1 by {s1[0]:.2f} times; "
+        f"after one epoch S1 moves it {factors[1]:.1f} times as far as Normal does, "
+        f"after twelve {factors[2]:.1f} times"
+    )
+    assert says in FINDINGS
+
+
+def test_what_it_says_of_deep_networks_weights_is_what_the_run_has():
+    (table,) = json.loads((RESULTS / "table6.json").read_text())["weights"]
+    _, start, learned = ([*row.values()][1:] for row in table["rows"])
+    assert max(learned, key=abs) == learned[-1]
+    kept = (np.sign(start) == np.sign(learned)).sum()
+    says = f"the last, {learned[-1]:.2f}, the first {learned[0]:.2f}, and {kept} of {len(start)}"
+    assert f"with `append`, one seed, {says} signs" in FINDINGS
 
 
 def test_what_it_says_of_the_weights_signs_is_what_the_runs_have():

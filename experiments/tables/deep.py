@@ -17,6 +17,7 @@ from experiments.tables.weights import at_start
 
 BASELINE_DEPTH = 60  # of Table VI: the depth at which the paper's plain network fails
 DEEPEST = 100
+PAPER_DATASET = "cifar10"  # of Table VI
 NETWORK = ("dataset", "layout")
 """What networks of the same depth differ by; a picture has one of each."""
 
@@ -52,7 +53,7 @@ def _weights(results: Results) -> Iterator[Detail]:
         printed = paper.table("6")["cells"].get(str(cell.flags.depth), {})
         weights = {}
         if printed.get("branches") == len(branches):
-            weights["paper (cifar10)"] = [printed[branch] for branch in branches]
+            weights[f"paper ({PAPER_DATASET})"] = [printed[branch] for branch in branches]
         for seed, drawn, learned in zip(runs["seed"], start, runs["weights"], strict=True):
             weights |= {f"seed {seed}, at the start": drawn, f"seed {seed}, learned": learned}
         rows = [
@@ -90,7 +91,7 @@ def _table_6_pictures(results: Results) -> Iterator[Picture]:
     values = {name: {vars(cell.flags)[name] for cell in results.cells} for name in NETWORK}
     varied = [name for name in NETWORK if len(values[name]) > 1]
     panels = varied or ["dataset"]
-    of_paper = "the paper's on cifar10"
+    of_paper = f"the paper's on {PAPER_DATASET}"
     yield "table6", *pictures.by_depth(results, "row", *panels, printed_of=of_paper)
     branches = results.branches()
     by_network = branches[branches["method"] == "S1"].groupby(panels, sort=False)
@@ -150,14 +151,14 @@ TABLES = (
         seeds=3,
         may_fail=True,
         axes={
-            "dataset": ("cifar10",),
+            "dataset": (PAPER_DATASET,),
             "depth": tuple(range(40, DEEPEST + 1, 10)),
             "layout": ("spread",),
             "method": ("Normal", "S1", "Aux", "DSN"),
         },
         sections=("dataset", "depth"),
         paper=_paper,
-        paper_dataset="cifar10",
+        paper_dataset=PAPER_DATASET,
         omit=lambda flags: flags.method in ij.BASELINES and flags.depth != BASELINE_DEPTH,
         details=_table_6_details,
         pictures=_table_6_pictures,
