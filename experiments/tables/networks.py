@@ -53,7 +53,7 @@ def _details(results: Results) -> Iterator[Detail]:
 
 
 def _rates_of(flags: Configuration) -> tuple[float, ...]:
-    return {network[0]: each for network, each in _RATES.items()}.get(flags.backbone, ())
+    return next((each for network, each in _RATES.items() if network[0] == flags.backbone), ())
 
 
 TABLE = Table(
