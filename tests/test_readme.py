@@ -194,7 +194,7 @@ def test_what_it_says_of_deep_networks_weights_is_what_the_runs_have():
     last, first = ("{:.2f}, {:.2f} and {:.2f}".format(*np.abs(learned[:, i])) for i in (-1, 0))
     kept = (np.sign(start) == np.sign(learned)).sum()
     says = f"the last in each, {last}, the first has {first}, and {kept} of {start.size} signs"
-    assert f"with `append`, three seeds, it is {says} are the start's" in FINDINGS
+    assert f"in those runs of S1 the largest is {says} are the start's" in FINDINGS
 
 
 def test_what_it_says_of_the_weights_signs_is_what_the_runs_have():
