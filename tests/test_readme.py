@@ -109,7 +109,8 @@ def test_its_benchmarks_are_those_of_the_files():
     assert not list(rows)
 
 
-FINDINGS = " ".join((RESULTS / "README.md").read_text().split())  # figures are wrapped, too
+RAW_FINDINGS = (RESULTS / "README.md").read_text()
+FINDINGS = " ".join(RAW_FINDINGS.split())  # figures are wrapped, too
 REPORTS = (*RESULTS.glob("*.md"), *RESULTS.glob("exits-*/*.md"))
 TABLES = "\n".join(file.read_text() for file in REPORTS if file.name != "README.md")
 INTERVAL = r"[+-]\d+\.\d\d \([+-]\d+\.\d\d to [+-]\d+\.\d\d\)"
@@ -131,6 +132,21 @@ def test_its_findings_are_those_of_the_tables(figure):
     found = set(re.findall(figure, FINDINGS)) | set(re.findall(figure, " ".join(README.split())))
     assert found
     assert found <= set(re.findall(figure, TABLES))
+
+
+def test_its_verdict_on_a_claim_is_that_of_the_differences_it_names():
+    """Confirmed: all are ahead; not settled, behind: at least one is undecided, behind."""
+    table = re.findall(r"^\| (.+?) \| \*\*(.+?)\*\* \| (.*)\|$", RAW_FINDINGS, re.MULTILINE)
+    assert len(table) == 11
+    for claim, verdict, by in table:
+        found = set(re.findall(r"(?<=, )(?:ahead|behind|equal|undecided)\b", by))
+        if "not settled" in verdict:
+            assert "undecided" in found, claim
+        if "behind" in verdict:
+            assert "behind" in found, claim
+        if re.search(r"(?<!not )confirmed", verdict):
+            assert found == {"ahead"}, claim
+        assert bool(by) != ("not trained" in verdict), claim
 
 
 def test_what_it_says_of_the_end_of_training_is_what_the_runs_did():
