@@ -149,6 +149,19 @@ def test_its_verdict_on_a_claim_is_that_of_the_differences_it_names():
         assert bool(by) != ("not trained" in verdict), claim
 
 
+def test_what_it_says_of_fixed_weights_and_deep_supervision_is_what_the_cells_have():
+    mean: dict[float, dict[str, float]] = {}  # by rate and method, on CIFAR-10
+    for cell in json.loads((RESULTS / "rates.json").read_text())["cells"]:
+        if cell["dataset"] == "cifar10" and cell["mean"] is not None:
+            mean.setdefault(cell["learning_rate"], {})[cell["row"]] = cell["mean"]
+    assert len(mean) == 5
+    assert "At no rate have learned weights (S1) more than fixed ones (S0)." in README
+    assert all(each["S1"] <= each["S0"] for each in mean.values())
+    assert "At 1e-3 and 3e-3 DSN stands out" in " ".join(README.split())
+    highest = [rate for rate, each in mean.items() if max(each, key=each.__getitem__)[:3] == "DSN"]
+    assert sorted(highest) == [1e-3, 3e-3]
+
+
 def test_what_it_says_of_the_end_of_training_is_what_the_runs_did():
     """That accuracy still rose before the rate dropped, and hardly moves afterwards."""
     lines = [json.loads(line) for line in (RESULTS / "runs.jsonl").read_text().splitlines()]
