@@ -3,7 +3,6 @@
 python -m experiments.benchmark
 """
 
-import argparse
 import importlib.metadata
 import importlib.util
 import json
@@ -12,18 +11,15 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-import jax
-from jax.sharding import Mesh
-
-from experiments.cli import configuration
-from experiments.runs.files import writable
-from experiments.runs.machine import device
-from experiments.timing import convolutions, reading, tpu
+from experiments.timing import convolutions
 from experiments.timing import report as timing_report
 from experiments.timing.contenders import TORCH, Network, epoch, flax, ours, product
 from experiments.timing.turns import measure
+from interflow_jax.cli.files import writable
+from interflow_jax.cli.flags import Parser
+from interflow_jax.cli.machine import device
 from interflow_jax.ops import memory
-from interflow_jax.training import BATCH_SIZE
+from interflow_jax.steps import BATCH_SIZE
 
 NETWORKS = {
     "width1": Network("S1", 13, 1.0, (32, 32, 3), BATCH_SIZE),
@@ -53,24 +49,14 @@ def main(arguments: list[str] | None = None) -> int:
             parser.error(f"--networks={name}: choose from {', '.join(NETWORKS)}")
     if flags.turns < 1:
         parser.error(f"--turns={flags.turns}: choose a number above 0")
-    if sum(map(bool, (flags.convolutions, flags.reading, flags.tpu))) > 1:
-        parser.error("--convolutions, --reading and --tpu: give one of them")
     out = Path(flags.out)
-    meshes = {}
     try:
-        if flags.tpu:
-            jax.config.update("jax_platforms", "cpu")  # for all but the compilation
-            meshes = {topology: tpu.mesh_of(topology) for topology in flags.tpu}
         writable(out)
     except ValueError as error:
         parser.error(str(error))
 
     packages = ["jax", "jaxlib"]
-    if flags.tpu:
-        packages += ["flax", "optax", "libtpu"]
-    elif flags.reading:
-        packages += ["numpy", "Pillow", *(["torch"] * PYTORCH)]
-    elif not flags.convolutions:
+    if not flags.convolutions:
         packages += ["flax", "optax", *(["torch"] * PYTORCH)]
     report: dict[str, Any] = {
         "command": " ".join(["python -m experiments.benchmark", *arguments]),
@@ -79,10 +65,6 @@ def main(arguments: list[str] | None = None) -> int:
     }
     if flags.convolutions:
         _convolutions(report, out)
-    elif flags.reading:
-        _reading(report, out)
-    elif flags.tpu:
-        _tpu(report, meshes, out)
     else:
         _networks(report | {"turns": flags.turns}, names, flags.profile, out)
     return 0
@@ -96,26 +78,6 @@ def _convolutions(report: dict[str, Any], out: Path) -> None:
         report["rows"].append(convolutions.measure(size))
         print(convolutions.table_row(report["rows"][-1]), flush=True)
         _write(out / "convolutions", report, convolutions.markdown(report))
-
-
-def _reading(report: dict[str, Any], out: Path) -> None:
-    report["rows"] = []
-    print(reading.HEAD, flush=True)
-    for row in reading.measure(PYTORCH):
-        report["rows"].append(row)
-        print(reading.table_row(row), flush=True)
-    _write(out / "reading", report, reading.markdown(report))
-
-
-def _tpu(report: dict[str, Any], meshes: dict[str, Mesh], out: Path) -> None:
-    report |= {"network": str(NETWORKS["width1"]), "rows": []}
-    print(tpu.HEAD, flush=True)
-    for topology, mesh in meshes.items():
-        for dtype, images in tpu.CASES:
-            network = NETWORKS["width1"]._replace(batch_size=images, dtype=dtype)
-            report["rows"].append(tpu.measure(network, topology, mesh))
-            print(tpu.table_row(report["rows"][-1]), flush=True)
-            _write(out / "tpu", report, tpu.markdown(report))
 
 
 def _networks(report: dict[str, Any], names: list[str], profile: str | None, out: Path) -> None:
@@ -139,8 +101,8 @@ def _write(path: Path, report: dict[str, Any], text: str) -> None:
     path.with_suffix(".md").write_text(text)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = configuration.parser(
+def _parser() -> Parser:
+    parser = Parser(
         "benchmark",
         "Times training steps: ours, the same network in plain Flax, and in PyTorch (eager,\n"
         "channels last, compiled) where it is installed (pip install '.[benchmark]'). Each has\n"
@@ -149,17 +111,12 @@ def _parser() -> argparse.ArgumentParser:
         "Writes OUT/benchmark.json and OUT/benchmark.md after every network.\n\n"
         "With --convolutions, times the forward pass and both gradients of ij.conv3x3 against\n"
         "XLA's convolution in place of networks, at the sizes below, in about three minutes, and\n"
-        "writes OUT/convolutions.json and OUT/convolutions.md.\n\n"
-        "With --reading, reads JPEGs at random boxes from one and two threads, and by PyTorch's\n"
-        "DataLoader from as many processes, in a few minutes, and\n"
-        "writes OUT/reading.json and OUT/reading.md.\n\n"
-        "With --tpu, compiles our step for TPUs that are not here (pip install 'jax[tpu]'), width\n"
-        "1, in float32 and bfloat16, with 64 and 1,024 images per chip: compile time, memory,\n"
-        "operations, collectives; some five minutes per row. Writes OUT/tpu.json and OUT/tpu.md.",
+        "writes OUT/convolutions.json and OUT/convolutions.md.",
         "networks:\n"
         + "\n".join(f"  {name:<14}{network}" for name, network in NETWORKS.items())
         + "\n\nsizes of --convolutions, as channels@map/stride:\n"
         + textwrap.indent(textwrap.fill(", ".join(map(str, convolutions.SIZES)), 80), "  "),
+        prefix="python -m experiments.",
     )
     parser.add_argument("--networks", default=",".join(NETWORKS), help="default: all, as a,b,c")
     parser.add_argument("--turns", type=int, default=7, help="of each contender (default: 7)")
@@ -168,9 +125,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--profile", metavar="DIR", help=trace_help)
     in_place = "time convolutions in place of networks"
     parser.add_argument("--convolutions", action="store_true", help=in_place)
-    parser.add_argument("--reading", action="store_true", help="time reading pictures instead")
-    topologies = "compile for TPU topologies in place of timing, as v5e:2x2,v5e:16x16"
-    parser.add_argument("--tpu", type=configuration.names, metavar="TOPOLOGIES", help=topologies)
     return parser
 
 

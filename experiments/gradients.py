@@ -6,20 +6,17 @@ python -m experiments.gradients
 import json
 import shlex
 import sys
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
-
-from experiments.cli import configuration
-from experiments.cli.configuration import HOSTS, Configuration, integers, names
-from experiments.runs.files import write_whole
-from experiments.sweep import work
-from experiments.sweep.planning import plan
-from experiments.sweep.record import Record
+from experiments.sweep import commands, work
 from experiments.tables import gradients, pictures, presets
-from experiments.tables.report import protocol
+from interflow_jax.cli import charts
+from interflow_jax.cli.config import as_flag
+from interflow_jax.cli.files import write_whole
+from interflow_jax.cli.flags import Parser, add_config, integers, names
+from interflow_jax.cli.folder import RunFolder
+from interflow_jax.cli.machine import versions_line
+from interflow_jax.cli.main import guarded
 from interflow_jax.ops import memory
 
 
@@ -27,13 +24,69 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
     command = shlex.join(["python", "-m", "experiments.gradients", *arguments])
-    parser = configuration.parser(
+    return guarded("gradients", command, lambda: _body(arguments, command))
+
+
+def _body(arguments: list[str], command: str) -> int:
+    flags = vars(_parser().parse_args(arguments))
+    depths, methods, seeds, name = map(flags.pop, ("depths", "methods", "seeds", "name"))
+    epochs = sorted(flags.pop("epochs"))
+    base = Path(flags.pop("out")) / pictures.stem("gradients", name or "")
+    preset, dataset = flags.pop("preset"), flags.pop("dataset")
+    # Without a learning rate drop, a shorter run is the beginning of a longer one.
+    first = presets.base(preset, dataset, **{"drop_after": 1.0} | flags)
+    groups = [
+        [
+            [
+                commands.placed(
+                    first.replace(method=method, depth=depth, epochs=count, seed=seed),
+                    base / "runs",
+                )
+                for seed in seeds
+            ]
+            for count in epochs
+        ]
+        for depth in depths
+        for method in methods
+    ]
+    runs = [run for group in groups for by_seed in group for run in by_seed]
+    folders = [RunFolder(run.folder()) for run in runs]
+    bare = [each for each in folders if each.is_finished() and not each.has_checkpoints()]
+    if bare:
+        raise ValueError(
+            f"{len(bare)} finished run(s) without the parameters that they trained, as "
+            f"{bare[0].path}: move {base} away to train them anew, or give a --name"
+        )
+    if work.carry_out("Gradients by layer", runs, base):
+        return 1
+    result = folders[0].result() or {}
+    values = first.changes().items()
+    protocol = " ".join(f"--{name}={as_flag(value)}" for name, value in values)
+    report = {
+        "command": command,
+        "name": name,
+        "dataset": dataset,
+        "protocol": f"{protocol}. {result['device']}. {versions_line(result['versions'])}",
+        "networks": [gradients.measure(group) for group in groups],
+    }
+    write_whole(Path(f"{base}.json"), json.dumps(report, indent=1) + "\n")
+    figure, shows = gradients.picture(report)
+    charts.save(figure, Path(f"{base}.png"))
+    text = gradients.text(report, {"file": f"{base.name}.png", "shows": shows})
+    write_whole(Path(f"{base}.md"), text)
+    print(text)
+    return 0
+
+
+def _parser() -> Parser:
+    parser = Parser(
         "gradients",
         "Trains networks at their first learning rate and reports, for every convolution, the\n"
         "norm of the gradient of the loss that it minimises, and by which part of its own norm a\n"
         "step without momentum moves the kernel: at initialisation and after so many epochs, mean\n"
         f"over up to {gradients.BATCHES} batches, by seed. Writes OUT/gradients.md, .json and\n"
         ".png, of runs in OUT/gradients. Finished runs are skipped.",
+        prefix="python -m experiments.",
     )
     add = parser.add_argument
     for flag, parse, default in (
@@ -46,60 +99,13 @@ def main(arguments: list[str] | None = None) -> int:
         add(flag, type=parse, default=parse(default), help=f"default: {default}")
     about = "but for its epochs (default: end)"
     add("--preset", default="end", choices=presets.PRESETS, help=about)
-    add("--out", default="results", help="folder of the report (default: results)")
+    add("--out", default="runs", help="folder of the report (default: runs)")
     add("--name", help="of a record beside the first: OUT/gradients-NAME.md, ...")
-    group = parser.add_argument_group("flags of experiments.run, in place of the preset's values")
     # Always the paper's network, from its own initial parameters.
-    decided = ("method", "dataset", "seed", "seeds", "depth", "epochs", "out", *HOSTS)
+    decided = ("method", "dataset", "seed", "seeds", "depth", "epochs", "out", "list_layers")
     decided += ("backbone", "backbone_options", "pretrained", "frozen", "pool")
-    configuration.add_flags(group, decided, presets.DECIDED | {"drop_after": "1.0, no drop"})
-    flags = vars(parser.parse_args(arguments))
-    depths, methods, seeds, name = map(flags.pop, ("depths", "methods", "seeds", "name"))
-    epochs = sorted(flags.pop("epochs"))
-    base = Path(flags.pop("out")) / pictures.stem("gradients", name or "")
-    # Without a learning rate drop, a shorter run is the beginning of a longer one.
-    values: dict[str, Any] = presets.flags(flags.pop("preset"), flags["dataset"])
-    values |= {"drop_after": 1.0} | flags
-
-    def body() -> int:
-        networks = [
-            Configuration(**values | {"method": method, "depth": depth})
-            for depth in depths
-            for method in methods
-        ]
-        groups = [
-            [
-                [plan(replace(network, epochs=each, seed=seed), base / "runs") for seed in seeds]
-                for each in epochs
-            ]
-            for network in networks
-        ]
-        runs = [run for group in groups for by_seed in group for run in by_seed]
-        record = Record(base)
-        bare = [run for run in record.finished(runs) if not run.folder.has_checkpoints()]
-        if bare:
-            raise ValueError(
-                f"{len(bare)} finished run(s) without the parameters that they trained, as "
-                f"{bare[0].folder.path}: delete {base} to train them anew, or give a --name"
-            )
-        if work.carry_out("Gradients by layer", runs, record, base):
-            return 1
-        results = pd.DataFrame([record.result(run) for run in runs])
-        report = {
-            "command": command,
-            "name": name,
-            "dataset": flags["dataset"],
-            "protocol": protocol([run.flags for run in runs], results),
-            "networks": [gradients.measure(group) for group in groups],
-        }
-        write_whole(Path(f"{base}.json"), json.dumps(report, indent=1) + "\n")
-        (shown,) = pictures.save(gradients.picture(base.name, report), base.parent)
-        text = gradients.text(report, shown)
-        write_whole(Path(f"{base}.md"), text)
-        print(text)
-        return 0
-
-    return work.exit_status("gradients", command, body)
+    add_config(parser, decided, "the preset's, and no drop of the learning rate", hosts=False)
+    return parser
 
 
 if __name__ == "__main__":

@@ -4,106 +4,113 @@ python -m experiments.reproduce --table=3 --datasets=cifar10 --methods=Normal,S3
 """
 
 import argparse
-import json
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
-import interflow_jax as ij
-from experiments.cli import configuration
-from experiments.cli.configuration import HOSTS, integers, names, numbers
-from experiments.runs.files import writable
-from experiments.runs.stopping import StoppedError
-from experiments.sweep import time_left, work
-from experiments.sweep.record import Record
-from experiments.tables import frame, presets, report, study
-from experiments.tables.index import TABLES
-from experiments.tables.methods import table_2
-from experiments.tables.table import Choice, Table
-from interflow_jax.ops import memory
+from experiments.sweep import record, time_left, work
+from experiments.tables import plan, presets, report, runs
+from experiments.tables.table3 import table_2
+from interflow_jax.cli.config import RunConfig, fields
+from interflow_jax.cli.files import writable
+from interflow_jax.cli.flags import Parser, add_config, integers, names
+from interflow_jax.cli.main import guarded
+from interflow_jax.cli.stopping import StoppedError
+from interflow_jax.ops.memory import keep_freed_memory
 
-AXES = {
-    "datasets": ("dataset", names, "a,b,c"),
-    "methods": ("method", names, "a,b,c"),
-    "depths": ("depth", integers, "7,9,11"),
-    "layouts": ("layout", names, "spread,append"),
-    "learning_rates": ("learning_rate", numbers, "1e-3,1e-2"),
-    "candidates": (study.CANDIDATE, study.candidates, "WIDTHxEXAMPLESxEPOCHS,..."),
-}
-"""Flags that give a table's axes: the axis, how its values are read, and their form in words."""
-
-DECIDED = ("method", "dataset", "seed", "seeds", "depth", "out", *HOSTS)
-"""Flags of the main command that the tables decide, or that a sweep has no use for."""
-
-DECIDED_BY_SOME = (
-    *("downsample", "fc", "layout", "taps", "fusion", "auxiliary_mean", "backbone"),
-    *("learning_rate", "optimizer", "schedule"),
-)
-"""Flags of the main command that some tables decide, where the command line does not."""
-
-NAMED = f"{', '.join(sorted([*TABLES, '2']))}"
+OUT = "runs/tables"
+_ELSEWHERE = ("workers", "cpus", "runs_per_gpu")  # say where runs are trained
+_OF_TABLES = ("method", "dataset", "seed", "depth", "layout")
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    command = shlex.join(["python", "-m", "experiments.reproduce", *arguments])
-    parser = _parser()
-    flags = vars(parser.parse_args(arguments))
-    name, figure, out = flags.pop("table"), flags.pop("figure"), Path(flags.pop("out"))
-    dry_run, only_report = flags.pop("dry_run"), flags.pop("report")
-    workers, cpus, per_gpu = (flags.pop(name) for name in ("workers", "cpus", "runs_per_gpu"))
+    return guarded("reproduce", _command(arguments), lambda: _reproduce(arguments))
+
+
+def _command(arguments: Sequence[str]) -> str:
+    return shlex.join(["python", "-m", "experiments.reproduce", *arguments])
+
+
+def _reproduce(arguments: Sequence[str]) -> int:
+    tables = plan.tables()
+    parser = _parser(tables)
+    given = vars(parser.parse_args(arguments))
+    name, figure, out = given.pop("table"), given.pop("figure"), Path(given.pop("out")).expanduser()
+    only_report, dry_run = given.pop("report"), given.pop("dry_run")
+    workers, cpus, per_gpu = map(given.pop, _ELSEWHERE)
     if (name is None) == (figure is None):
-        parser.error(f"give either --table=N, of {NAMED}, or --figure=4")
-    if cpus is not None and not (workers == "ray" and cpus > 0):
-        parser.error(f"--cpus={cpus}: choose a number above 0, with --workers=ray")
-    if per_gpu is not None and not (workers == "ray" and per_gpu > 0):
-        parser.error(f"--runs_per_gpu={per_gpu}: choose a number above 0, with --workers=ray")
+        parser.error(f"give either --table=N, of {', '.join([*tables, '2'])}, or --figure=4")
+    for flag, value in (("cpus", cpus), ("runs_per_gpu", per_gpu)):
+        if value is not None and not (workers == "ray" and value > 0):
+            parser.error(f"--{flag}={value}: choose a number above 0, with --workers=ray")
     if name == "2":
         print(table_2())
         return 0
-    table = TABLES[name or figure]
-    given = {axis: flags.pop(flag) for flag, (axis, _, _) in AXES.items()}
-    axes = {axis: values for axis, values in given.items() if values is not None}
-    for flag, (axis, _, _) in AXES.items():
-        if axis in axes and axis in table.decides:
-            parser.error(f"--{flag}: the table {table.name} decides it; leave it out")
-    choice = Choice(flags.pop("preset"), axes, flags.pop("seeds"), overrides=flags)
+    table = tables[name or figure]
+    given["datasets"] = given["datasets"] or table.DATASETS
+    given["seeds"] = given["seeds"] or table.SEEDS
+    axes = {axis: values for axis in plan.AXES if (values := given.pop(axis)) is not None}
+    configs = [*plan.plan(table, runs.load(out), axes=axes, **given)["config"]]
+    if dry_run:
+        work.check(configs)
+        print(time_left.listing(configs, out))
+        return 0
+    failed, stopped = [], None
+    if not only_report:
+        try:
+            failed = work.carry_out(table.TITLE, configs, out, workers, cpus, per_gpu or 1)
+            _measure(table, configs, out)
+        except StoppedError as error:
+            stopped = error
+    planned = plan.plan(table, runs.load(out), axes=axes, **given)
+    if not runs.finished(planned).empty:
+        _report(table, planned, out, given["preset"], arguments)
+    elif only_report:
+        raise ValueError(f"--report: no run of this table is finished in {out}")
+    if stopped:
+        raise stopped
+    return 1 if failed else 0
 
-    def body() -> int:
-        known = (*ij.METHODS, *ij.BASELINES)
-        for method in axes.get("method", ()):
-            if method not in known:
-                raise ValueError(f"--methods={method}: choose from {', '.join(known)}")
-        record = Record(out)
-        narrowed = table.narrow(choice, record, out)
-        runs = frame.planned(table.cells(narrowed), table.run_seeds(narrowed), out)
-        if table.note and not only_report:
-            print(" ".join(table.note.split()), flush=True)
-        if dry_run:
-            work.check_without_data(runs)
-            print(time_left.listing(runs, record))
-            return 0
-        failed, stopped = [], None
-        if not only_report:
-            try:
-                failed = work.carry_out(
-                    *(table.title, runs, record, out, workers, cpus, per_gpu or 1)
-                )
-                for run in record.finished(runs):
-                    table.measure(run)
-                record = Record(out)  # with what was measured
-            except StoppedError as error:
-                stopped = error
-        if record.finished(runs):
-            _report(table, narrowed, record, out, _recorded(arguments))
-        elif only_report:
-            raise ValueError(f"--report: no run of this table is finished in {out}")
-        if stopped:
-            raise stopped
-        return 1 if failed else 0
 
-    return work.exit_status("reproduce", command, body)
+def _measure(table: ModuleType, configs: list[RunConfig], out: Path) -> None:
+    """Measures what a table needs of finished runs beside what every run records."""
+    if hasattr(table, "measure"):
+        done = runs.finished(runs.match(runs.load(out), configs))
+        for run, config in zip(done["run"], done["config"], strict=True):
+            table.measure(out / "runs" / run, config.places.data_dir)
+        record.write(out)
+
+
+def _report(
+    table: ModuleType, planned: runs.Frame, out: Path, preset: str, arguments: Sequence[str]
+) -> None:
+    """Writes and prints a table's report, and says which runs of the one before it has no more."""
+    writable(out)
+    record.write(out)
+    name, note = plan.stem(table), getattr(table, "NOTE", "")
+    earlier = report.reported(out / f"{name}.json")
+    command = _command(_kept(arguments))
+    facts = {"title": table.TITLE, "command": command, "preset": preset, "note": note}
+    print(report.write(name, facts, planned, table.report(planned), out), flush=True)
+    gone = earlier.keys() - report.reported(out / f"{name}.json").keys()
+    if gone:
+        print(
+            f"{len(gone)} finished run(s) of the report before are not in this one, which names "
+            f"fewer; to have them back: {earlier[min(gone)]} --report"
+        )
+
+
+def _kept(arguments: Sequence[str]) -> list[str]:
+    """A report's flags, without those that say where its runs are trained."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--report", action="store_true")
+    for flag in _ELSEWHERE:
+        parser.add_argument(f"--{flag}")
+    return parser.parse_known_args(arguments)[1]
 
 
 def _workers(text: str) -> int | str:
@@ -112,58 +119,22 @@ def _workers(text: str) -> int | str:
     raise argparse.ArgumentTypeError(f"{text!r} is neither a number above 0 nor ray")
 
 
-def _recorded(arguments: list[str]) -> str:
-    """The command that makes a report, without the flags that say where its runs are trained."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--report", action="store_true")
-    parser.add_argument("--workers")
-    parser.add_argument("--cpus")
-    parser.add_argument("--runs_per_gpu")
-    kept = parser.parse_known_args(arguments)[1]
-    return shlex.join(["python", "-m", "experiments.reproduce", *kept])
-
-
-def _report(table: Table, choice: Choice, record: Record, out: Path, command: str) -> None:
-    """Writes the table's report, and says which runs of an earlier one it no longer has."""
-    file = out / f"{table.name}.json"
-    earlier = _reported(file)
-    writable(out)
-    record.write()
-    written = report.write(table, choice, record, out, command)
-    print(f"wrote {', '.join(map(str, written))}", flush=True)
-    gone = earlier.keys() - _reported(file).keys()
-    if gone:
-        print(
-            f"{len(gone)} finished run(s) of the report before are not in this one, which names "
-            f"fewer; to have them back: {earlier[min(gone)]} --report"
-        )
-
-
-def _reported(file: Path) -> dict[str, str]:
-    """The names of a report's runs, each with the report's command; {} without a report."""
-    try:
-        report = json.loads(file.read_text())
-        return {run: report["command"] for cell in report["cells"] for run in cell["runs"]}
-    except (OSError, ValueError, LookupError, TypeError):
-        return {}
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = configuration.parser(
+def _parser(tables: dict[str, ModuleType]) -> Parser:
+    parser = Parser(
         "reproduce",
         "Trains what a table of the paper needs and reports it beside the paper's figures: OUT/\n"
         "tableN.md, .json and pictures. OUT/runs.jsonl is the record of all finished runs, which\n"
         "are skipped; one that was interrupted goes on in its folder in OUT/runs. A report holds\n"
         "what its command names, and replaces the one before.",
         "tables:\n"
-        + "\n".join(f"  {name:<8}  {table.title}" for name, table in TABLES.items())
+        + "\n".join(f"  {name:<8}  {table.TITLE}" for name, table in tables.items())
         + "\n  2         Table II: the methods\n\npresets:\n"
         + "\n".join(f"  {name:<7}{presets.in_flags(name)}" for name in presets.PRESETS)
         + "\n\nexamples:\n"
         "  python -m experiments.reproduce --table=3 --dry_run\n"
         "  python -m experiments.reproduce --table=3 --datasets=cifar10 --seeds=0,1\n"
         "  python -m experiments.reproduce --table=6 --depths=60,100 --epochs=10\n"
-        "  python -m experiments.reproduce --figure=4 --report\n"
+        "  python -m experiments.reproduce --figure=4 --report --out=results\n"
         "  python -m experiments.reproduce --table=3 --learning_rates=1e-3,1e-2\n"
         "  python -m experiments.reproduce --table=3 --preset=paper --workers=ray\n"
         "\nworkers:\n"
@@ -175,28 +146,28 @@ def _parser() -> argparse.ArgumentParser:
         "       checkout, OUT and the data (a shared filesystem); needs '.[ray]'.\n"
         "  A run whose worker dies goes on from its checkpoint in another. Ctrl-C saves what\n"
         "  trains first. A run prints to output.txt in its folder.\n",
+        prefix="python -m experiments.",
     )
-    table = parser.add_argument
-    table("--table", choices=sorted([*TABLES, "2"]), metavar="N", help="below")
-    table("--figure", choices=["4"], metavar="4", help="4, of Table IV's runs")
+    add = parser.add_argument
+    add("--table", choices=[*tables, "2"], metavar="N", help="below")
+    add("--figure", choices=["4"], metavar="4", help="4, of Table IV's runs")
     default = presets.DEFAULT
-    table("--preset", default=default, choices=presets.PRESETS, help=f"below (default: {default})")
-    for flag, (_, parse, form) in AXES.items():
-        table(f"--{flag}", type=parse, help=f"as {form} (default: the table's)")
-    table("--seeds", type=integers, help="as 0,1,2 (default: the table's)")
-    table("--dry_run", action="store_true", help="list the runs, with an estimate")
-    table("--report", action="store_true", help="train nothing, report what is finished")
-    table("--workers", type=_workers, help="train at once, as below (default: one after another)")
-    table("--cpus", type=int, help="of a run on --workers=ray (default: 4, or 1 beside a GPU)")
+    add("--preset", default=default, choices=presets.PRESETS, help=f"below (default: {default})")
+    lists = {"datasets": names, "seeds": integers, **plan.AXES}
+    for flag, parse in lists.items():
+        add(f"--{flag}", type=parse, metavar="A,B,...", help="in place of the table's")
+    add("--dry_run", action="store_true", help="list the runs, with an estimate")
+    add("--report", action="store_true", help="train nothing, report what is finished")
+    add("--workers", type=_workers, help="train at once, as below (default: one after another)")
+    add("--cpus", type=int, help="of a run on --workers=ray (default: 4, or 1 beside a GPU)")
     per_gpu = "runs that share a GPU and its memory on --workers=ray (default: 1)"
-    table("--runs_per_gpu", type=int, metavar="N", help=per_gpu)
-    table("--out", default="results", help="folder of reports (default: results)")
-    group = parser.add_argument_group("flags of experiments.run, in place of the preset's values")
-    of_table = dict.fromkeys(DECIDED_BY_SOME, "the table's")
-    configuration.add_flags(group, DECIDED, presets.DECIDED | of_table)
+    add("--runs_per_gpu", type=int, metavar="N", help=per_gpu)
+    add("--out", default=OUT, help=f"folder of reports and runs (default: {OUT})")
+    left_out = (*_OF_TABLES, *(fields("places") - {"data_dir", "checkpoint_minutes"}))
+    add_config(parser, left_out, decided="the preset's or the table's")
     return parser
 
 
 if __name__ == "__main__":
-    memory.keep_freed_memory()
+    keep_freed_memory()
     sys.exit(main())

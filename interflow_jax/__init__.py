@@ -5,26 +5,28 @@ Attention Mechanism" (Cai, 2021).
 """
 
 from interflow_jax import data
-from interflow_jax.backbones import StrideVGG
 from interflow_jax.budget import ExitFrontier, failure_ranking, fit_temperature, leaving
+from interflow_jax.config import ModelConfig, build
 from interflow_jax.depth import truncate
 from interflow_jax.early_exit import EarlyExit, Exits, confidence
 from interflow_jax.export import load_exported, load_safetensors, to_safetensors, to_stablehlo
 from interflow_jax.fusion import Fusion, fit_fusion
-from interflow_jax.methods import BASELINES, METHODS, Method, build, default_taps
+from interflow_jax.methods import BASELINES, METHODS, Method, default_taps
 from interflow_jax.model import Interflow, Prediction
 from interflow_jax.networks import load_network, network_layers
-from interflow_jax.nnx_taps import NNXTaps
 from interflow_jax.ops.convolution import conv3x3, cpu_compiler_options
 from interflow_jax.ops.memory import keep_freed_memory
 from interflow_jax.optimizer import learning_rate_schedule, make_optimizer
 from interflow_jax.pretrained import read_pretrained, with_backbone
+from interflow_jax.saved_run import TrainedRun, load_run
+from interflow_jax.steps import TrainState, create_state, eval_step, predict, train_step
 from interflow_jax.switch import switch_arguments
 from interflow_jax.taps import Layer, Taps, layers
-from interflow_jax.trained import TrainedRun, load_run
 from interflow_jax.trainer import Trainer
-from interflow_jax.training import TrainState, create_state, eval_step, predict, train_step
 from interflow_jax.version import __version__
+from interflow_jax.vgg import StrideVGG
+
+NNXTaps = Taps  # what 0.1 called it for NNX networks
 
 __all__ = [
     "BASELINES",
@@ -36,6 +38,7 @@ __all__ = [
     "Interflow",
     "Layer",
     "Method",
+    "ModelConfig",
     "NNXTaps",
     "Prediction",
     "StrideVGG",

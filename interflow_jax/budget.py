@@ -1,11 +1,17 @@
 """How sure is sure enough: confidence and its threshold, chosen on held-out examples."""
 
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+
+from interflow_jax.data.dataset import check_labels
+
+Measure = Literal["probability", "margin", "entropy"]
+MEASURES: tuple[Measure, ...] = get_args(Measure)
 
 _TEMPERATURES = np.geomspace(0.05, 20, 600)  # a step is 1 %
 # Prices of all operations between the first and the last exit, in chances of being right.
@@ -14,17 +20,56 @@ _MOST_SWEEPS = 20
 _BETWEEN = 32  # thresholds tried between two points of the frontier
 
 
+def check_measure(measure: str) -> None:
+    if measure not in MEASURES:
+        raise ValueError(f"measure is {measure!r}; choose one of {', '.join(MEASURES)}")
+
+
+def confidence(logits: Array, measure: Measure = "probability", temperature: float = 1.0) -> Array:
+    """How sure a prediction is, 0 to 1: [..., classes] to [...], float32.
+
+    Args:
+      logits: divided by the temperature before their softmax.
+      measure: "probability", the largest one; "margin", by which it exceeds the second; or
+        "entropy", 1 minus its share of the largest possible.
+      temperature: above 0; more than 1 makes it less sure.
+
+    Raises:
+      ValueError: for an unknown measure.
+    """
+    check_measure(measure)
+    logits = logits.astype(jnp.float32) / jnp.asarray(temperature, jnp.float32)
+    log_probabilities = jax.nn.log_softmax(logits)
+    probabilities = jnp.exp(log_probabilities)
+    if measure == "probability":
+        return probabilities.max(-1)
+    if measure == "margin":
+        largest = jax.lax.top_k(probabilities, 2)[0]
+        return largest[..., 0] - largest[..., 1]
+    entropy = -jnp.sum(probabilities * log_probabilities, axis=-1)
+    return jnp.maximum(1 - entropy / jnp.log(jnp.float32(logits.shape[-1])), 0)
+
+
 def fit_temperature(logits: Array, labels: Array | np.ndarray) -> float:
     """The temperature at which logits have the least cross-entropy (Guo et al., 2017).
 
     Args:
       logits: [examples, classes], of examples that were not trained on.
-      labels: [examples], int.
+      labels: [examples], int, from 0 on.
+
+    Raises:
+      ValueError: for labels that are no class's, or not one per example.
     """
     logits = jnp.asarray(logits, jnp.float32)
+    if logits.ndim != 2 or np.shape(labels) != logits.shape[:1]:
+        raise ValueError(
+            f"logits are {logits.shape} and labels {np.shape(labels)}; give [examples, classes] "
+            "and [examples]"
+        )
+    labels = jnp.asarray(check_labels(np.asarray(labels), logits.shape[1], "labels"))
 
     def loss(temperature: Array) -> Array:
-        chosen = jnp.take_along_axis(logits, jnp.asarray(labels)[:, None], axis=1)[:, 0]
+        chosen = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
         return jnp.mean(jax.nn.logsumexp(logits / temperature, axis=1) - chosen / temperature)
 
     losses = jax.lax.map(loss, jnp.asarray(_TEMPERATURES, jnp.float32))
@@ -36,7 +81,18 @@ def failure_ranking(confidence: np.ndarray, correct: np.ndarray) -> float:
 
     The share of pairs of a right and a wrong prediction in which the right one is surer, with ties
     as a half (the area under the ROC curve); 1/2 says nothing, and is also returned without pairs.
+
+    Raises:
+      ValueError: for other than one truth value, or 0 or 1, per example.
     """
+    confidence, correct = np.asarray(confidence), np.asarray(correct)
+    matching = confidence.shape == correct.shape == (correct.size,)
+    if not matching or not set(np.unique(correct)) <= {0, 1}:
+        raise ValueError(
+            f"confidence is {confidence.shape} and correct {correct.shape}, {correct.dtype}; give "
+            "[examples] twice, the latter bool"
+        )
+    correct = correct.astype(bool)
     right, wrong = np.sort(confidence[correct]), confidence[~correct]
     if not len(right) or not len(wrong):
         return 0.5

@@ -1,9 +1,16 @@
 """Checkpoints of a run: written whole or not at all, verified before they are read."""
 
+import contextlib
+import errno
 import hashlib
 import json
+import logging
+import os
 import shutil
-from collections.abc import Callable
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +20,8 @@ import orbax.checkpoint as ocp
 from flax import serialization
 
 KEPT = 2  # the newest: if the last is damaged, the one before is used
-OVERHEAD = 1_000_000  # bytes: more than a checkpoint's files take beyond their arrays
+_PATTERN = "*?[]{}"
+_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES)
 
 
 class Checkpoint(NamedTuple):
@@ -46,38 +54,55 @@ class Checkpoints:
         self._folder.mkdir(parents=True, exist_ok=True)
         process = jax.process_index()
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=KEPT,
             enable_async_checkpointing=False,
             create=False,
             multiprocessing_options=ocp.options.MultiprocessingOptions(
                 primary_host=process, active_processes={process}
             ),
         )
-        self._manager = ocp.CheckpointManager(self._folder, options=options)
-        self.close = self._manager.close  # ends orbax's threads
+        self._closing = contextlib.ExitStack()
+        self._failed = False  # whether a save has; threads may go on writing its draft for a while
+        place = self._folder
+        if set(_PATTERN) & set(str(place)):
+            # Orbax takes a path for a pattern when it merges its database, and would save nothing
+            # in a folder named so. It is given a link without such characters.
+            links = self._closing.enter_context(tempfile.TemporaryDirectory(prefix="interflow_"))
+            place = Path(links) / "checkpoints"
+            place.symlink_to(self._folder)
+        with _quiet():
+            self._manager = ocp.CheckpointManager(place, options=options)
+        self._closing.callback(self._manager.close)
+
+    def close(self) -> None:
+        """Ends orbax's threads."""
+        self._closing.close()
+        if self._failed:
+            self.remove_drafts()
 
     def save(self, number: int, state: Any, notes: dict) -> None:
         """Saves a pytree of arrays and JSON-able notes; raises UnwritableError with the reason."""
-        arrays = jax.tree.map(np.asarray, serialization.to_state_dict(state))
-        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays)) + OVERHEAD
+        arrays = jax.tree.map(np.asarray, _nested(state))
         parts = ocp.args.Composite(
             state=ocp.args.StandardSave(arrays), notes=ocp.args.JsonSave(notes)
         )
+        _leave_out_echoes()
+        if self._failed:
+            self.remove_drafts()
         try:
-            # Orbax reports a full disk in hundreds of lines on stderr.
-            free = shutil.disk_usage(self._folder).free
-            if free < needed:
-                raise OSError(f"it needs {needed / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free")
-            self._manager.save(number, args=parts, force=True)
+            with _quiet():
+                self._manager.save(number, args=parts, force=True)
+                self._manager.item_metadata(number)  # reads its index back
             draft = self._folder / "digests.tmp"
             draft.write_text(json.dumps(self._digests(number)))
             draft.replace(self._digests_file(number))
         except Exception as error:  # orbax and tensorstore raise errors of any type
+            self._failed = True
             self.remove_drafts()
+            shutil.rmtree(self._folder / str(number), ignore_errors=True)
+            self._manager.reload()
             raise UnwritableError(_first_line(error)) from error
-        for old in self._folder.glob("*.sha256.json"):
-            if not (self._folder / old.name.partition(".")[0]).exists():
-                old.unlink()
+        for old in sorted(self._manager.all_steps())[:-KEPT]:
+            self._delete(old)
 
     def restore(
         self, like: Any = None, report: Callable[[str], None] = lambda line: None
@@ -94,7 +119,8 @@ class Checkpoints:
         numbers = sorted(self._manager.all_steps(), reverse=True)
         for number in numbers:
             try:
-                return self._read(number, like)
+                with _quiet():
+                    return self._read(number, like)
             except Exception as error:  # a broken file surfaces as any of a dozen types
                 report(f"checkpoint {number} cannot be read: {_first_line(error)}")
         if numbers:
@@ -104,14 +130,22 @@ class Checkpoints:
 
     def remove_drafts(self) -> None:
         """Deletes what is left of checkpoints that a kill or a failure interrupted."""
-        for draft in self._folder.glob("*.orbax-checkpoint-tmp*"):
-            shutil.rmtree(draft, ignore_errors=True)
+        for path in self._folder.iterdir():
+            if ".orbax-checkpoint-tmp" in path.name:
+                shutil.rmtree(path, ignore_errors=True)
+            number, ending, _ = path.name.partition(".sha256.json")
+            if ending and not (self._folder / number).exists():
+                path.unlink(missing_ok=True)
 
     def discard_after(self, number: int) -> None:
         """Deletes the checkpoints after `number`: those that `restore` could not read."""
         for newer in [step for step in self._manager.all_steps() if step > number]:
-            self._manager.delete(newer)
-            self._digests_file(newer).unlink(missing_ok=True)
+            self._delete(newer)
+
+    def _delete(self, number: int) -> None:
+        with contextlib.suppress(OSError), _quiet():  # what stays does no harm
+            self._manager.delete(number)
+            self._digests_file(number).unlink(missing_ok=True)
 
     def _read(self, number: int, like: Any) -> Checkpoint:
         # A process killed between orbax's rename and ours leaves a whole one without digests.
@@ -121,7 +155,7 @@ class Checkpoints:
             if altered:
                 raise ValueError(f"{len(altered)} file(s) altered or missing, as {altered[0]}")
         template = like and jax.tree.map(
-            lambda leaf: np.empty(leaf.shape, leaf.dtype), serialization.to_state_dict(like)
+            lambda leaf: np.empty(leaf.shape, leaf.dtype), _nested(like)
         )
         parts = ocp.args.Composite(
             state=ocp.args.StandardRestore(template), notes=ocp.args.JsonRestore()
@@ -129,7 +163,7 @@ class Checkpoints:
         restored = self._manager.restore(number, args=parts)
         state = restored["state"]
         if like is not None:
-            state = serialization.from_state_dict(like, state)
+            state = serialization.from_state_dict(like, serialization.to_state_dict(like) | state)
         return Checkpoint(number, state, dict(restored["notes"]))
 
     def _digests_file(self, number: int) -> Path:
@@ -144,7 +178,48 @@ class Checkpoints:
         }
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps orbax from logging what it raises: that says enough, a full disk in a word."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@cache
+def _leave_out_echoes() -> None:
+    """Keeps tensorstore, asyncio and orbax from printing how the other writes of a failed save end.
+
+    For the rest of the process: they end later, tell the event loop of that save, which orbax has
+    closed, and are collected as tasks that nobody asked.
+    """
+    hook = sys.unraisablehook
+
+    def without(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            hook(unraisable)
+
+    sys.unraisablehook = without
+    echoes = {"asyncio": "exception was never retrieved", "absl": "_SignalingThread.run() raised"}
+    for name, echo in echoes.items():
+        logger = logging.getLogger(name)
+        logger.addFilter(lambda record, echo=echo: echo not in record.getMessage())
+
+
+def _nested(state: Any) -> dict[str, Any]:
+    """A pytree as nested dicts, without empty `collections`: older checkpoints lack that field."""
+    parts = serialization.to_state_dict(state)
+    return {name: part for name, part in parts.items() if name != "collections" or part}
+
+
 def _first_line(error: Exception) -> str:
+    for number in _OF_DISKS:  # said after hundreds of characters of tensorstore's
+        if os.strerror(number) in str(error):
+            return os.strerror(number)
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 

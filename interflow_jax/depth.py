@@ -1,20 +1,21 @@
 """Cuts a trained model at a branch: whatever lies deeper is gone (paper, III-C)."""
 
+from functools import partial
 from typing import Any, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.errors import FlaxError
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
-from jax.interpreters.partial_eval import dce_jaxpr
 
-from interflow_jax.backbones import StrideVGG
+from interflow_jax.dataflow import run_part
 from interflow_jax.fusion import FusionKind, cut_fusion, fit_fusion
 from interflow_jax.model import Interflow
-from interflow_jax.switch import switch_arguments
 from interflow_jax.taps import Taps
+from interflow_jax.vgg import StrideVGG
 
 
 def truncate(
@@ -56,58 +57,62 @@ def truncate(
     """
     if kind is not None and refit is None:
         raise ValueError(f"kind is {kind!r}, but nothing to fit it to is given: give refit, too")
+    if not isinstance(model, Interflow):
+        raise ValueError(f"model is a {type(model).__name__}; give an Interflow")
     images = _shape(model, variables, images)
-    count = _branches(model, variables, images)
-    if not 1 <= branches <= count:
-        raise ValueError(f"branches is {branches}; the model has {count}: choose 1 to {count}")
-    if refit is not None and np.ndim(refit[0]) == 3 and refit[0].shape[1] < branches:
-        raise ValueError(
-            f"refit has the logits of {refit[0].shape[1]} branches; give those of {branches} or "
-            "more"
-        )
+    try:
+        prediction = cast(Any, jax.eval_shape(model.apply, variables, images))
+    except FlaxError as error:
+        raise ValueError(f"variables are not the model's: {error}") from error
+    count = prediction.branch_logits.shape[1]
+    whole = isinstance(branches, int | np.integer) and not isinstance(branches, bool)
+    if not whole or not 1 <= branches <= count:
+        raise ValueError(f"branches is {branches!r}; the model has {count}: choose 1 to {count}")
     fusion, params = cut_fusion(model.fusion, variables["params"].get("fusion", {}), branches)
     if refit is not None:
-        own = "shared" if fusion.kind == "fixed" else fusion.kind
-        fusion, params = fit_fusion(refit[0][:, :branches], refit[1], kind or own)
+        if len(refit) != 2:
+            raise ValueError(f"refit holds {len(refit)} things; give branch logits and labels")
+        logits, labels = map(np.asarray, refit)
+        if logits.ndim != 3 or logits.shape[1] < branches or logits.shape[2] != model.num_classes:
+            raise ValueError(
+                f"refit has logits of shape {logits.shape}; give [examples, {branches} branches or "
+                f"more, {model.num_classes} classes]"
+            )
+        learned = "shared" if fusion.kind == "fixed" else fusion.kind
+        fusion, params = fit_fusion(logits[:, :branches], labels, kind or learned)
     parts = {name: part for name, part in variables["params"].items() if name != "fusion"}
     variables = {**variables, "params": {**parts, **({"fusion": params} if params else {})}}
-    if isinstance(model.backbone, StrideVGG | Taps):
-        backbone = model.backbone.clone(taps=tuple(model.backbone.taps[:branches]))
-        model = model.clone(backbone=backbone, fusion=fusion)
-        needed = jax.eval_shape(model.init, jax.random.key(0), images)
-        return model, _part(variables, flatten_dict(cast(dict, needed)))
-    backbone = FirstMaps(model.backbone, branches, switch=model.switch)
-    model = model.clone(backbone=backbone, fusion=fusion, switch=None)
-    variables = {
-        collection: {
-            name: {"backbone": part} if name == "backbone" else part for name, part in parts.items()
+    backbone, switch = model.backbone, model.switch
+    if isinstance(backbone, StrideVGG) or (
+        isinstance(backbone, Taps) and isinstance(backbone.network, nn.Module)
+    ):
+        backbone = backbone.clone(taps=tuple(backbone.taps[:branches]))
+    else:
+        backbone, switch = FirstMaps(backbone, branches, switch), None
+        variables = {
+            collection: {
+                name: {"backbone": part} if name == "backbone" else part
+                for name, part in parts.items()
+            }
+            for collection, parts in variables.items()
         }
-        for collection, parts in variables.items()
-    }
-    needed = _needed(model, variables, images)
-    absent = tuple(
-        ((path[0], *path[3:]), leaf.shape, leaf.dtype.name)
-        for path, leaf in cast(dict, flatten_dict(variables)).items()
-        if path not in needed and path[1] == "backbone"
-    )
-    model = model.clone(backbone=FirstMaps(backbone.backbone, branches, absent, backbone.switch))
-    return model, _part(variables, needed)
+    model = model.clone(backbone=backbone, fusion=fusion, switch=switch)
+    needed = flatten_dict(cast(dict, jax.eval_shape(model.init, jax.random.key(0), images)))
+    flat = flatten_dict(variables)
+    return model, unflatten_dict({path: leaf for path, leaf in flat.items() if path in needed})
 
 
 class FirstMaps(nn.Module):
-    """The first feature maps of a backbone that has more.
+    """The first feature maps of a backbone that has more, without the variables of the others.
 
     Attributes:
       backbone: as `Interflow` takes it.
       maps: how many.
-      absent: variables of the backbone that the maps do not need, and that need not exist: the path
-        (collection first), shape and dtype of each. They are taken as zeros.
       switch: the backbone's training switch, where its signature does not tell.
     """
 
     backbone: nn.Module
     maps: int
-    absent: tuple[tuple[tuple[str, ...], tuple[int, ...], str], ...] = ()
     switch: str | None = None
 
     @property
@@ -119,51 +124,30 @@ class FirstMaps(nn.Module):
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> list[Array]:
         """Computes the maps; arguments as for the backbone."""
-        arguments = switch_arguments(self.backbone, train, self.switch)
-        if self.is_initializing():
-            return list(self.backbone(images, **arguments))[: self.maps]
-        backbone = self.backbone.clone(parent=None, _deep_clone=True, _reset_names=True)
-        zeros = {path: jnp.zeros(shape, dtype) for path, shape, dtype in self.absent}
-        variables = unflatten_dict(zeros | flatten_dict(dict(self.backbone.variables)))
-        mutable = [name for name in variables if self.is_mutable_collection(name)]
-        rngs = {"dropout": self.make_rng("dropout")} if self.has_rng("dropout") else None
-        result = backbone.apply(variables, images, rngs=rngs, mutable=mutable, **arguments)
-        feature_maps, updates = cast(tuple, result)
-        needed = {path: x for path, x in flatten_dict(dict(updates)).items() if path not in zeros}
-        for collection, values in unflatten_dict(needed).items():
-            for name, value in values.items():
-                self.backbone.put_variable(collection, name, value)
-        return list(feature_maps)[: self.maps]
+
+        def outputs(backbone: nn.Module, variables: Any, *given: Any, **arguments: Any) -> Any:
+            rngs, mutable, images = given
+            apply = partial(backbone.apply, variables, images, rngs=rngs, mutable=mutable or [])
+            feature_maps, changed = cast(tuple, apply(**arguments))
+            return list(feature_maps)[: self.maps], changed
+
+        return run_part(self, self.backbone, images, train, self.switch, outputs)
 
 
 def _shape(model: Interflow, variables: dict[str, Any], images: Any) -> jax.ShapeDtypeStruct:
+    example = "jax.ShapeDtypeStruct((1, height, width, channels), jnp.float32)"
     if images is not None:
+        if getattr(images, "dtype", jnp.uint8) == jnp.uint8:
+            kind = getattr(images, "dtype", type(images).__name__)
+            raise ValueError(f"images are {kind}; give them as the model takes them, or {example}")
         return jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype)
     if not isinstance(model.backbone, StrideVGG):
         raise ValueError(
             f"{type(model.backbone).__name__} does not tell what its images are; give images, or "
-            "jax.ShapeDtypeStruct((1, height, width, channels), jnp.float32)"
+            f"{example}"
         )
-    channels = variables["params"]["backbone"]["conv1"]["kernel"].shape[2]
+    try:
+        channels = variables["params"]["backbone"]["conv1"]["kernel"].shape[2]
+    except (LookupError, TypeError) as error:
+        raise ValueError("variables are not the model's: they lack a conv1") from error
     return jax.ShapeDtypeStruct((1, 8, 8, channels), jnp.float32)  # any height and width will do
-
-
-def _branches(model: Interflow, variables: dict[str, Any], images: Any) -> int:
-    return jax.eval_shape(model.apply, variables, images).branch_logits.shape[1]
-
-
-def _part(variables: dict[str, Any], needed: Any) -> dict[str, Any]:
-    flat = flatten_dict(variables)
-    return unflatten_dict({path: leaf for path, leaf in flat.items() if path in needed})
-
-
-def _needed(model: Interflow, variables: dict[str, Any], images: Any) -> set[tuple[str, ...]]:
-    """The paths of the variables that the prediction needs, according to its program."""
-    flat = flatten_dict(variables)
-
-    def predict(leaves: list[Array], images: Array) -> Any:
-        return model.apply(unflatten_dict(dict(zip(flat, leaves, strict=True))), images)
-
-    program = jax.make_jaxpr(predict)(list(flat.values()), images).jaxpr
-    _, used = dce_jaxpr(program, [True] * len(program.outvars))
-    return {path for path, each in zip(flat, used[: len(flat)], strict=True) if each}

@@ -1,9 +1,8 @@
 """Real exits: an example that a branch is sure of goes no deeper."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple, cast, get_args
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -11,14 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from interflow_jax.budget import Measure, check_measure, confidence
 from interflow_jax.depth import truncate
 from interflow_jax.fusion import Fusion, FusionKind
 from interflow_jax.model import Interflow, Prediction, pool
 from interflow_jax.ops.convolution import cpu_compiler_options
-from interflow_jax.switch import switch_arguments
+from interflow_jax.packing import Group, joined
+from interflow_jax.switch import check_images, switch_arguments
+from interflow_jax.vgg import StrideVGG
 
-Measure = Literal["probability", "margin", "entropy"]
-MEASURES: tuple[Measure, ...] = get_args(Measure)
 BATCH_SIZES = (1, 8, 16, 32, 64)
 
 
@@ -71,7 +71,8 @@ class EarlyExit:
           model, variables: as in `truncate`.
           thresholds: one per exit but the last, 0 to 1: confidence above it leaves. The last exit
             is the branch after those; fewer thresholds end before the model's last branch.
-          images: as in `truncate`: their shape, which any backbone but a `StrideVGG` needs.
+          images: as in `truncate`: their shape, which any backbone but a `StrideVGG` needs, and
+            which calls then take, any number of them.
           measure: the measure of confidence (see `confidence`).
           temperatures: one per exit, by which its logits are divided first; None for 1.
           refit, kind: fit a fusion to every exit (see `truncate`).
@@ -81,23 +82,47 @@ class EarlyExit:
           ValueError: for a threshold outside 0 to 1, a temperature or a batch size that is not
             positive, a wrong number of them, or an unknown measure.
         """
-        count = len(thresholds) + 1
-        temperatures = (1.0,) * count if temperatures is None else tuple(temperatures)
-        self.thresholds = _checked(thresholds, count - 1)
-        if len(temperatures) != count or min(temperatures) <= 0:
-            raise ValueError(f"temperatures are {temperatures}; give {count} above 0")
-        _check_measure(measure)
-        if not batch_sizes or min(batch_sizes) < 1:
-            raise ValueError(f"batch_sizes are {tuple(batch_sizes)}; give one or more from 1 on")
+        self.thresholds = _thresholds(thresholds)
+        count = len(self.thresholds) + 1
+        if images is not None or model.labels is not None:
+            branches = len(model.labels or ())
+            if not branches:
+                shapes = jax.eval_shape(model.apply, variables, images)
+                branches = cast(Prediction, shapes).branch_logits.shape[1]
+            if count > branches:
+                raise ValueError(
+                    f"thresholds are {self.thresholds}; the model has {branches} branches: give at "
+                    f"most {branches - 1}, as the last exit takes the rest"
+                )
+        temperatures = (1.0,) * count if temperatures is None else temperatures
+        temperatures = _numbers(
+            "temperatures",
+            temperatures,
+            f"{count} numbers above 0",
+            lambda given: len(given) == count and (given > 0).all(),
+        )
+        check_measure(measure)
+        sizes = _numbers(
+            "batch_sizes",
+            batch_sizes,
+            "one or more whole numbers from 1 on",
+            lambda given: len(given) and given.dtype.kind in "iu" and given.min() >= 1,
+        )
+        self._sizes = [int(size) for size in sorted(sizes)]
         cuts = [
             truncate(model, variables, branches, images, refit=refit, kind=kind)
             for branches in range(1, count + 1)
         ]
         whole = cuts[-1][0]
         self.labels = whole.labels or tuple(range(1, count + 1))
-        self._classes, self._sizes = model.num_classes, sorted(batch_sizes)
+        self._classes = model.num_classes
         self._variables = [cut_variables for _, cut_variables in cuts]
-        if hasattr(model.backbone, "segments"):
+        self._rank, self._channels = 4, None
+        if images is not None:
+            self._rank, self._channels = len(images.shape), images.shape[-1]
+        elif isinstance(model.backbone, StrideVGG):
+            self._channels = variables["params"]["backbone"]["conv1"]["kernel"].shape[2]
+        if callable(getattr(model.backbone, "segments", None)):
             segments = cast(Any, model.backbone).segments()[:count]
             parts = [
                 partial(_from_the_branch_before, model, cut.fusion, segment, number)
@@ -133,26 +158,33 @@ class EarlyExit:
           thresholds: in place of those given at first; nothing is recompiled.
 
         Raises:
-          ValueError: for a threshold outside 0 to 1, or a wrong number of them.
+          ValueError: for integer images (uint8 pixels are to be normalised first), another rank or
+            number of channels, a threshold outside 0 to 1, or a wrong number of them.
         """
         if thresholds is None:
             thresholds = self.thresholds
-        thresholds = _checked(thresholds, len(self.thresholds))
+        thresholds = _thresholds(thresholds, len(self.thresholds))
+        check_images(images)
+        if images.ndim != self._rank or self._channels not in (None, images.shape[-1]):
+            raise ValueError(
+                f"images are {images.shape}; give a batch of {self._rank} dimensions, the last one "
+                f"{self._channels or 'channels'}"
+            )
         images, most, last = np.asarray(images), self._sizes[-1], len(self._programs) - 1
         logits = np.zeros((len(images), self._classes), np.float32)
         result = Exits(logits, np.zeros(len(images), int), np.zeros(len(images), np.float32))
-        waiting: dict[int, _Group] = {}  # by stage, fewer than the largest batch
+        waiting: dict[int, Group] = {}  # by stage, fewer than the largest batch
 
-        def add(stage: int, group: _Group) -> None:
+        def add(stage: int, group: Group) -> None:
             if stage in waiting:
-                group = _joined(waiting.pop(stage), group, most)
+                group = joined(waiting.pop(stage), group, most)
             while len(group.rows) >= most:
                 run(stage, group.first(most))
                 group = group.after(most)
             if len(group.rows):
                 waiting[stage] = group
 
-        def run(stage: int, group: _Group) -> None:
+        def run(stage: int, group: Group) -> None:
             numbers = group.numbers
             packed = group.packed(self._size(len(numbers)))
             carry, *outputs = self._programs[stage](self._variables[stage], packed)
@@ -161,7 +193,7 @@ class EarlyExit:
             if stage < last:
                 leaves = sure > thresholds[stage]
                 (stay,) = np.nonzero(~leaves)
-                add(stage + 1, _Group(carry, stay, numbers[stay]))
+                add(stage + 1, Group(carry, stay, numbers[stay]))
             result.logits[numbers[leaves]] = logits[leaves]
             result.exits[numbers[leaves]] = stage + 1
             result.confidence[numbers[leaves]] = sure[leaves]
@@ -171,7 +203,7 @@ class EarlyExit:
             rows, size = np.arange(len(batch)), self._size(len(batch))
             padding = [(0, size - len(batch)), *[(0, 0)] * (images.ndim - 1)]
             no_branch = jnp.zeros((size, 0, self._classes), jnp.float32)
-            add(0, _Group((jnp.asarray(np.pad(batch, padding)), no_branch), rows, start + rows))
+            add(0, Group((jnp.asarray(np.pad(batch, padding)), no_branch), rows, start + rows))
         for stage in range(last + 1):
             if stage in waiting:
                 run(stage, waiting.pop(stage))
@@ -181,39 +213,20 @@ class EarlyExit:
         return next(size for size in self._sizes if size >= count)
 
 
-def _checked(thresholds: Sequence[float], count: int) -> tuple[float, ...]:
-    if len(thresholds) != count or any(not 0 <= threshold <= 1 for threshold in thresholds):
-        raise ValueError(f"thresholds are {tuple(thresholds)}; choose {count} from 0 to 1")
-    return tuple(thresholds)
+def _numbers(
+    name: str, values: Any, words: str, fit: Callable[[np.ndarray], Any]
+) -> tuple[float, ...]:
+    given = np.asarray(values)
+    if given.ndim != 1 or given.dtype.kind not in "fiu" or not fit(given):
+        raise ValueError(f"{name} are {values}; give a list of {words}")
+    return tuple(given.tolist())
 
 
-def _check_measure(measure: str) -> None:
-    if measure not in MEASURES:
-        raise ValueError(f"measure is {measure!r}; choose one of {', '.join(MEASURES)}")
+def _thresholds(values: Any, count: int | None = None) -> tuple[float, ...]:
+    def fit(given: np.ndarray) -> Any:
+        return count in (None, len(given)) and ((given >= 0) & (given <= 1)).all()
 
-
-def confidence(logits: Array, measure: Measure = "probability", temperature: float = 1.0) -> Array:
-    """How sure a prediction is, 0 to 1: [..., classes] to [...], float32.
-
-    Args:
-      logits: divided by the temperature before their softmax.
-      measure: "probability", the largest one; "margin", by which it exceeds the second; or
-        "entropy", 1 minus its share of the largest possible.
-      temperature: above 0; more than 1 makes it less sure.
-
-    Raises:
-      ValueError: for an unknown measure.
-    """
-    _check_measure(measure)
-    log_probabilities = jax.nn.log_softmax(logits / temperature)
-    probabilities = jnp.exp(log_probabilities)
-    if measure == "probability":
-        return probabilities.max(-1)
-    if measure == "margin":
-        largest = jax.lax.top_k(probabilities, 2)[0]
-        return largest[..., 0] - largest[..., 1]
-    entropy = -jnp.sum(probabilities * log_probabilities, axis=-1)
-    return jnp.maximum(1 - entropy / jnp.log(logits.shape[-1]), 0)
+    return _numbers("thresholds", values, f"{count or ''} numbers from 0 to 1".strip(), fit)
 
 
 def _from_the_branch_before(
@@ -246,40 +259,3 @@ def _from_the_images(
     cut: Interflow, variables: Any, carry: tuple[Array, Array]
 ) -> tuple[tuple[Array, Array], Array]:
     return carry, cast(Prediction, cut.apply(variables, carry[0])).logits
-
-
-@dataclass
-class _Group:
-    """Examples in progress: rows of what a program returned, and their numbers."""
-
-    carry: tuple[Array, Array]
-    rows: np.ndarray
-    numbers: np.ndarray
-
-    def first(self, count: int) -> "_Group":
-        return _Group(self.carry, self.rows[:count], self.numbers[:count])
-
-    def after(self, count: int) -> "_Group":
-        return _Group(self.carry, self.rows[count:], self.numbers[count:])
-
-    def packed(self, size: int) -> tuple[Array, Array]:
-        """The rows in order, then arbitrary ones up to `size`."""
-        if len(self.carry[0]) == size and np.array_equal(self.rows, np.arange(len(self.rows))):
-            return self.carry
-        return _take(_filled(self.rows, size), self.carry)
-
-
-def _joined(first: _Group, second: _Group, most: int) -> _Group:
-    rows = np.concatenate([first.rows, len(first.carry[0]) + second.rows])
-    size = most if len(rows) <= most else 2 * most  # few shapes, so few compilations
-    carry = _take(_filled(rows, size), first.carry, second.carry)
-    return _Group(carry, np.arange(len(rows)), np.concatenate([first.numbers, second.numbers]))
-
-
-def _filled(rows: np.ndarray, size: int) -> np.ndarray:
-    return np.pad(rows, (0, size - len(rows)))
-
-
-@jax.jit
-def _take(rows: Array, *carries: tuple[Array, Array]) -> tuple[Array, Array]:
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[rows], *carries)

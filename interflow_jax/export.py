@@ -16,9 +16,11 @@ from safetensors.numpy import save
 
 from interflow_jax.checkpoints import fingerprint
 from interflow_jax.data.preprocessing import Preprocessing, normalize
+from interflow_jax.data.splits import one_line
 from interflow_jax.model import Prediction
+from interflow_jax.networks import Network
+from interflow_jax.saved_run import TrainedRun, build_as, named_as_the_model_has_them, reading
 from interflow_jax.switch import switch_arguments
-from interflow_jax.trained import TrainedRun, build_as, named_as_the_model_has_them
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 DEFAULT_PLATFORMS = ("cpu", "cuda", "tpu")
@@ -50,6 +52,7 @@ def to_stablehlo(
     Raises:
       ValueError: for no platform, an unknown one, or a model that asks for the size of its batch.
     """
+    platforms = (platforms,) if isinstance(platforms, str) else tuple(platforms)
     if not platforms or not set(platforms) <= set(PLATFORMS):
         raise ValueError(f"platforms are {platforms}; choose from {', '.join(PLATFORMS)}")
 
@@ -71,26 +74,35 @@ def to_stablehlo(
 
 
 def load_exported(file: str | Path) -> tuple[jax.export.Exported, dict[str, Any]]:
-    """Opens what `experiments.export` wrote: the program, and what the .json beside it says.
+    """Opens what `interflow export` wrote: the program, and what the .json beside it says.
 
     Raises:
-      ValueError: if either cannot be read, they do not belong together, or a newer jax wrote them.
+      ValueError: if either cannot be read, they do not belong together, or a newer jax wrote them,
+        or one so old that this jax no longer reads its programs.
     """
     file, beside = Path(file), Path(f"{file}.json")
-    try:
+    with reading(beside, f"was it written with {file}? export it again"):
         program, about = file.read_bytes(), json.loads(beside.read_text())
         digest, version = about["sha256"], about["versions"]["jax"]
-    except (OSError, LookupError, TypeError, ValueError) as error:
-        raise ValueError(f"{file} and {beside} cannot be read ({error!r})") from error
+        numbers = _numbers(version)
     if hashlib.sha256(program).hexdigest() != digest:
         raise ValueError(f"{file} is broken, or {beside} is another model's; export it again")
-    if _numbers(version) > _numbers(jax.__version__):
+    if numbers > _numbers(jax.__version__):
         raise ValueError(f"{file} was written by jax {version}; jax {jax.__version__} is too old")
-    return jax.export.deserialize(bytearray(program)), about
+    try:
+        return jax.export.deserialize(bytearray(program)), about
+    except Exception as error:  # flatbuffers and MLIR raise errors of any type
+        raise ValueError(
+            f"{file} was written by jax {version}, and jax {jax.__version__} does not read it "
+            f"({one_line(error)}); jax promises to for six months: export it again"
+        ) from error
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".")[:3] if part.isdigit())
+    numbers = tuple(int(part) for part in version.split(".")[:3] if part.isdigit())
+    if not numbers:
+        raise ValueError(f"{version!r} is no version")
+    return numbers
 
 
 def to_safetensors(run: TrainedRun) -> bytes:
@@ -107,21 +119,28 @@ def to_safetensors(run: TrainedRun) -> bytes:
     return save({name: np.asarray(array) for name, array in arrays.items()}, metadata)
 
 
-def load_safetensors(file: str | Path) -> TrainedRun:
+def load_safetensors(
+    file: str | Path, backbone: str | Network | None = None, trust_code: bool = False
+) -> TrainedRun:
     """Opens what `to_safetensors` returned.
 
+    Args:
+      file: the file.
+      backbone, trust_code: as in `load_run`; nothing that the file names is imported otherwise.
+
     Raises:
-      ValueError: for a file of another kind or a broken one.
+      ValueError: for a file of another kind or a broken one, or a network that is not given.
     """
-    try:
-        with safe_open(file, "numpy") as tensors:
-            metadata = tensors.metadata() or {}
-            names = tensors.keys()
-            arrays = {name: tensors.get_tensor(name) for name in names}
+    with reading(Path(file), "is it an exported run?"):
+        try:
+            with safe_open(file, "numpy") as tensors:
+                metadata = tensors.metadata() or {}
+                names = tensors.keys()
+                arrays = {name: tensors.get_tensor(name) for name in names}
+        except SafetensorError as error:
+            raise ValueError(str(error)) from error
         result, digest = json.loads(metadata["run"]), metadata["fingerprint"]
-        model = build_as(result)
-    except (SafetensorError, OSError, LookupError, TypeError, ValueError) as error:
-        raise ValueError(f"{file} cannot be read as an exported run ({error!r})") from error
+        model = build_as(result, backbone, trust_code)
     variables = {"params": {}, "batch_stats": {}} | unflatten_dict(arrays, sep="/")
     if fingerprint(variables) != digest:
         raise ValueError(f"{file} is broken: its parameters are not those that it was written with")

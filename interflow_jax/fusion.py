@@ -1,7 +1,11 @@
-"""The attention module: weighs the branches and sums them (paper, III-B), and two others."""
+"""The attention module: weighs the branches and sums them (paper, III-B), and two others.
 
+A kind of fusion is its place in `FusionKind` and its line in `KINDS`, at the end of this file.
+"""
+
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import flax.linen as nn
 import jax
@@ -10,11 +14,15 @@ import numpy as np
 import optax
 from jax import Array
 
+from interflow_jax.data.dataset import check_labels
+
 FusionKind = Literal["fixed", "shared", "class", "softmax", "geometric"]
 FusionStart = Literal["xavier", "unit"]
 
 _FIT_STEPS = 200  # of L-BFGS; most fits need fewer than 50
 _FIT_TOLERANCE = 1e-5  # of the gradient's norm, in nats: what float32 resolves
+
+Fused = tuple[Array, Array, Array | None]  # logits, weights, ensembles (see `Fusion.__call__`)
 
 
 class Fusion(nn.Module):
@@ -34,8 +42,8 @@ class Fusion(nn.Module):
       kind: "fixed" (no parameter), "shared" (one learned weight per branch), "class" (one per
         branch and class), "softmax" (one per branch, and a scale) or "geometric" (k for every k,
         and a bias per class).
-      initial_weights: one per branch, shallow to deep; `class` starts every class from them, and
-        `geometric` every k from the first k of them, divided by their sum. None draws
+      initial_weights: one number per branch, shallow to deep; `class` starts every class from
+        them, and `geometric` every k from the first k of them, divided by their sum. None draws
         Xavier-uniform weights for `shared` and `class`; `softmax` and `geometric` start from the
         mean of the log-probabilities.
       start: the fans of those draws. "xavier" takes the n branches as input channels of one output
@@ -44,11 +52,16 @@ class Fusion(nn.Module):
     """
 
     kind: FusionKind
-    initial_weights: tuple[float, ...] | None = None
+    initial_weights: Sequence[float] | np.ndarray | None = None
     start: FusionStart = "xavier"
 
+    def __post_init__(self):
+        if self.initial_weights is not None:  # hashable, as modules are
+            self.initial_weights = _numbers(self.initial_weights)
+        super().__post_init__()
+
     @nn.compact
-    def __call__(self, branch_logits: Array) -> tuple[Array, Array, Array | None]:
+    def __call__(self, branch_logits: Array) -> Fused:
         """Fuses the branches.
 
         Args:
@@ -63,78 +76,131 @@ class Fusion(nn.Module):
           ValueError: for an unknown kind or start, `fixed` without weights, other than one weight
             per branch, or a weight that is not positive where all must be.
         """
-        branches, classes = branch_logits.shape[1:]
-        self._check(branches)
-        branch_logits = branch_logits.astype(jnp.float32)
-        if self.kind == "softmax":
-            return *self._softmax(branch_logits), None
-        if self.kind == "geometric":
-            return self._geometric(branch_logits)
-        if self.kind == "fixed":
-            weights = jnp.asarray(self.initial_weights, jnp.float32)
-        elif self.kind == "shared":
-            weights = self.param("weights", lambda key: self._initial(key, branches, 1)[:, 0])
-        else:
-            weights = self.param("weights", self._initial, branches, classes)
-        per_class = weights if weights.ndim == 2 else weights[:, None]
-        # A sum of float32 products, not a matrix product: accelerators would round its inputs.
-        return jnp.sum(branch_logits * per_class[None], axis=1), weights, None
-
-    def _softmax(self, branch_logits: Array) -> tuple[Array, Array]:
-        # Logarithms, which weight decay pulls towards equal weights and a scale of one.
-        start = jnp.log(jnp.asarray(self._positive(branch_logits.shape[1]), jnp.float32))
-        log_weights = self.param("log_weights", lambda _: start - jax.nn.logsumexp(start))
-        log_scale = self.param("log_scale", lambda _: jax.nn.logsumexp(start))
-        weights = jax.nn.softmax(log_weights)
-        terms = jax.nn.log_softmax(branch_logits) * weights[None, :, None]
-        return jnp.exp(log_scale) * jnp.sum(terms, axis=1), weights
-
-    def _geometric(self, branch_logits: Array) -> tuple[Array, Array, Array]:
-        branches, classes = branch_logits.shape[1:]
-        first = jnp.tril(jnp.ones((branches, branches), bool))  # row k: the first k branches
-        counts = jnp.arange(1, branches + 1, dtype=jnp.float32)[:, None]
-        start = jnp.where(first, jnp.asarray(self._positive(branches), jnp.float32)[None], 0.0)
-        start = jnp.where(first, jnp.log(counts * start / start.sum(1, keepdims=True)), 0.0)
-        log_weights = self.param("log_weights", lambda _: start)
-        bias = self.param("bias", nn.initializers.zeros, (branches, classes))
-        weights = jnp.where(first, jnp.exp(log_weights) / counts, 0.0)
-        terms = jax.nn.log_softmax(branch_logits)[:, None] * weights[None, :, :, None]
-        logits = jnp.sum(terms, axis=2) + bias[None]
-        return logits[:, -1], weights[-1], logits
-
-    def _positive(self, branches: int) -> tuple[float, ...]:
-        weights = self.initial_weights or (1 / branches,) * branches
-        if min(weights) <= 0:
+        for name, choices in (("kind", FusionKind), ("start", FusionStart)):
+            if (value := getattr(self, name)) not in get_args(choices):
+                allowed = ", ".join(get_args(choices))
+                raise ValueError(f"the fusion's {name} is {value!r}; choose one of {allowed}")
+        branches, kind, initial = branch_logits.shape[1], KINDS[self.kind], self.initial_weights
+        if initial is None and not kind.learned:
+            raise ValueError(f"a {self.kind} fusion learns nothing: give it initial_weights")
+        if initial is not None and len(initial) != branches:
             raise ValueError(
-                f"initial fusion weights are {weights}; {self.kind} takes positive ones, or None "
-                "for equal ones"
+                f"initial_weights are {initial} for {branches} branches; give one per branch, or "
+                "None for Xavier"
             )
-        return weights
+        if initial is not None and kind.positive and min(initial) <= 0:
+            raise ValueError(
+                f"initial_weights are {initial}; {self.kind} takes positive ones, or None for "
+                "equal ones"
+            )
+        return kind.fuse(self, branch_logits.astype(jnp.float32))
 
-    def _initial(self, key: Array, branches: int, columns: int) -> Array:
-        if self.initial_weights is not None:
-            return jnp.tile(jnp.asarray(self.initial_weights, jnp.float32)[:, None], (1, columns))
-        fan_out = 1 if self.start == "xavier" else branches
-        bound = (6 / (branches + fan_out)) ** 0.5  # Xavier, uniform
-        return nn.initializers.uniform(2 * bound)(key, (branches, columns)) - bound
 
-    def _check(self, branches: int) -> None:
-        if self.kind not in get_args(FusionKind):
-            raise ValueError(
-                f"fusion is {self.kind!r}; choose one of {', '.join(get_args(FusionKind))}"
-            )
-        if self.start not in get_args(FusionStart):
-            raise ValueError(
-                f"start is {self.start!r}; choose one of {', '.join(get_args(FusionStart))}"
-            )
-        if self.initial_weights is None:
-            if self.kind == "fixed":
-                raise ValueError("a fixed fusion learns nothing: give it initial_weights")
-        elif len(self.initial_weights) != branches:
-            raise ValueError(
-                f"{len(self.initial_weights)} initial fusion weights {self.initial_weights} for "
-                f"{branches} branches; give one weight per branch, or None for Xavier"
-            )
+def _numbers(weights: Any) -> tuple[float, ...]:
+    try:
+        numbers = np.asarray(weights, np.float64)
+    except (TypeError, ValueError):
+        numbers = np.zeros(())
+    if numbers.ndim != 1 or not np.isfinite(numbers).all():
+        raise ValueError(f"initial_weights are {weights!r}; give one finite number per branch")
+    return tuple(map(float, numbers))
+
+
+def _fixed(fusion: Fusion, branch_logits: Array) -> Fused:
+    return _weighted_sum(branch_logits, jnp.asarray(fusion.initial_weights, jnp.float32))
+
+
+def _shared(fusion: Fusion, branch_logits: Array) -> Fused:
+    branches = branch_logits.shape[1]
+    weights = fusion.param("weights", lambda key: _initial(fusion, key, branches, 1)[:, 0])
+    return _weighted_sum(branch_logits, weights)
+
+
+def _class(fusion: Fusion, branch_logits: Array) -> Fused:
+    weights = fusion.param("weights", partial(_initial, fusion), *branch_logits.shape[1:])
+    return _weighted_sum(branch_logits, weights)
+
+
+def _initial(fusion: Fusion, key: Array, branches: int, columns: int) -> Array:
+    if fusion.initial_weights is not None:
+        return jnp.tile(jnp.asarray(fusion.initial_weights, jnp.float32)[:, None], (1, columns))
+    fan_out = 1 if fusion.start == "xavier" else branches
+    bound = (6 / (branches + fan_out)) ** 0.5  # Xavier, uniform
+    return nn.initializers.uniform(2 * bound)(key, (branches, columns), jnp.float32) - bound
+
+
+def _weighted_sum(branch_logits: Array, weights: Array) -> Fused:
+    per_class = weights if weights.ndim == 2 else weights[:, None]
+    # A sum of float32 products, not a matrix product: accelerators would round its inputs.
+    return jnp.sum(branch_logits * per_class[None], axis=1), weights, None
+
+
+def _cut_weights(params: Any, branches: int) -> Any:
+    return jax.tree.map(lambda weights: weights[:branches], params)
+
+
+def _softmax(fusion: Fusion, branch_logits: Array) -> Fused:
+    # Logarithms, which weight decay pulls towards equal weights and a scale of one.
+    start = jnp.log(_positive(fusion, branch_logits.shape[1]))
+    log_weights = fusion.param("log_weights", lambda _: start - jax.nn.logsumexp(start))
+    log_scale = fusion.param("log_scale", lambda _: jax.nn.logsumexp(start))
+    weights = jax.nn.softmax(log_weights)
+    terms = jax.nn.log_softmax(branch_logits) * weights[None, :, None]
+    return jnp.exp(log_scale) * jnp.sum(terms, axis=1), weights, None
+
+
+def _cut_softmax(params: Any, branches: int) -> Any:
+    log_weights = params["log_weights"]
+    share = jax.nn.logsumexp(log_weights[:branches]) - jax.nn.logsumexp(log_weights)
+    return {"log_weights": log_weights[:branches], "log_scale": params["log_scale"] + share}
+
+
+def _geometric(fusion: Fusion, branch_logits: Array) -> Fused:
+    branches, classes = branch_logits.shape[1:]
+    first = jnp.tril(jnp.ones((branches, branches), bool))  # row k: the first k branches
+    counts = jnp.arange(1, branches + 1, dtype=jnp.float32)[:, None]
+    start = jnp.where(first, _positive(fusion, branches)[None], 0.0)
+    start = jnp.where(first, jnp.log(counts * start / start.sum(1, keepdims=True)), 0.0)
+    log_weights = fusion.param("log_weights", lambda _: start)
+    bias = fusion.param("bias", nn.initializers.zeros, (branches, classes), jnp.float32)
+    weights = jnp.where(first, jnp.exp(log_weights) / counts, 0.0)
+    terms = jax.nn.log_softmax(branch_logits)[:, None] * weights[None, :, :, None]
+    logits = jnp.sum(terms, axis=2) + bias[None]
+    return logits[:, -1], weights[-1], logits
+
+
+def _cut_geometric(params: Any, branches: int) -> Any:
+    log_weights = params["log_weights"][:branches, :branches]
+    return {"log_weights": log_weights, "bias": params["bias"][:branches]}
+
+
+def _positive(fusion: Fusion, branches: int) -> Array:
+    return jnp.asarray(fusion.initial_weights or (1 / branches,) * branches, jnp.float32)
+
+
+class Kind(NamedTuple):
+    """A kind of fusion.
+
+    Attributes:
+      fuse: what `Fusion.__call__` computes, of float32 branch logits; makes its parameters.
+      cut: the parameters of the first branches, from those of all and the number that remain.
+      learned: whether it has parameters, so that it can be fitted.
+      positive: whether its initial weights must be.
+    """
+
+    fuse: Callable[[Fusion, Array], Fused]
+    cut: Callable[[Any, int], Any]
+    learned: bool = True
+    positive: bool = False
+
+
+KINDS: dict[str, Kind] = {
+    "fixed": Kind(_fixed, _cut_weights, learned=False),
+    "shared": Kind(_shared, _cut_weights),
+    "class": Kind(_class, _cut_weights),
+    "softmax": Kind(_softmax, _cut_softmax, positive=True),
+    "geometric": Kind(_geometric, _cut_geometric, positive=True),
+}
 
 
 def cut_fusion(fusion: Fusion, params: Any, branches: int) -> tuple[Fusion, Any]:
@@ -148,22 +214,11 @@ def cut_fusion(fusion: Fusion, params: Any, branches: int) -> tuple[Fusion, Any]
       params: the whole fusion's, {} for `fixed`.
       branches: how many remain, from 1 on.
     """
+    kind = KINDS[fusion.kind]
     initial = fusion.initial_weights and tuple(fusion.initial_weights[:branches])
-    if fusion.kind == "fixed" and not any(initial or ()):
+    if not kind.learned and not any(initial or ()):
         initial = (0.0,) * (branches - 1) + (1.0,)
-    if fusion.kind == "softmax":
-        log_weights = params["log_weights"]
-        share = jax.nn.logsumexp(log_weights[:branches]) - jax.nn.logsumexp(log_weights)
-        scale = params["log_scale"] + share
-        return Fusion("softmax", initial), {
-            "log_weights": log_weights[:branches],
-            "log_scale": scale,
-        }
-    if fusion.kind == "geometric":
-        ensembles = params["log_weights"][:branches, :branches]
-        cut = {"log_weights": ensembles, "bias": params["bias"][:branches]}
-        return Fusion("geometric", initial), cut
-    return Fusion(fusion.kind, initial), {name: each[:branches] for name, each in params.items()}
+    return Fusion(fusion.kind, initial, fusion.start), kind.cut(params, branches)
 
 
 def fit_fusion(
@@ -178,27 +233,30 @@ def fit_fusion(
 
     Args:
       branch_logits: [examples, branches, classes], float.
-      labels: [examples], int.
+      labels: [examples], int, from 0 on.
       kind: a learned one.
 
     Returns:
       The fusion and its parameters: `fusion.apply({"params": params}, branch_logits)`.
 
     Raises:
-      ValueError: for `fixed` or an unknown kind, or other than one label per example.
+      ValueError: for `fixed` or an unknown kind, other than one label per example, or labels that
+        are no class's.
     """
-    if kind == "fixed" or kind not in get_args(FusionKind):
-        learned = ", ".join(name for name in get_args(FusionKind) if name != "fixed")
-        raise ValueError(f"kind is {kind!r}; choose one that is learned: {learned}")
-    if branch_logits.ndim != 3 or labels.shape != branch_logits.shape[:1]:
+    learned = [name for name in KINDS if KINDS[name].learned]
+    if kind not in learned:
+        raise ValueError(f"kind is {kind!r}; choose one that is learned: {', '.join(learned)}")
+    if np.ndim(branch_logits) != 3 or np.shape(labels) != np.shape(branch_logits)[:1]:
         raise ValueError(
-            f"branch_logits are {branch_logits.shape} and labels {labels.shape}; give "
+            f"branch_logits are {np.shape(branch_logits)} and labels {np.shape(labels)}; give "
             "[examples, branches, classes] and [examples]"
         )
+    branch_logits = jnp.asarray(branch_logits, jnp.float32)
+    labels = check_labels(np.asarray(labels), branch_logits.shape[2], "labels")
     branches = branch_logits.shape[1]
     fusion = Fusion(kind, (1 / branches,) * branches)
     params = fusion.init(jax.random.key(0), branch_logits[:1])["params"]
-    params = _minimize(fusion, params, jnp.asarray(branch_logits), jnp.asarray(labels))
+    params = _minimize(fusion, params, branch_logits, jnp.asarray(labels))
     return Fusion(kind), params
 
 

@@ -1,16 +1,9 @@
-"""The paper's eleven methods (Table II), three baselines, and the models that they name."""
+"""The paper's eleven methods (Table II), and three baselines."""
 
-from typing import Any, NamedTuple, get_args
+from typing import NamedTuple
 
-import flax.linen as nn
-import jax.numpy as jnp
-
-from interflow_jax.backbones import VGG_DEPTH, Downsample, Layout, StrideVGG
-from interflow_jax.fusion import Fusion, FusionKind, FusionStart
-from interflow_jax.model import FullyConnected, Interflow, Pool
-from interflow_jax.networks import Network
-from interflow_jax.nnx_taps import NNXTaps
-from interflow_jax.taps import Taps
+from interflow_jax.fusion import FusionKind
+from interflow_jax.vgg import VGG_DEPTH
 
 
 class Method(NamedTuple):
@@ -31,6 +24,11 @@ class Method(NamedTuple):
     initial_weights: tuple[float, ...] | None
     summary: str
     auxiliary_loss: float = 0.0
+
+    @property
+    def predicts_from_last(self) -> bool:
+        """Whether there is one branch, after the last convolution or tap."""
+        return self.taps == (VGG_DEPTH,)
 
 
 _FOUR = (7, 9, 11, 13)  # paper, III-D: the first stage ends at 7; IV-E: the third at 11
@@ -95,8 +93,8 @@ def default_taps(method: str, depth: int = VGG_DEPTH) -> tuple[int, ...]:
     Raises:
       ValueError: for an unknown method, or depth 14 to 19, which has no 20th convolution.
     """
-    row = _look_up(method)
-    if row.taps == (VGG_DEPTH,):
+    row = look_up(method)
+    if row.predicts_from_last:
         return (depth,)
     if depth <= VGG_DEPTH:
         return row.taps
@@ -109,119 +107,49 @@ def default_taps(method: str, depth: int = VGG_DEPTH) -> tuple[int, ...]:
     return fifths if fifths[-1] == depth else (*fifths, depth)
 
 
-def build(
-    method: str,
-    num_classes: int,
-    depth: int = VGG_DEPTH,
-    width: float = 1.0,
-    downsample: Downsample = "first",
-    layout: Layout = "spread",
-    taps: tuple[Any, ...] | None = None,
-    fully_connected: FullyConnected = "shared",
-    fusion_start: FusionStart = "xavier",
-    dtype: Any = jnp.float32,
-    *,
-    fusion: FusionKind | None = None,
-    network: Network | None = None,
-    initial_weights: tuple[float, ...] | None = None,
-    pool: Pool = "mean",
-    frozen: bool = False,
-) -> Interflow:
-    """Builds the model of one of the paper's methods (Tables I, II and VI) or of a baseline.
+def look_up(method: str) -> Method:
+    """A method or baseline by name; raises ValueError for an unknown one."""
+    known = METHODS | BASELINES
+    if method not in known:
+        raise ValueError(f"method is {method!r}; choose one of {', '.join(known)}")
+    return known[method]
 
-    On a network of your own, a method is its fusion, its start and its loss, over any number of
-    taps; `Normal` and `Scaled` predict from the last tap alone.
 
-    A model knows nothing of its loss: to train a baseline, give `train_step` its `auxiliary_loss`.
+def losses(method: str, auxiliary_mean: float = 0.0) -> dict[str, float]:
+    """The branches' own losses in training: `auxiliary_loss` and `auxiliary_mean` of `train_step`.
 
-    Args:
-      method: a name of `METHODS` or `BASELINES`.
-      num_classes: classes to tell apart.
-      depth: number of convolutions, 4 to 200; the paper's are 13 (Table III), 4 to 13 (Table I)
-        and 40 to 100 (Table VI).
-      width: multiplies the channel counts.
-      downsample: where the stride-2 convolutions are, "first" or "last" in a block.
-      layout: what depth above 13 adds to VGG: "spread" over its blocks, or "append" to the last.
-      taps: the convolutions that branches follow; None for `default_taps(method, depth)`.
-      fully_connected: "shared" by channel count (paper, IV-C) or "separate".
-      fusion_start: start of learned weights that the method does not give, "xavier" or "unit"
-        (see `Fusion`).
-      dtype: the dtype of the backbone's computation, float32 or bfloat16; all else is float32.
-      fusion: how the branches are weighted, starting from the method's initial weights; None for
-        the method's own kind.
-      network: a Linen module, or a function that makes an NNX module (see `NNXTaps`), in place of
-        the paper's: `taps` are then the names of its layers (see `layers`), and depth, width,
-        downsample, layout and dtype have no meaning.
-      initial_weights: one per tap, in place of those that the method gives.
-      pool, frozen: as in `Interflow`.
-
-    Returns:
-      A Linen module; call it with images, [batch, height, width, channels], float, and `train=`.
-
-    Raises:
-      ValueError: for a value outside those above, or taps that the depth lacks.
+    A mean takes the place of the method's sum. Branches that have a loss of their own, that is
+    where any of the two is above zero, are supervised (see `eval_step`).
     """
-    row = _look_up(method)
-    if num_classes < 2:
-        raise ValueError(f"num_classes is {num_classes}; there must be 2 or more")
-    kind = fusion or row.fusion
-    for name, value, allowed in (
-        ("fusion", kind, FusionKind),
-        ("fully_connected", fully_connected, FullyConnected),
-        ("fusion_start", fusion_start, FusionStart),
-        ("pool", pool, Pool),
-    ):
-        if value not in get_args(allowed):
-            raise ValueError(f"{name} is {value!r}; choose one of {', '.join(get_args(allowed))}")
-    if network is None:
-        taps = default_taps(method, depth) if taps is None else tuple(taps)
-        backbone: nn.Module = StrideVGG(taps, depth, width, downsample, layout, dtype)
-        backbone.check()
-    else:
-        if not taps:
-            raise ValueError("a network needs taps, the names of its layers; ij.layers lists them")
-        taps = tuple(map(str, taps[-1:] if row.taps == (VGG_DEPTH,) else taps))
-        linen = isinstance(network, nn.Module)
-        backbone = Taps(network, taps) if linen else NNXTaps(network, taps)
-    weights = _weights(method, kind, taps, initial_weights)
-    return Interflow(
-        backbone,
-        num_classes,
-        Fusion(kind, weights, fusion_start),
-        fully_connected,
-        pool=pool,
-        frozen=frozen,
-    )
+    own = look_up(method).auxiliary_loss
+    return {"auxiliary_loss": 0.0 if auxiliary_mean else own, "auxiliary_mean": auxiliary_mean}
 
 
-def _weights(
+def initial_weights(
     method: str, kind: FusionKind, taps: tuple, given: tuple[float, ...] | None
 ) -> tuple[float, ...] | None:
-    """The initial weights of the branches, or None for the fusion's own."""
-    weights = _look_up(method).initial_weights
-    gives = [name for name, other in METHODS.items() if len(other.initial_weights or ()) > 1]
+    """The initial weights of the branches; None for the fusion's own.
+
+    Raises:
+      ValueError: for given ones that the method does not take, or other than one per tap.
+    """
+    weights = look_up(method).initial_weights
+    takes = [name for name, row in METHODS.items() if len(row.initial_weights or ()) > 1]
     if given is not None:
-        if method not in gives:
+        if method not in takes:
             raise ValueError(
                 f"initial_weights are {given}, but {method} does not take any; leave them out, or "
-                f"choose one of {', '.join(gives)}"
+                f"choose one of {', '.join(takes)}"
             )
         weights = given
     elif weights is None and kind == "fixed":
         weights = (0.0,) * (len(taps) - 1) + (1.0,)
     if weights is not None and len(weights) != len(taps):
-        learned = [name for name, other in METHODS.items() if other.initial_weights is None]
+        drawn = [name for name, row in METHODS.items() if row.initial_weights is None]
         own = f"{method} gives {len(weights)} branch weights"
-        advice = "give initial_weights, one per tap, or " if method in gives else ""
+        advice = "give initial_weights, one per tap, or " if method in takes else ""
         raise ValueError(
             f"{own if given is None else f'initial_weights are {given}'}, but there are "
-            f"{len(taps)} taps {taps}; {advice}choose as many taps, or one of {', '.join(learned)}"
+            f"{len(taps)} taps {taps}; {advice}choose as many taps, or one of {', '.join(drawn)}"
         )
     return weights
-
-
-def _look_up(method: str) -> Method:
-    known = METHODS | BASELINES
-    if method not in known:
-        raise ValueError(f"method is {method!r}; choose one of {', '.join(known)}")
-    return known[method]

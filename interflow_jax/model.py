@@ -1,6 +1,6 @@
 """Interflow over any backbone: a branch per feature map, and their fusion (paper, III-A)."""
 
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import flax.linen as nn
 import jax
@@ -20,14 +20,15 @@ class Prediction(NamedTuple):
     Attributes:
       logits: [batch, classes], float32; softmax comes after (paper, III-A).
       branch_logits: [batch, branches, classes], float32, shallow to deep.
-      weights: the fusion's weights, float32, [branches] or [branches, classes].
+      weights: the fusion's weights, float32: [branches], [branches, classes], or, where they
+        depend on the image, [batch, branches, 1]; a model of one's own may give a scalar or None.
       ensembles: where the fusion learns how to fuse every number of branches (`geometric`), their
         logits, [batch, branches, classes], float32; the last are `logits`.
     """
 
     logits: Array
     branch_logits: Array
-    weights: Array
+    weights: Array | None
     ensembles: Array | None = None
 
     @property
@@ -38,8 +39,19 @@ class Prediction(NamedTuple):
         the opposite sign, predicts correctly. A weight of zero counts as one. A branch that was
         trained with a loss of its own predicts by its `branch_logits`, whatever its weight.
         """
-        weights = self.weights if self.weights.ndim == 2 else self.weights[:, None]
-        return self.branch_logits * jnp.where(weights == 0, 1.0, weights)[None]
+        if self.weights is None:
+            return self.branch_logits
+        # The rank tells which weights they are, not sizes, which may coincide; vmap adds to both.
+        missing = self.branch_logits.ndim - jnp.ndim(self.weights)
+        axes = {0: (), 1: (-3,), 2: (-3, -1), 3: (-3, -2, -1)}.get(missing)
+        if axes is None:
+            raise ValueError(
+                f"weights are {jnp.shape(self.weights)} for branch_logits "
+                f"{self.branch_logits.shape}; give [branches], [branches, classes] or "
+                "[batch, branches, 1]"
+            )
+        weights = jnp.expand_dims(self.weights, axes)
+        return self.branch_logits * jnp.where(weights == 0, 1.0, weights)
 
 
 class Interflow(nn.Module):
@@ -53,14 +65,17 @@ class Interflow(nn.Module):
         [batch, height, width, channels], [batch, tokens, channels] or [batch, channels]. It may
         offer `labels`, one per map.
       num_classes: classes to tell apart.
-      fusion: the attention module.
+      fusion: the attention module; a kind's name stands for a `Fusion` of that kind.
       fully_connected: "shared" by channel count, or "separate" for one layer per branch.
       switch: the backbone's training switch, where its signature does not tell (see
         `switch_arguments`).
       pool: what represents [batch, tokens, channels]: the "mean" over the tokens, or the "first", a
         class token. Other maps are averaged over their positions.
-      frozen: whether the backbone is kept as it is: it runs in evaluation mode and gets no
-        gradient. Give `make_optimizer` frozen=("backbone",), as weight decay needs no gradient.
+      frozen: whether the backbone is kept as it is: it runs in evaluation mode, gets no gradient,
+        and `train_step` leaves its variables alone, whatever the optimiser.
+
+    Raises:
+      ValueError: for a backbone or a fusion that is no Linen module, when it is made.
     """
 
     backbone: nn.Module
@@ -71,10 +86,21 @@ class Interflow(nn.Module):
     pool: Pool = "mean"
     frozen: bool = False
 
+    def __post_init__(self):
+        if isinstance(self.fusion, str):
+            self.fusion = Fusion(cast(Any, self.fusion))
+        for name in ("backbone", "fusion"):
+            if not isinstance(value := getattr(self, name), nn.Module):
+                raise ValueError(
+                    f"{name} is {value!r:.60}; give an instance of a flax.linen.Module"
+                )
+        super().__post_init__()
+
     @property
     def labels(self) -> tuple[Any, ...] | None:
         """The branches' labels, shallow to deep, if the backbone has any."""
-        return getattr(self.backbone, "labels", None)
+        labels = getattr(self.backbone, "labels", None)
+        return tuple(labels) if isinstance(labels, list | tuple) else None
 
     @nn.nowrap
     def layer_name(self, branch: int, channels: int) -> str:

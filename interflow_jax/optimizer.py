@@ -1,6 +1,6 @@
 """The optimiser and its learning rate; the paper's by default (IV-B)."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any, Literal, get_args
 
 import jax
@@ -53,7 +53,7 @@ def make_optimizer(
     name: Optimizer = "sgd",
     momentum: float | None = None,
     weight_decay: float = WEIGHT_DECAY,
-    frozen: tuple[str, ...] = (),
+    frozen: str | Sequence[str] = (),
 ) -> optax.GradientTransformation:
     """SGD with momentum 0.95 (not Nesterov's) and weight decay 5e-4 on every parameter.
 
@@ -65,13 +65,14 @@ def make_optimizer(
       name: "sgd", or "adamw" with its decoupled weight decay (not the paper's).
       momentum: for "sgd"; None for 0.95.
       weight_decay: for every parameter.
-      frozen: the parameters that stay as they are, by the beginnings of their paths: ("backbone",)
-        or ("backbone/network/stem", ...). `Interflow.frozen` keeps BatchNorm's statistics, too.
+      frozen: the parameters that stay as they are, by the beginnings of their paths: "backbone" or
+        ("backbone/network/stem", ...). `Interflow.frozen` keeps BatchNorm's statistics, too.
 
     Raises:
       ValueError: for another name, or a momentum for "adamw"; when the optimizer is initialised,
         for a frozen path that no parameter has.
     """
+    frozen = (frozen,) if isinstance(frozen, str) else tuple(frozen)
     if frozen:
         trained = make_optimizer(learning_rate, name, momentum, weight_decay)
         parts: dict[Hashable, optax.GradientTransformation] = {
@@ -89,6 +90,15 @@ def make_optimizer(
         return optax.adamw(learning_rate, weight_decay=weight_decay)
     momentum = MOMENTUM if momentum is None else momentum
     return optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(learning_rate, momentum))
+
+
+def check_optimizer(optimizer: Any) -> None:
+    """Raises ValueError for what is no optax optimiser."""
+    methods = (getattr(optimizer, name, None) for name in ("init", "update"))
+    if isinstance(optimizer, type) or not all(map(callable, methods)):
+        raise ValueError(
+            f"optimizer is {optimizer!r:.60}; give an optax optimiser, such as optax.adam(1e-3)"
+        )
 
 
 def _is_frozen(params: Any, frozen: tuple[str, ...]) -> Any:

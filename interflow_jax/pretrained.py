@@ -3,23 +3,38 @@
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import serialization, traverse_util
-from safetensors.numpy import load
+from flax import serialization
+from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors import SafetensorError, deserialize
+
+from interflow_jax.nnx_taps import collections_of
 
 _LISTED = 5  # arrays that an error names
+# The names of the format; the others are a letter and bits.
+_DTYPES = {
+    "BOOL": "bool",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "F8_E8M0": "float8_e8m0fnu",
+}
+_KINDS = {"F": "float", "I": "int", "U": "uint", "C": "complex"}
 
 
 def with_backbone(variables: Any, pretrained: Any) -> dict[str, Any]:
     """Puts a network's variables into a model's backbone, and leaves all else as it is.
 
     Args:
-      variables: of an `Interflow` over `Taps`, `NNXTaps` or the network itself; arrays, or
+      variables: of an `Interflow` over `Taps` or the network itself; arrays, or
         `jax.ShapeDtypeStruct` to check whether they fit.
-      pretrained: the network's own variables, {"params": ..., "batch_stats": ...}, or its
-        parameters alone. What lies after the last tap is not needed and is left out.
+      pretrained: the network's own variables, {"params": ..., "batch_stats": ...}, its parameters
+        alone, or an NNX network's `nnx.state`. What lies after the last tap is left out.
 
     Returns:
       The model's variables with copies of the pretrained ones, in the model's dtypes.
@@ -28,62 +43,46 @@ def with_backbone(variables: Any, pretrained: Any) -> dict[str, Any]:
       ValueError: for a model without a backbone, or arrays of its backbone that `pretrained` lacks
         or has in another shape; the message has their paths and shapes.
     """
-    pretrained = serialization.to_state_dict(pretrained)
-    if "params" not in pretrained:
-        pretrained = {"params": pretrained}
-    of_params: dict[str, Any] = traverse_util.flatten_dict(
-        serialization.to_state_dict(variables["params"]), sep="/"
-    )
     if "backbone" not in variables["params"]:
         raise ValueError(
             f"the model's parameters are {', '.join(variables['params'])}; pretrained ones go into "
             "those of a backbone, as an Interflow has"
         )
-    below = _backbone(of_params, traverse_util.flatten_dict(pretrained["params"], sep="/"))
-    problems, result = [], {}
-    for collection, of_model in variables.items():
-        flat: dict[str, Any] = traverse_util.flatten_dict(
-            serialization.to_state_dict(of_model), sep="/"
-        )
-        given: dict[str, Any] = traverse_util.flatten_dict(pretrained.get(collection, {}), sep="/")
-        for path in flat:
-            if not path.startswith(below):
-                continue
-            name, own = path.removeprefix(below), flat[path]
-            if name not in given:
-                problems.append(f"{collection}/{name} {own.shape} is missing")
-            elif np.shape(given[name]) != own.shape:
-                problems.append(
-                    f"{collection}/{name} is {np.shape(given[name])}, the backbone's {own.shape}"
-                )
-            else:
-                flat[path] = jnp.array(given[name], own.dtype)  # a copy: training consumes it
-        result[collection] = serialization.from_state_dict(
-            of_model, traverse_util.unflatten_dict(flat, sep="/")
-        )
+    given = _named(collections_of(pretrained))
+    flat = flatten_dict(dict(variables))
+    inside = {path: x for path, x in flat.items() if path[1] == "backbone"}
+    own = {path: "/".join(map(str, (path[0], *path[2:]))) for path in inside}
+    # `Taps` has the network's own names below "network", unless that is a name of the network's.
+    tapped = all(path[2] == "network" for path in inside if path[0] == "params")
+    if tapped and not set(own.values()) & set(given):
+        own = {path: "/".join(map(str, (path[0], *path[3:]))) for path in inside}
+    problems = []
+    for path, name in own.items():
+        leaf = nn.meta.unbox(flat[path])
+        if name not in given:
+            problems.append(f"{name} {leaf.shape} is missing")
+        elif np.shape(given[name]) != leaf.shape:
+            problems.append(f"{name} is {np.shape(given[name])}, the backbone's {leaf.shape}")
+        else:  # a copy: training consumes it
+            flat[path] = nn.meta.replace_boxed(flat[path], jnp.array(given[name], leaf.dtype))
     if problems:
         more = f", and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
+        examples = [f"{name} {np.shape(array)}" for name, array in list(given.items())[:3]]
         raise ValueError(
             f"the pretrained parameters do not fit the backbone: {', '.join(problems[:_LISTED])}"
-            f"{more}; they have {_examples(pretrained)}"
+            f"{more}; they have {', '.join(examples)}"
         )
-    return result
+    return {collection: {} for collection in variables} | unflatten_dict(flat)
 
 
-def _backbone(own: Any, given: Any) -> str:
-    """Where the network's own names begin: below `Taps.network`, or the backbone itself."""
-    inside = [path.removeprefix("backbone/") for path in own if path.startswith("backbone/")]
-    tapped = all(path.startswith("network/") for path in inside)
-    return "backbone/network/" if tapped and not set(inside) & set(given) else "backbone/"
-
-
-def _examples(pretrained: dict[str, Any]) -> str:
-    flat = traverse_util.flatten_dict(pretrained, sep="/")
-    return ", ".join(f"{path} {np.shape(array)}" for path, array in list(flat.items())[:3])
+def _named(pretrained: Any) -> dict[str, Any]:
+    """Arrays by names such as "params/conv1/kernel"."""
+    tree: Any = serialization.to_state_dict(nn.meta.unbox(pretrained))
+    return flatten_dict(tree if "params" in tree else {"params": tree}, sep="/")
 
 
 def read_pretrained(file: str | Path) -> dict[str, Any]:
-    """Reads a network's variables: safetensors, or Flax's msgpack.
+    """Reads a network's variables: safetensors, or Flax's msgpack, told apart by their content.
 
     Names in a safetensors file are paths such as "params/conv1/kernel" or "params.conv1.kernel";
     without a collection in front they are parameters.
@@ -92,23 +91,63 @@ def read_pretrained(file: str | Path) -> dict[str, Any]:
       {"params": ..., "batch_stats": ...} as nested dicts of numpy arrays.
 
     Raises:
-      ValueError: for a file that is missing, is neither, or holds no arrays.
+      ValueError: for a file that is missing or damaged, is neither, or holds no arrays by name.
     """
     try:
         content = Path(file).read_bytes()
+        tree = _read(content)
     except OSError as error:
         raise ValueError(f"the pretrained parameters {file} cannot be read: {error}") from error
-    try:
-        if str(file).endswith(".safetensors"):
-            arrays = {tuple(k.replace(".", "/").split("/")): v for k, v in load(content).items()}
-            tree = traverse_util.unflatten_dict(arrays)
-        else:
-            tree = serialization.msgpack_restore(content)
-        if not isinstance(tree, dict) or not jax.tree.leaves(tree):
-            raise ValueError("it holds no arrays by name")
-    except Exception as error:  # both readers raise errors of any type
+    except ValueError as error:
         raise ValueError(
-            f"{file} is neither safetensors (by its name, *.safetensors) nor Flax's msgpack: "
-            f"{error}"
+            f"{file} {error}; pretrained parameters are arrays by name, in safetensors or Flax's "
+            "msgpack"
         ) from error
     return tree if "params" in tree else {"params": tree}
+
+
+def _read(content: bytes) -> dict[str, Any]:
+    if not content:
+        raise ValueError("is empty")
+    if content[8:9] == b"{":  # after the length of a header in JSON
+        return _read_safetensors(content)
+    try:
+        tree = serialization.msgpack_restore(content)
+    except Exception as error:  # of any type
+        is_dict = 0x80 < content[0] <= 0x8F or content[0] in (0xDE, 0xDF)
+        if is_dict and "incomplete" in str(error):
+            raise ValueError("is cut short") from error
+        raise ValueError(f"is of another kind or damaged ({error!r})") from error
+    if not isinstance(tree, dict):
+        raise ValueError(f"holds a {type(tree).__name__}, not a dict")
+    if not any(hasattr(leaf, "shape") for leaf in jax.tree.leaves(tree)):
+        raise ValueError("holds no arrays")
+    return tree
+
+
+def _read_safetensors(content: bytes) -> dict[str, Any]:
+    try:
+        arrays = deserialize(content)
+    except SafetensorError as error:
+        raise ValueError(f"is a safetensors file that is cut short or damaged ({error})") from error
+    names: dict[tuple[str, ...], str] = {}
+    values = {}
+    for name, array in arrays:
+        path, dtype = tuple(name.replace(".", "/").split("/")), array["dtype"]
+        if path in names:
+            raise ValueError(f"has two arrays of one name, {names[path]} and {name}")
+        dtype = _DTYPES.get(dtype) or f"{_KINDS.get(dtype[0])}{dtype[1:]}"
+        try:
+            values[path] = np.frombuffer(array["data"], np.dtype(dtype)).reshape(array["shape"])
+        except TypeError as error:
+            raise ValueError(f"has {name} in {array['dtype']}, which cannot be read") from error
+        names[path] = name
+    for path, name in names.items():
+        for length in range(1, len(path)):
+            if path[:length] in names:
+                raise ValueError(
+                    f"has an array {names[path[:length]]} and another inside it, {name}"
+                )
+    if not values:
+        raise ValueError("holds no arrays")
+    return unflatten_dict(values)

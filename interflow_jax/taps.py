@@ -1,25 +1,22 @@
-"""A backbone from any Linen module, by the names of its layers (paper, III-C)."""
+"""A backbone from any network, by the names of its layers (paper, III-C)."""
 
-import contextlib
 import difflib
-import itertools
+import inspect
 from collections import Counter
-from collections.abc import Callable
-from functools import reduce
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
+from flax.core import DenyList
 from jax import Array
-from jax.experimental.xla_metadata import set_xla_metadata
 
-from interflow_jax.switch import switch_arguments
+from interflow_jax.dataflow import Path, run_part
+from interflow_jax.linen_taps import Call, Calls
+from interflow_jax.nnx_taps import nnx_outputs, nnx_shapes
 
-_TAPPED = "interflow_taps"  # the collection that carries outputs through nn.remat and nn.jit
-_INSIDE = -1  # the number of every call inside nn.scan or nn.vmap
-_traces = itertools.count()
-_Call = tuple[str, int]  # a module's path, and which of its calls, counted from 0
+Network = nn.Module | Callable[..., Any]
+"""A Linen module, an NNX module, or a function that makes one as `make(rngs=nnx.Rngs(...))`."""
 
 
 class Layer(NamedTuple):
@@ -37,44 +34,63 @@ class Layer(NamedTuple):
     dtype: Any
 
 
-def layers(network: nn.Module, *arguments: Any, **keywords: Any) -> list[Layer]:
+def layers(network: Network, *arguments: Any, **keywords: Any) -> list[Layer]:
     """What can be tapped in a network: every call of a module, in the order of the calls.
 
-    From shapes alone: no parameter is made and nothing is computed. What lies inside `nn.scan` or
-    `nn.vmap` has no single output, and is left out.
+    From shapes alone: no parameter is made and nothing is computed. What has no single output, as
+    inside `nn.scan` or `nn.vmap`, is left out. NNX modules are in the order of their paths.
 
     Args:
-      network: any Linen module.
+      network: any network.
       *arguments, **keywords: as for a call of it; `jax.ShapeDtypeStruct` will do for arrays.
     """
-    outputs = {call: out for call, out in _outputs(network, arguments, keywords).items() if call[0]}
-    calls = Counter(path for path, _ in outputs)
-    return [
-        Layer(f"{path}:{number}" if calls[path] > 1 else path, array.shape, array.dtype)
-        for (path, number), output in outputs.items()
-        for array in _arrays(output)[:1]
-        if number != _INSIDE
-    ]
+    if not isinstance(network, nn.Module):
+        outputs = nnx_shapes(network, *arguments, **keywords)
+        return [Layer(path, array.shape, array.dtype) for path, array in outputs.items()]
+    calls = Calls()
+
+    def run(key: Array, arguments: tuple) -> None:
+        rngs, mutable = {"params": key}, DenyList("batch_stats")  # evaluation
+        variables = network.init(rngs, *arguments, **keywords)
+        calls.capture(network, variables, rngs, mutable, *arguments, **keywords)
+
+    jax.eval_shape(run, jax.random.key(0), arguments)
+    return _layers(calls.all)
 
 
 class Taps(nn.Module):
     """A backbone that returns what named layers of an unmodified network compute.
 
-    No layer after the last tap is computed, and its parameters do not exist.
+    No layer after the last tap is computed. In Linen its parameters do not exist; an NNX network
+    makes all of its parameters at once, and the gradients of those are zero.
 
     Attributes:
-      network: any Linen module that takes images first.
+      network: a Linen module that takes images first, an NNX module, whose parameters are then the
+        initial ones, or a function that makes one, called as `make(rngs=nnx.Rngs(...))`.
       taps: paths as `layers` gives them, in the order of the branches, shallow to deep. For a
-        module called more than once, the last call counts, or that of "path:0", "path:1", ....
+        module called more than once, the last call counts, or in Linen that of "path:0", ....
       after: applied to every tapped output, such as `nn.relu`: what networks compute between
         modules has no name.
-      switch: the network's training switch, where its signature does not tell.
+      switch: a Linen network's training switch, where its signature does not tell.
     """
 
-    network: nn.Module
-    taps: tuple[str, ...]
+    network: Network
+    taps: Sequence[str]
     after: Callable[[Array], Array] | None = None
     switch: str | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for taps that are no names, or a network that is none."""
+        taps = (self.taps,) if isinstance(self.taps, str) else self.taps
+        if not (isinstance(taps, list | tuple) and taps and all(isinstance(x, str) for x in taps)):
+            raise ValueError(
+                f"taps are {taps!r}; give one or more names of layers (ij.layers lists them)"
+            )
+        self.taps = tuple(taps)
+        _check(self.network)
+        if self.switch is not None and not isinstance(self.network, nn.Module):
+            raise ValueError(f"switch is {self.switch!r}, but an NNX network has modes of its own")
+        super().__post_init__()
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -87,141 +103,100 @@ class Taps(nn.Module):
 
         Args:
           images: whatever the network takes, usually [batch, height, width, channels], float.
-          train: passed to the network's training switch, if it has one.
+          train: passed to a Linen network's training switch, if it has one; the mode of an NNX
+            network. In evaluation `batch_stats` are constant: some networks train where they are
+            not.
 
         Returns:
           An array per tap, in their order; for a layer that returns a tuple, its first.
 
         Raises:
-          ValueError: for a tap that the network does not have, naming the closest that it has, or
-            one inside `nn.scan` or `nn.vmap`, naming the layer around it that can be tapped.
+          ValueError: for a tap that the network does not have, naming the closest that it has, one
+            that has no single output, as inside `nn.scan`, naming the layer around it, or
+            variables that lack some that the taps need.
         """
-        # The network runs on its own: the outermost call need not know of the taps' collection.
-        network = self.network.clone(parent=None, _deep_clone=True, _reset_names=True)
-        keywords = switch_arguments(network, train, self.switch)
-        outputs = _outputs(network, (images,), keywords)
-        calls = [_find(tap, outputs) for tap in self.taps]
-        waiting, numbers = set(calls), Counter()
-
-        def tap(function: Callable, arguments: tuple, named: dict, context: Any) -> Any:
-            if context.method_name != "__call__":
-                return function(*arguments, **named)
-            call = _number(context.module, numbers, traces)
-            if not waiting:
-                # From here on the network computes with zeros, which XLA drops. An exception would
-                # end it, but nn.remat and nn.jit would lose the parameters that they have made.
-                return jax.tree.map(
-                    lambda x: jnp.zeros(x.shape, x.dtype) if hasattr(x, "shape") else x,
-                    outputs[call],
-                )
-            output = function(*arguments, **named)
-            if call in waiting:
-                waiting.remove(call)
-                # A variable, not a Python value: nn.remat and nn.jit carry it out.
-                context.module.put_variable(_TAPPED, str(call[1]), _arrays(output)[0])
-            return output
-
-        streams = self.scope.rngs if self.scope else {}
-        rngs = {name: self.make_rng(name) for name in streams}
-        rngs |= _new_trace()
-        with contextlib.ExitStack() as traces, nn.intercept_methods(tap):
-            if self.is_initializing():
-                updates: dict[str, Any] = dict(network.init(rngs, images, **keywords))
-            else:
-                variables = self.network.variables
-                # Some networks tell by mutable statistics that they train.
-                changing = [name for name in variables if self.is_mutable_collection(name)]
-                mutable = [*(changing if train else ()), _TAPPED]
-                changes = network.apply(variables, images, rngs=rngs, mutable=mutable, **keywords)
-                updates = dict(cast(tuple, changes)[1])
-        tapped: Any = updates.pop(_TAPPED)
-        for collection, values in updates.items():
-            for name, value in values.items():
-                self.network.put_variable(collection, name, value)
-        feature_maps: list[Any] = [
-            reduce(lambda tree, name: tree[name], [*path.split("/"), str(number)], tapped)
-            for path, number in calls
-        ]
+        tapped = self._linen if isinstance(self.network, nn.Module) else self._nnx
+        feature_maps = tapped(cast(Any, self.network), images, train)
         return [self.after(x) for x in feature_maps] if self.after else feature_maps
 
+    @nn.nowrap
+    def _linen(self, network: nn.Module, images: Array, train: bool) -> list[Array]:
+        calls = Calls()
 
-def _outputs(network: nn.Module, arguments: tuple, keywords: dict[str, Any]) -> dict[_Call, Any]:
-    """The output of every call of a module, as shapes, in the order of the calls."""
-    outputs: dict[_Call, Any] = {}
-    numbers: Counter[str] = Counter()
+        def outputs(*arguments: Any, **keywords: Any) -> Any:
+            sown, changed = calls.capture(*arguments, **keywords)
+            tapped = [_find(tap, calls.all) for tap in self.taps]
+            return [sown[call.path][number] for number, call in tapped], changed
 
-    def note(function: Callable, given: tuple, named: dict, context: Any) -> Any:
-        if context.method_name != "__call__":
-            return function(*given, **named)
-        call = _number(context.module, numbers, traces)
-        outputs[call] = None  # the place in the order is that of the call's start
-        output = function(*given, **named)
-        outputs[call] = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype) if hasattr(x, "shape") else x, output
-        )
-        return output
+        def exists(path: Path) -> bool:
+            return calls.start(path) < max(_find(tap, calls.all)[1].end for tap in self.taps)
 
-    def initialize(key: Array, given: tuple) -> Any:
-        return network.init_with_output({"params": key, **_new_trace()}, *given, **keywords)
+        return run_part(self, network, images, train, self.switch, outputs, exists)
 
-    with contextlib.ExitStack() as traces, nn.intercept_methods(note):
-        jax.eval_shape(initialize, jax.random.key(0), arguments)
-    return outputs
-
-
-def _number(module: nn.Module, numbers: Counter, traces: contextlib.ExitStack) -> _Call:
-    """Counts a call of a module; not those that nn.scan or nn.vmap trace.
-
-    nn.jit traces identical modules only once, and no interceptor sees the others: so every call
-    puts the next into another tracing context, which names nothing that computes.
-    """
-    path = "/".join(module.path)
-    if not module.is_mutable_collection(_TAPPED):
-        return path, _INSIDE
-    numbers[path] += 1
-    traces.enter_context(set_xla_metadata(**{_TAPPED: str(numbers.total())}))
-    return path, numbers[path] - 1
+    @nn.nowrap
+    def _nnx(self, network: Any, images: Array, train: bool) -> list[Array]:
+        outputs = nnx_outputs(network, images, train)
+        for tap in self.taps:
+            if tap not in outputs:
+                raise _unknown_layer(tap, outputs)
+            if outputs[tap].shape[:1] != images.shape[:1]:
+                raise ValueError(
+                    f"layer {tap!r} gives {outputs[tap].shape} for a batch of {len(images)}: it is "
+                    "inside nnx.scan, or has no output per image; tap another"
+                )
+        return [outputs[tap] for tap in self.taps]
 
 
-def _new_trace() -> dict[str, Array]:
-    """A random stream that nobody draws from, under a name that no trace has had.
-
-    Without it nn.jit reuses the trace of an earlier call of the network.
-    """
-    return {f"interflow_trace_{next(_traces)}": jax.random.key(0)}
-
-
-def _find(tap: str, outputs: dict[_Call, Any]) -> _Call:
-    """The call that a tap names; raises ValueError for none."""
-    path, colon, number = tap.partition(":")
-    calls = [call for call in outputs if call[0] == path != ""]
-    if colon:
-        calls = [call for call in calls if str(call[1]) == number]
-    if not calls:
-        shapes = {
-            path: " ".join(str(x.shape) for x in _arrays(output))
-            for (path, call), output in outputs.items()
-            if path and call != _INSIDE
-        }
-        raise unknown_layer(tap, shapes)
-    if calls[-1][1] == _INSIDE:
-        around = path
-        while around and (around, 0) not in outputs:
-            around = around.rpartition("/")[0]
+def _check(network: Any) -> None:
+    """Raises ValueError for what is no network and makes none."""
+    if isinstance(network, nn.Module):
+        return
+    if inspect.isclass(network) and issubclass(network, nn.Module):
+        raise ValueError(f"network is the class {network.__name__}; give an instance of it")
+    if not callable(network):
         raise ValueError(
-            f"layer {tap!r} is inside nn.scan or nn.vmap and has no single output; tap "
-            + (f"the layer around it, {around!r}" if around else "one before or after it")
+            f"network is a {type(network).__name__}; give a Linen module, an NNX module, or a "
+            "function of rngs that makes one"
         )
-    return calls[-1]
+    if inspect.isroutine(network) and "rngs" not in inspect.signature(network).parameters:
+        raise ValueError(
+            f"network is {network.__name__}, which takes no rngs; give what it returns"
+        )
 
 
-def _arrays(output: Any) -> list[Any]:
-    """The arrays of an output, or their shapes; networks may return numbers and None as well."""
-    return [leaf for leaf in jax.tree.leaves(output) if hasattr(leaf, "shape")]
+def _layers(calls: list[Call]) -> list[Layer]:
+    calls = [call for call in calls if call.path and call.output]
+    counts, numbers = Counter(call.path for call in calls), Counter()
+    result = []
+    for call in calls:
+        path = f"{call.path}:{numbers[call.path]}" if counts[call.path] > 1 else call.path
+        numbers[call.path] += 1
+        result.append(Layer(path, call.output.shape, call.output.dtype))
+    return result
 
 
-def unknown_layer(tap: str, shapes: dict[str, str]) -> ValueError:
-    """The error for a tap that names no layer of a network; `shapes` are its layers' in words."""
-    close = difflib.get_close_matches(tap.partition(":")[0], shapes, n=3, cutoff=0.0)
-    named = ", ".join(f"{name} {shapes[name]}" for name in close)
+def _find(tap: str, calls: list[Call]) -> tuple[int, Call]:
+    """The call that a tap names, and its number from its module's last; ValueError for none."""
+    path, colon, number = tap.partition(":")
+    own = [call for call in calls if call.path == path != ""]
+    outputs = [call for call in own if call.output]
+    named = [n for n in range(len(outputs)) if not colon or str(n) == number]
+    if named:
+        return named[-1] - len(outputs), outputs[named[-1]]
+    transforms = [call.transform for call in own if call.transform]
+    if not transforms:
+        raise _unknown_layer(tap, {layer.path: layer for layer in _layers(calls)})
+    tappable = {call.path for call in calls if call.output}
+    around = path
+    while around and around not in tappable:
+        around = around.rpartition("/")[0]
+    raise ValueError(
+        f"layer {tap!r} is inside nn.{transforms[0]} and has no single output; tap "
+        + (f"the layer around it, {around!r}" if around else "one before or after it")
+    )
+
+
+def _unknown_layer(tap: str, outputs: Mapping[str, Any]) -> ValueError:
+    close = difflib.get_close_matches(tap.partition(":")[0], outputs, n=3, cutoff=0.0)
+    named = ", ".join(f"{name} {outputs[name].shape}" for name in close)
     return ValueError(f"the network has no layer {tap!r}; the closest are {named}")

@@ -10,28 +10,23 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from interflow_jax import training
+from interflow_jax import steps as pure
 from interflow_jax.data import batches, splits
-from interflow_jax.data.batches import Resident, Window
-from interflow_jax.data.datasets import Dataset, recipe
+from interflow_jax.data.dataset import Dataset, check_labels
 from interflow_jax.data.preprocessing import (
-    EpochKeys,
     Preprocessing,
     crop_draws,
-    dropout_key,
     epoch_keys,
-    for_training,
     initial_key,
-    normalize,
 )
+from interflow_jax.data.recipes import RECIPES, recipe
+from interflow_jax.dispatch import compiled
+from interflow_jax.metrics import EvalMetrics, TrainMetrics
 from interflow_jax.model import Prediction
-from interflow_jax.ops.convolution import cpu_compiler_options
 from interflow_jax.optimizer import learning_rate_schedule, make_optimizer
 from interflow_jax.pretrained import with_backbone
-from interflow_jax.switch import switch_arguments
-from interflow_jax.training import BATCH_SIZE, EvalMetrics, TrainMetrics, TrainState
+from interflow_jax.steps import BATCH_SIZE, TrainState
 
 
 class Trainer:
@@ -46,6 +41,7 @@ class Trainer:
       dataset: as given; its splits are in memory if they fit.
       mesh: all devices, of all processes after `jax.distributed.initialize`, which then do the same
         in the same order. The batch is sharded over them, the state is on each.
+      epochs: of the whole training; None where an optimiser is given without them.
       steps: optimiser steps per epoch.
       labels: the branches' labels, shallow to deep: the model's own, or 1 to their number.
     """
@@ -55,11 +51,11 @@ class Trainer:
         model: nn.Module,
         dataset: Dataset,
         *,
-        epochs: int = 1,
+        epochs: int | None = None,
         batch_size: int = BATCH_SIZE,
         optimizer: optax.GradientTransformation | None = None,
         preprocessing: Preprocessing | None = None,
-        augment: bool = False,
+        augment: bool | None = None,
         resized_crop: bool = False,
         auxiliary_loss: float = 0.0,
         auxiliary_mean: float = 0.0,
@@ -71,21 +67,22 @@ class Trainer:
         Args:
           model: any Linen module that returns a `Prediction`.
           dataset: its images are uint8.
-          epochs: of the whole training, for the paper's schedule.
+          epochs: of the whole training, which the schedule spans and no training exceeds. None for
+            those of the dataset's recipe, else one; with an `optimizer`, for any number.
           batch_size: over all devices.
-          optimizer: None for the paper's (IV-B), with the drop of the dataset's recipe.
+          optimizer: any of optax; None for the paper's (IV-B), with the drop of the recipe.
           preprocessing: None to normalise by the channels' mean and deviation in training.
           augment, resized_crop: without `preprocessing`, whether training images are cropped and
-            flipped, and how (see `Preprocessing`).
+            flipped, None as in the recipe, and how (see `Preprocessing`).
           auxiliary_loss, auxiliary_mean: as in `train_step`.
           pretrained: the backbone's variables that `init` starts from, as in `with_backbone`.
           progress: wraps the chunks of a split that is read whole, as `tqdm.tqdm` does.
 
         Raises:
           ValueError: for a batch size that is not a multiple of the number of devices or exceeds
-            the training split, a model that returns no `Prediction`, has fewer classes than the
-            dataset or not one label per branch, or pretrained variables that do not fit its
-            backbone.
+            the training split, what is no optimiser, a model that
+            returns no `Prediction`, draws to predict, has fewer classes than the dataset or not one
+            label per branch, labels that are no class's, or pretrained variables that do not fit.
           splits.UnreadableExamplesError: for data that cannot be read.
         """
         self.mesh = batches.device_mesh()
@@ -94,18 +91,25 @@ class Trainer:
                 f"batch_size is {batch_size}; it must be a multiple of the {self.mesh.size} "
                 f"device(s), at most the {len(dataset.train)} training examples"
             )
-        self.model, self.batch_size = model, batch_size
-        prediction = _prediction_shapes(model, dataset.image_shape)
-        classes = prediction.logits.shape[-1]
-        if classes < len(dataset.class_names):  # a label without a logit would make the loss NaN
-            raise ValueError(
-                f"the model tells {classes} classes apart; {dataset.name} has "
-                f"{len(dataset.class_names)}: build it for as many"
-            )
-        self.labels = _branch_labels(model, prediction.branch_logits.shape[1])
         self.steps = len(dataset.train) // batch_size
+        if optimizer is None:
+            if epochs is None:
+                epochs = RECIPES[dataset.name].epochs if dataset.name in RECIPES else 1
+            schedule = learning_rate_schedule(self.steps * epochs, recipe(dataset.name).drop_after)
+            frozen = ("backbone",) if getattr(model, "frozen", False) else ()
+            optimizer = make_optimizer(schedule, frozen=frozen)
+        self.model, self.batch_size, self.epochs = model, batch_size, epochs
+        self.optimizer, self._pretrained = optimizer, pretrained
+        self._initialize = pure.make_initializer(model, optimizer, dataset.image_shape)
+        state = self._begin(jax.eval_shape(self._initialize, initial_key(0)))
+        images = jax.ShapeDtypeStruct((1, *dataset.image_shape), jnp.float32)
+        prediction = jax.eval_shape(partial(pure.predict, model), state, images)
+        self.labels = _branch_labels(model, prediction, dataset)
         given = {"train": dataset.train, "test": dataset.test, "validation": dataset.validation}
         self._splits = {name: split for name, split in given.items() if split is not None}
+        for name, split in self._splits.items():
+            if isinstance(split, splits.ArraySplit):
+                check_labels(split.labels, len(dataset.class_names), f"{name} labels")
         self._resident: dict[str, tuple[Array, Array]] = {}
         # Without validation: it must not decide whether training streams, which rounds differently.
         examples = len(dataset.train) + len(dataset.test)
@@ -114,29 +118,32 @@ class Trainer:
         if not streamed and batches.fits(nbytes):
             for name, split in self._splits.items():
                 self._splits[name] = arrays = splits.into_memory(split, progress)
+                check_labels(arrays.labels, len(dataset.class_names), f"{name} labels")
                 self._resident[name] = batches.put(arrays, self.mesh)
         self.dataset = dataset = dataset._replace(**self._splits)
         if preprocessing is None:
             statistics = splits.channel_statistics(dataset.train, progress)
+            augment = recipe(dataset.name).augment if augment is None else augment
             preprocessing = Preprocessing(*statistics, augment, resized_crop)
         self.preprocessing = preprocessing
-        if optimizer is None:
-            drop_after = recipe(dataset.name).drop_after
-            schedule = learning_rate_schedule(self.steps * epochs, drop_after)
-            frozen = ("backbone",) if getattr(model, "frozen", False) else ()
-            optimizer = make_optimizer(schedule, frozen=frozen)
-        self.optimizer, self._pretrained = optimizer, pretrained
-        self._initialize = training.make_initializer(model, optimizer, dataset.image_shape)
-        self._begin(jax.eval_shape(self._initialize, initial_key(0)))
         losses = {"auxiliary_loss": auxiliary_loss, "auxiliary_mean": auxiliary_mean}
-        step = partial(training.train_step, model, optimizer, **losses)
+        step = partial(pure.train_step, model, optimizer, **losses)
         supervised = bool(auxiliary_loss or auxiliary_mean)
-        evaluation = partial(training.eval_step, model, supervised=supervised)
-        programs = _programs(model, step, evaluation, preprocessing, self.mesh, batch_size)
+        evaluation = partial(pure.eval_step, model, supervised=supervised)
+        programs = compiled(model, step, evaluation, preprocessing, self.mesh, batch_size)
         self._train, self._evaluate, self._predict = programs
 
+    def __repr__(self) -> str:
+        model, shape = type(self.model).__name__, " x ".join(map(str, self.dataset.image_shape))
+        return (
+            f"<Trainer: {model} with {len(self.labels)} branches, {self.dataset.name}, "
+            f"{len(self.dataset.train):,} images of {shape} in {self.steps} steps of "
+            f"{self.batch_size}, {self.epochs or 'any'} epochs, {self.mesh.size} device(s)>"
+        )
+
     def init(self, seed: int = 0) -> TrainState:
-        """A new state on every device."""
+        """A new state on every device; raises ValueError for a seed of more than 32 bits."""
+        _check_seed(seed)
         state = self._begin(self._initialize(initial_key(seed)))
         return batches.replicate(state, self.mesh)
 
@@ -144,11 +151,13 @@ class Trainer:
         """The state with the pretrained variables, if there are any."""
         if self._pretrained is None:
             return state
-        variables = {"params": state.params, "batch_stats": state.batch_stats}
-        return state.replace(**with_backbone(variables, self._pretrained))
+        others = with_backbone(state.variables, self._pretrained)
+        params, batch_stats = others.pop("params"), others.pop("batch_stats")
+        return state.replace(params=params, batch_stats=batch_stats, collections=others)
 
     def put(self, state: TrainState) -> TrainState:
         """Copies a state, such as one that was saved, to every device."""
+        _check_usable(state)
         # `replicate` reuses what a single device already has, and training consumes it.
         return batches.replicate(jax.tree.map(jnp.array, state), self.mesh)
 
@@ -161,6 +170,8 @@ class Trainer:
           The state after it (the one given is consumed), and the metrics of its steps, [steps].
 
         Raises:
+          ValueError: for an epoch beyond the training, a state that has been trained, or a seed of
+            more than 32 bits.
           splits.UnreadableExamplesError: for streamed examples that cannot be read.
         """
         parts = []
@@ -179,8 +190,16 @@ class Trainer:
           that goes on from such a state, with `first` its next step, ends bit for bit the same.
 
         Raises:
-          splits.UnreadableExamplesError: for streamed examples that cannot be read.
+          as `train_epoch`.
         """
+        _check_seed(seed)
+        if epoch < 0 or (self.epochs is not None and epoch >= self.epochs):
+            raise ValueError(
+                f"epoch is {epoch}; they count from 0, and this Trainer was made for "
+                f"epochs={self.epochs or 'any'}, which its learning rate's schedule spans: give it "
+                "as many epochs as you train, or an optimizer"
+            )
+        _check_usable(state)
         keys = epoch_keys(seed, epoch)
         order = batches.training_order(keys, len(self.dataset.train))
         draws = partial(crop_draws, keys, self.batch_size)
@@ -202,6 +221,7 @@ class Trainer:
         """
         if split not in self._splits:
             raise ValueError(f"split is {split!r}; the dataset has {', '.join(self._splits)}")
+        _check_usable(state)
         examples = len(self._splits[split])
         order = batches.evaluation_order(examples, self.batch_size)
         parts = []
@@ -209,22 +229,28 @@ class Trainer:
             metrics = self._evaluate(state, source, steps, jnp.asarray(examples))
             parts.append(jax.tree.map(np.asarray, metrics))
             between()
-        sums = jax.tree.map(lambda *arrays: np.concatenate(arrays).sum(axis=0), *parts)
-        return sums._replace(weights=parts[-1].weights[-1])
+        stacked: EvalMetrics = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+        sums = jax.tree.map(lambda array: array.sum(axis=0), stacked._replace(weights=None))
+        if stacked.weights is None:
+            return sums
+        # Exact where they are equal: float64 holds the products of float32 and counts.
+        weights = np.average(stacked.weights, axis=0, weights=stacked.count)
+        return sums._replace(weights=weights.astype(np.float32))
 
     def predict(self, state: TrainState, images: np.ndarray) -> Prediction:
         """The model's prediction in evaluation mode, for any number of images.
 
         Args:
-          state: its parameters and BatchNorm statistics are used.
+          state: its variables are used.
           images: [images, height, width, channels], uint8, of the dataset's shape.
 
         Raises:
           ValueError: for images of another shape or dtype, or none.
         """
+        _check_usable(state)
         program = partial(self._predict, state)
         shape = self.dataset.image_shape
-        return training.predict_in_batches(program, images, shape, self.batch_size)
+        return pure.predict_in_batches(program, images, shape, self.batch_size)
 
     def _sources(
         self,
@@ -237,77 +263,44 @@ class Trainer:
         """Pairs each dispatch's steps, from `first` to before `last`, with its batches."""
         chunks = batches.chunks(first, last, batches.steps_per_dispatch())
         if split in self._resident:
-            return batches.resident_batches(self._resident[split], order, chunks, self.mesh)
+            yield from batches.resident_batches(self._resident[split], order, chunks, self.mesh)
+            return
         examples = self._splits[split]
-        return batches.streamed_batches(examples, order, chunks, self.mesh, self.batch_size, draws)
+        for steps, window in batches.streamed_batches(
+            examples, order, chunks, self.mesh, self.batch_size, draws
+        ):
+            for shard in window.labels.addressable_shards:
+                labels = np.asarray(shard.data).ravel()
+                check_labels(labels, len(self.dataset.class_names), f"{split} labels")
+            yield steps, window
 
 
-def _prediction_shapes(model: nn.Module, image_shape: tuple[int, int, int]) -> Prediction:
-    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    init = partial(model.init_with_output, **switch_arguments(model, False))
-    prediction, _ = jax.eval_shape(init, jax.random.key(0), images)
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**32:  # JAX would take it modulo 2^32
+        raise ValueError(f"seed is {seed}; choose 0 to {2**32 - 1}")
+
+
+def _check_usable(state: TrainState) -> None:
+    leaves = jax.tree.leaves(state)
+    if any(isinstance(leaf, Array) and leaf.is_deleted() for leaf in leaves):
+        raise ValueError("this state has been trained; use the one returned")
+
+
+def _branch_labels(model: nn.Module, prediction: Any, dataset: Dataset) -> tuple[Any, ...]:
+    """The labels of a model's branches; raises ValueError for one that does not fit the dataset."""
     if not isinstance(prediction, Prediction):
         raise ValueError(
             f"{type(model).__name__} returns no Prediction; wrap it in Interflow, or let it return "
             "Prediction(logits, branch_logits, weights)"
         )
-    return prediction
-
-
-def _branch_labels(model: nn.Module, branches: int) -> tuple[Any, ...]:
+    classes, branches = prediction.logits.shape[-1], prediction.branch_logits.shape[1]
+    if classes < len(dataset.class_names):  # a label without a logit would make the loss NaN
+        raise ValueError(
+            f"the model tells {classes} classes apart; {dataset.name} has "
+            f"{len(dataset.class_names)}: build it for as many"
+        )
     labels = getattr(model, "labels", None)
     labels = tuple(range(1, branches + 1) if labels is None else labels)
     if len(labels) != branches:
         raise ValueError(f"labels are {labels} for {branches} branches; give one each, or none")
     return labels
-
-
-def _programs(
-    model: nn.Module,
-    train_step: Any,
-    eval_step: Any,
-    preprocessing: Preprocessing,
-    mesh: Mesh,
-    batch_size: int,
-) -> tuple[Any, Any, Any]:
-    """Jits whole dispatches: the batch is sharded over the mesh, results are on every device."""
-    sharded = NamedSharding(mesh, PartitionSpec("batch"))
-    replicated = batches.replicated(mesh)
-    jit = partial(jax.jit, out_shardings=replicated, compiler_options=cpu_compiler_options())
-
-    def batch_of(source: Resident | Window, step: Array) -> tuple[Array, Array]:
-        return jax.lax.with_sharding_constraint(source.batch(step, batch_size), sharded)
-
-    @partial(jit, donate_argnums=0)
-    def train(state: TrainState, source: Resident | Window, keys: EpochKeys, steps: Array):
-        def step_once(state: TrainState, step: Array):
-            images, labels = batch_of(source, step)
-            images = for_training(preprocessing, images, keys, step)
-            return train_step(state, images, labels, key=dropout_key(keys, step))
-
-        return _scan(step_once, state, steps)
-
-    @jit
-    def evaluate(state: TrainState, source: Resident | Window, steps: Array, examples: Array):
-        def step_once(carry: None, step: Array):
-            images, labels = batch_of(source, step)
-            mask = step * batch_size + jnp.arange(batch_size) < examples
-            images = normalize(preprocessing, images)
-            return carry, eval_step(state, images, labels, mask)
-
-        return _scan(step_once, None, steps)[1]
-
-    @jit
-    def predict(state: TrainState, images: Array) -> Prediction:
-        images = jax.lax.with_sharding_constraint(images, sharded)
-        return training.predict(model, state, normalize(preprocessing, images))
-
-    return train, evaluate, predict
-
-
-def _scan(body: Callable, carry: Any, steps: Array) -> Any:
-    """`lax.scan`, without a loop for a single step (see `batches.steps_per_dispatch`)."""
-    if len(steps) > 1:
-        return jax.lax.scan(body, carry, steps)
-    carry, result = body(carry, steps[0])
-    return carry, jax.tree.map(lambda leaf: leaf[None], result)

@@ -1,6 +1,7 @@
 """Checkpoints: the newest two, proved whole before they are read."""
 
-import shutil
+import resource
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from interflow_jax.checkpoints import Checkpoints, UnreadableError, UnwritableError, fingerprint
+from interflow_jax.steps import TrainState
 
 
 def state(number: float):
@@ -51,6 +53,22 @@ def test_shapes_are_enough_to_restore_by(folder):
     assert restored is not None
     assert fingerprint(restored.state) == fingerprint(state(9))
     assert said == []
+
+
+def test_the_state_s_collections_are_kept_and_older_checkpoints_have_none(tmp_path):
+    variables = {"params": {"w": jnp.ones(2)}, "batch_stats": {}}
+    saved = TrainState(jnp.asarray(3), opt_state=(), **variables)
+    older = {"step": saved.step, "opt_state": {}, **variables}  # before the field was
+    full = saved.replace(collections={"cache": {"count": jnp.ones(3)}})
+    for number, (written, like) in enumerate([(saved, saved), (older, saved), (full, full)]):
+        folder = tmp_path / str(number)
+        checkpoints = Checkpoints(folder)
+        checkpoints.save(1, written, {})
+        checkpoints.close()
+        restored, said = restore(folder, like)
+        assert restored is not None
+        assert (jax.tree.structure(restored.state), said) == (jax.tree.structure(like), [])
+        assert fingerprint(restored.state) == fingerprint(like)
 
 
 def truncate(file):
@@ -117,17 +135,60 @@ def test_an_empty_folder_has_no_checkpoint(tmp_path):
     assert restore(tmp_path) == (None, [])
 
 
-def test_too_little_room_is_one_line_and_leaves_the_others(folder, monkeypatch, capfd):
-    checkpoints = Checkpoints(folder)
-    usage = type(shutil.disk_usage(folder))
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9, 500_000))
-    with pytest.raises(UnwritableError, match=r"it needs 1\.0 MB, and 0\.5 MB are free"):
-        checkpoints.save(12, state(12), {})
-    checkpoints.close()
+@pytest.fixture
+def limited():
+    """Lets no file of this process grow beyond so many bytes, as on a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    signal.signal(signal.SIGXFSZ, before)
+
+
+def test_too_little_room_is_one_line_and_leaves_the_others(folder, limited, capfd):
+    """The write fails below Python, in the middle; the next one works."""
+    checkpoints, drawn = (
+        Checkpoints(folder),
+        {"weights": jax.random.normal(jax.random.key(0), (99, 99))},
+    )
+    limited(20_000)
+    with pytest.raises(UnwritableError) as error:
+        checkpoints.save(12, drawn, {})
+    limited(resource.RLIM_INFINITY)
+    assert "\n" not in str(error.value)
     assert capfd.readouterr().err == ""
     restored, _ = restore(folder)
     assert restored is not None
     assert restored.number == 9
+    checkpoints.save(12, state(12), {})
+    checkpoints.close()
+    again, _ = restore(folder)
+    assert again is not None
+    assert again.number == 12
+
+
+@pytest.mark.parametrize("name", ["runs [v2]", "a*b?", "{x}", "é ü"])
+def test_no_character_of_a_path_matters(tmp_path, name):
+    checkpoints = Checkpoints(tmp_path / name / "checkpoints")
+    for number in (1, 2, 3):
+        checkpoints.save(number, state(number), {})
+    checkpoints.close()
+    restored, said = restore(tmp_path / name / "checkpoints")
+    assert restored is not None
+    assert (restored.number, said) == (3, [])
+
+
+def test_one_that_cannot_be_read_back_replaces_none(folder, monkeypatch):
+    checkpoints = Checkpoints(folder)
+
+    def broken(number):
+        raise ValueError("no index")
+
+    monkeypatch.setattr(checkpoints._manager, "item_metadata", broken)
+    with pytest.raises(UnwritableError, match="no index"):
+        checkpoints.save(12, state(12), {})
+    checkpoints.close()
+    assert {path.name for path in folder.iterdir() if path.is_dir()} == {"5", "9"}
 
 
 def test_a_failure_to_write_is_said_and_leaves_the_others(folder, monkeypatch):

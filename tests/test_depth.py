@@ -1,4 +1,4 @@
-"""Cutting a model and leaving it early: exact, smaller, and by the examples that are sure."""
+"""Cutting a model: exact, and smaller."""
 
 import re
 from functools import partial
@@ -9,393 +9,193 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 import interflow_jax as ij
-from interflow_jax.early_exit import confidence
-from interflow_jax.training import cross_entropy
-
-TAPS = {"S1": (2, 3, 5), "S3": (2, 3, 5), "S7": (2, 3, 4, 5, 6, 7, 8), "DSN": (2, 3, 5)}
-VGGS = [(method, None) for method in TAPS] + [("S1", "softmax"), ("S1", "geometric")]
-
-
-class Block(nn.Module):
-    channels: int
-
-    @nn.compact
-    def __call__(self, x, train):
-        x = nn.Conv(self.channels, (3, 3), name="conv")(x)
-        return nn.relu(nn.BatchNorm(use_running_average=not train, name="norm")(x))
-
-
-class Network(nn.Module):
-    @nn.compact
-    def __call__(self, x, train):
-        for number in range(4):
-            x = Block(4, name=f"block{number}")(x, train)
-        return nn.Dense(10, name="head")(x.mean((1, 2)))
+from interflow_jax.steps import cross_entropy
+from tests.test_taps import IMAGES, Network, NNXNetwork
 
 
 class Maps(nn.Module):
-    """Knows nothing of taps: three maps, the last through two layers."""
+    """Three maps; state that only training reads; sown values; a stream of its own name."""
 
     @nn.compact
     def __call__(self, x, train):
-        maps = [Block(4, name=f"block{number}")(x, train) for number in range(2)]
-        deepest = nn.Dense(8, name="wide")(Block(6, name="block2")(maps[1], train))
-        return [*maps, deepest]
+        shift = self.variable("constants", "shift", jnp.ones, (3,))
+        mean = self.variable("ema", "mean", jnp.zeros, (4,))
+        first = nn.Dense(4, name="dense0")(x + shift.value.reshape(1, 1, 1, 3))
+        if train:
+            mean.value = 0.9 * mean.value + 0.1 * first.mean((0, 1, 2))
+            first = first - mean.value.reshape(1, 1, 1, 4)
+        self.sow("intermediates", "first", first.mean())
+        dropped = nn.Dropout(0.5, rng_collection="noise")(first, deterministic=not train)
+        second = nn.BatchNorm(not train, name="norm1")(nn.Dense(4, name="dense1")(dropped))
+        deepest = nn.BatchNorm(not train, name="norm2")(nn.Dense(8, name="dense2")(second))
+        self.sow("intermediates", "deepest", deepest.mean())
+        return [first, second, deepest]
 
 
-class Segmented(nn.Module):
-    """Two blocks of a size, and how to run them one by one."""
-
-    first: int = 0
-    last: int = 1
-
-    @nn.compact
-    def __call__(self, x, train):
-        maps = []
-        for number in range(self.first, self.last + 1):
-            x = Block(3, name=f"block{number}")(x, train)
-            maps.append(x)
-        return maps
-
-    @nn.nowrap
-    def segments(self):
-        return [Segmented(0, 0), Segmented(1, 1)]
+def vgg(method, **options):
+    return ij.build(method, 10, depth=4, width=1 / 32, taps=(1, 2, 4), **options)
 
 
-class NNXNetwork(nnx.Module):
-    def __init__(self, *, rngs):
-        self.convs = nnx.List([nnx.Conv(3, 3, (3, 3), rngs=rngs) for _ in range(3)])
-
-    def __call__(self, x):
-        for conv in self.convs:
-            x = nnx.relu(conv(x))
-        return x
-
-
-FOREIGN = {
-    "Taps": ij.Taps(Network(), ("block0", "block1", "block3")),
-    "maps": Maps(),
-    "NNX": ij.NNXTaps(NNXNetwork, ("convs/0", "convs/1", "convs/2")),
+MAPS = {
+    kind: ij.Interflow(Maps(), 10, ij.Fusion(kind, (0.0, 0.0, 1.0) if kind == "fixed" else None))
+    for kind in ("fixed", "shared", "class", "softmax", "geometric")
 }
-
-
-ALL = (*VGGS, *FOREIGN)
-
-
-def vgg(method, fusion=None):
-    taps = TAPS[method]
-    return ij.build(method, 10, depth=taps[-1], width=1 / 16, taps=taps, fusion=fusion)
+TAPS = ij.Taps(Network(), ("block0", "block1", "block3"))
+MODELS = MAPS | {
+    "StrideVGG": vgg("S3"),
+    "Taps": ij.Interflow(TAPS, 10, ij.Fusion("class")),
+    "NNX": ij.Interflow(
+        ij.Taps(NNXNetwork, ("stem", "blocks/0", "blocks/1")), 10, ij.Fusion("shared")
+    ),
+}
 
 
 def trained(model, seed=0):
     """Variables as after training: every one of them moved."""
-    key = jax.random.key(seed)
-    images = jnp.zeros((1, 8, 8, 3))
-    variables = jax.jit(model.init)(key, images)
-    leaves, structure = jax.tree.flatten(variables)
-    keys = jax.random.split(key, len(leaves))
-    moved = [
-        leaf + 0.1 * jnp.abs(jax.random.normal(each, leaf.shape))
-        for leaf, each in zip(leaves, keys, strict=True)
-    ]
-    return jax.tree.unflatten(structure, moved)
+    random = np.random.default_rng(seed)
+
+    def moved(path, leaf):
+        x = random.normal(0, 0.4, leaf.shape).astype(np.float32)
+        return jnp.abs(x) if path[-1].key == "var" else jnp.asarray(x)
+
+    shapes = jax.eval_shape(model.init, jax.random.key(0), IMAGES)
+    return jax.tree_util.tree_map_with_path(moved, shapes)
 
 
-def zeros(model):
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
-    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes)
-
-
-def model_of(name):
-    if isinstance(name, tuple):
-        return vgg(*name)
-    return ij.Interflow(FOREIGN[name], 10, ij.Fusion("class"))
-
-
-def size(variables):
-    return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-
-
-@pytest.fixture(scope="module")
-def images():
-    return jax.random.normal(jax.random.key(5), (16, 8, 8, 3))
-
-
-def run(model, variables, images):
+def run(model, variables, images=IMAGES):
     return jax.jit(model.apply, compiler_options=ij.cpu_compiler_options())(variables, images)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=[pytest.mark.slow] * (name == ("S7", None))) for name in ALL],
-    ids=str,
-)
-def test_a_cut_model_predicts_what_its_branches_did(images, name):
-    model = model_of(name)
+def names(tree):
+    return {"/".join(str(key.key) for key in path) for path, _ in jax.tree.leaves_with_path(tree)}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_cut_model_predicts_what_its_branches_did(name):
+    model = MODELS[name]
     variables = trained(model)
     before = jax.tree.map(jnp.copy, variables)
-    whole = run(model, variables, images)
-    count = whole.branch_logits.shape[1]
+    whole = run(model, variables)
     sizes = []
-    for branches in range(1, count + 1):
-        cut, its_variables = ij.truncate(model, variables, branches, images)
-        prediction = run(cut, its_variables, images)
-        sizes.append(size(its_variables))
-        first = whole.branch_logits[:, :branches]
+    for branches in (1, 2, 3):
+        cut, its_variables = ij.truncate(model, variables, branches, IMAGES)
+        prediction = run(cut, its_variables)
+        sizes.append(sum(leaf.size for leaf in jax.tree.leaves(its_variables["params"])))
+        first, weights = whole.branch_logits[:, :branches], whole.weights[:branches]
         np.testing.assert_array_equal(prediction.branch_logits, first)
-        kind = model.fusion.kind
-        if kind == "geometric":
-            np.testing.assert_array_equal(prediction.logits, whole.ensembles[:, branches - 1])
-        elif kind == "softmax":
-            terms = jax.nn.log_softmax(first) * whole.weights[None, :branches, None]
+        if name == "geometric":
+            expected = whole.ensembles[:, branches - 1]
+        elif name == "fixed":  # the last branch predicts
+            expected = first[:, -1]
+        elif name == "softmax":
+            terms = jax.nn.log_softmax(first) * weights[None, :, None]
             expected = jnp.exp(variables["params"]["fusion"]["log_scale"]) * terms.sum(1)
             np.testing.assert_allclose(prediction.logits, expected, rtol=1e-5, atol=1e-5)
-        elif name[0] == "DSN":
-            np.testing.assert_array_equal(prediction.logits, first[:, -1])
+            expected = prediction.logits
         else:
-            weights = whole.weights[:branches]
-            weights = weights if weights.ndim == 2 else weights[:, None]
-            expected = jax.jit(lambda first, weights: jnp.sum(first * weights[None], axis=1))
-            np.testing.assert_array_equal(prediction.logits, expected(first, weights))
+            weights = weights.reshape(1, branches, -1)
+            expected = jax.jit(lambda first, weights: (first * weights).sum(1))(first, weights)
+        np.testing.assert_array_equal(prediction.logits, expected)
         assert cut.labels is None or cut.labels == model.labels[:branches]
+        shapes = jax.eval_shape(cut.init, jax.random.key(0), IMAGES)
+        assert names(shapes) == names(its_variables)
+        if name == "StrideVGG":
+            convolutions = range(1, (1, 2, 4)[branches - 1] + 1)
+            assert its_variables["params"]["backbone"].keys() == {f"conv{n}" for n in convolutions}
+            heads = sum(part.startswith("fully") for part in its_variables["params"])
+            assert heads == (1, 1, 2)[branches - 1]  # of 2 and of 4 channels
+            program = jax.export.export(jax.jit(cut.apply), platforms=["tpu"])(shapes, IMAGES)
+            assert program.mlir_module().count("stablehlo.convolution") == len(convolutions)
     np.testing.assert_array_equal(prediction.logits, whole.logits)  # of all branches
     assert sizes == sorted(set(sizes))
-    assert sizes[-1] == size(variables)
+    assert sizes[-1] == sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     jax.tree.map(np.testing.assert_array_equal, variables, before)
 
 
-@pytest.mark.parametrize("method", TAPS)
-def test_what_is_left_of_a_stride_vgg_by_hand(method):
-    model = vgg(method)
+@pytest.mark.parametrize(("name", "inner"), [("Taps", "network"), ("shared", "backbone")])
+def test_only_what_two_maps_need_is_left_of_a_backbone_that_is_not_ours(name, inner):
+    _, variables = ij.truncate(MODELS[name], trained(MODELS[name]), 2, IMAGES)
+    left = {"network": {"block0", "block1"}, "backbone": {"dense0", "dense1", "norm1"}}[inner]
+    assert set(variables["params"]["backbone"][inner]) == left
+    assert set(variables["batch_stats"]["backbone"][inner]) == left - {"dense0", "dense1"}
+    assert "fully_connected_channels_8" not in variables["params"]
+
+
+def test_a_cut_model_trains_on_with_any_collection_and_stream():
+    model = MAPS["shared"]
     variables = trained(model)
-    channels = [4, 4, 8, 8, 16, 16, 16, 32][: TAPS[method][-1]]
-    for branches, tap in enumerate(TAPS[method], start=1):
-        cut, its_variables = ij.truncate(model, variables, branches)
-        inputs = [3, *channels]
-        convolutions = sum(
-            9 * inputs[number] * channels[number] + 2 * channels[number] for number in range(tap)
-        )
-        widths = {channels[tap - 1] for tap in TAPS[method][:branches]}
-        heads = sum(10 * width + 10 for width in widths)
-        fusion = {"S1": branches, "S3": 10 * branches, "S7": branches, "DSN": 0}[method]
-        assert size(its_variables) == convolutions + heads + fusion
-        program = jax.export.export(jax.jit(cut.apply), platforms=["tpu"])(
-            its_variables, jax.ShapeDtypeStruct((2, 16, 16, 3), jnp.float32)
-        )
-        assert program.mlir_module().count("stablehlo.convolution") == tap
-
-
-def test_only_what_a_map_needs_is_left_of_a_backbone_that_is_not_ours(images):
-    for name, left in (
-        ("Taps", {"network": {"block0", "block1"}}),
-        ("maps", {"backbone": {"block0", "block1"}}),
-    ):
-        model = model_of(name)
-        _, variables = ij.truncate(model, trained(model), 2, images)
-        (inner,) = left
-        assert set(variables["params"]["backbone"][inner]) == left[inner]
-        assert set(variables["batch_stats"]["backbone"][inner]) == left[inner]
-        assert "fully_connected_channels_8" not in variables["params"]
-
-
-def test_a_cut_model_trains_on(images):
-    model = model_of("maps")
-    cut, variables = ij.truncate(model, trained(model), 2, images)
-    _, updates = cut.apply(variables, images, train=True, mutable=["batch_stats"])
-    statistics = updates["batch_stats"]["backbone"]["backbone"]["block1"]["norm"]["mean"]
-    before = variables["batch_stats"]["backbone"]["backbone"]["block1"]["norm"]["mean"]
-    assert jnp.all(statistics != before)
+    cut, its_variables = ij.truncate(model, variables, 2, IMAGES)
+    for collection in ("constants", "ema"):
+        assert names(its_variables[collection]) == {
+            f"backbone/{name}" for name in names(variables[collection])
+        }
+    options = {"rngs": {"noise": jax.random.key(0)}, "mutable": ["batch_stats", "ema"]}
+    _, updates = jax.jit(partial(cut.apply, train=True, **options))(its_variables, IMAGES)
+    _, expected = jax.jit(partial(model.apply, train=True, **options))(variables, IMAGES)
+    got, whole = updates["ema"]["backbone"]["backbone"], expected["ema"]["backbone"]
+    np.testing.assert_allclose(got["mean"], whole["mean"], rtol=1e-5)
+    for part in ("mean", "var"):  # dropout draws from another key
+        changed = updates["batch_stats"]["backbone"]["backbone"]["norm1"][part]
+        assert jnp.all(changed != variables["batch_stats"]["backbone"]["norm1"][part])
+    # Of what is sown, that which needs what is left.
+    _, sown = cut.apply(its_variables, IMAGES, mutable=["intermediates"])
+    assert set(sown["intermediates"]["backbone"]["backbone"]) == {"first"}
 
 
 @pytest.mark.parametrize("kind", [None, "geometric"])
-def test_a_refitted_cut_is_better_where_it_was_fitted(images, kind):
-    model = vgg("S1")
+def test_a_refitted_cut_is_better_where_it_was_fitted(kind):
+    model = MAPS["shared"]
     variables = trained(model)
-    branch_logits = run(model, variables, images).branch_logits
+    branch_logits = run(model, variables).branch_logits
     labels = (branch_logits[:, 1] + branch_logits[:, 0]).argmax(-1)
     losses = []
     for options in ({}, {"refit": (branch_logits, labels), "kind": kind}):
-        cut, its_variables = ij.truncate(model, variables, 2, **options)
-        losses.append(cross_entropy(run(cut, its_variables, images).logits, labels).mean())
+        cut, its_variables = ij.truncate(model, variables, 2, IMAGES, **options)
+        losses.append(cross_entropy(run(cut, its_variables).logits, labels).mean())
     assert losses[1] < losses[0]
     _, expected = ij.fit_fusion(branch_logits[:, :2], labels, kind or "shared")
     jax.tree.map(np.testing.assert_array_equal, its_variables["params"]["fusion"], expected)
-    cut, _ = ij.truncate(vgg("DSN"), trained(vgg("DSN")), 2, refit=(branch_logits, labels))
-    assert cut.fusion.kind == "shared"  # nothing of a fixed fusion could be fitted
+    fixed = MAPS["fixed"]  # of which nothing could be fitted
+    cut, _ = ij.truncate(fixed, trained(fixed), 2, IMAGES, refit=(branch_logits, labels))
+    assert cut.fusion.kind == "shared"
+
+
+S1 = vgg("S1")
+LOGITS, LABELS = np.zeros((4, 3, 10)), np.zeros(4, int)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"branches": 0}, "branches is 0; the model has 3: choose 1 to 3"),
-        ({"branches": 4}, "branches is 4; the model has 3: choose 1 to 3"),
+        *[
+            ({"branches": branches}, f"branches is {branches!r}; the model has 3: choose 1 to 3")
+            for branches in (0, 4, True, 2.0, "2")
+        ],
+        ({"model": nn.Dense(2)}, "model is a Dense; give an Interflow"),
+        ({"variables": {}}, "variables are not the model's: they lack a conv1"),
+        ({"variables": {"params": trained(S1)["params"]}}, "not the model's: .*batch_stats"),
+        ({"model": MAPS["shared"]}, "Maps does not tell .* give images, or"),
+        ({"images": np.zeros((2, 8, 8, 3), np.uint8)}, "images are uint8; give them as the model"),
+        ({"images": (8, 8, 3)}, "images are tuple; give them as the model"),
         ({"branches": 1, "kind": "class"}, "kind is 'class', but nothing to fit it to"),
-        (
-            {"branches": 3, "refit": (np.zeros((4, 2, 10)), np.zeros(4, int))},
-            "refit has the logits of 2 branches; give those of 3 or more",
-        ),
+        ({"refit": LOGITS}, "refit holds 4 things; give branch logits and labels"),
+        ({"refit": (LOGITS[:, :1], LABELS)}, r"shape \(4, 1, 10\); give .* 2 branches or more"),
+        ({"refit": (LOGITS[..., :7], LABELS)}, r"shape \(4, 3, 7\); .* 10 classes"),
+        ({"refit": (LOGITS[:, 0], LABELS)}, r"shape \(4, 10\); give"),
     ],
 )
 def test_a_cut_that_cannot_be_is_named(arguments, message):
-    model = vgg("S1")
     with pytest.raises(ValueError, match=message):
-        ij.truncate(model, zeros(model), **arguments)
-
-
-def test_a_foreign_backbone_needs_images():
-    model = model_of("maps")
-    with pytest.raises(ValueError, match=r"Maps does not tell .* give images, or"):
-        ij.truncate(model, {}, 1)
-
-
-@pytest.mark.parametrize("name", [("S3", None), ("S1", "geometric"), "maps"], ids=str)
-def test_at_the_extremes_exits_are_the_first_branch_and_the_whole_model(images, name):
-    """Bit for bit, at the batch size of the models that they are compared with."""
-    model = model_of(name)
-    variables = trained(model)
-    for threshold, branches in ((0.0, 1), (1.0, 3)):
-        exits = ij.EarlyExit(
-            model, variables, [threshold] * 2, images, batch_sizes=(1, 4, len(images))
-        )(images)
-        expected = run(*ij.truncate(model, variables, branches, images), images)
-        np.testing.assert_array_equal(exits.logits, expected.logits)
-        np.testing.assert_array_equal(exits.exits, branches)
-
-
-@pytest.mark.parametrize("measure", ["probability", "margin", "entropy"])
-@pytest.mark.parametrize("name", [("S1", None), "Taps"], ids=str)
-def test_an_example_leaves_where_it_is_surer_than_the_threshold(name, measure):
-    model = model_of(name)
-    variables = trained(model, seed=2)
-    images = jax.random.normal(jax.random.key(6), (70, 8, 8, 3))
-    images *= jnp.linspace(0.1, 5, 70)[:, None, None, None]
-    temperatures = (0.5, 2.0, 1.0)
-    cuts = [run(*ij.truncate(model, variables, k, images), images).logits for k in (1, 2, 3)]
-    sure = [
-        confidence(logits, measure, temperature)
-        for logits, temperature in zip(cuts, temperatures, strict=True)
-    ]
-    stay = sure[0] <= jnp.median(sure[0])
-    thresholds = [float(jnp.median(sure[0])), float(jnp.median(sure[1][stay]))]
-    exits = ij.EarlyExit(
-        model,
-        variables,
-        thresholds,
-        images,
-        measure=measure,
-        temperatures=temperatures,
-        batch_sizes=(1, 4, 16),
-    )
-    result = exits(images)
-    close = np.any([np.abs(s - t) < 1e-5 for s, t in zip(sure, thresholds, strict=False)], axis=0)
-    first, second = (np.asarray(s > t) for s, t in zip(sure, thresholds, strict=False))
-    expected = np.where(first, 1, np.where(second, 2, 3))
-    assert set(expected) == {1, 2, 3}
-    assert close.sum() <= 3  # the medians themselves
-    np.testing.assert_array_equal(result.exits[~close], expected[~close])
-    for k in (1, 2, 3):
-        there = result.exits == k
-        np.testing.assert_allclose(result.logits[there], cuts[k - 1][there], rtol=1e-5, atol=1e-5)
-        np.testing.assert_allclose(result.confidence[there], sure[k - 1][there], atol=1e-5)
-    alone = exits(images[11:12])  # packed with no other
-    assert alone.exits[0] == result.exits[11] or close[11]
-
-
-@pytest.mark.parametrize("count", [1, 2])
-def test_a_backbone_s_own_segments_run_one_by_one(images, count):
-    """Block 1 of the second program has no block 0 before it: that is the first one's."""
-    model = ij.Interflow(Segmented(), 10, ij.Fusion("class"), "separate")
-    variables = trained(model)
-    exits = ij.EarlyExit(model, variables, [1.0] * (count - 1), images, batch_sizes=(len(images),))
-    expected = run(*ij.truncate(model, variables, count, images), images)
-    np.testing.assert_array_equal(exits(images).logits, expected.logits)
-    for number, program in enumerate(exits._programs):
-        carry = images, jnp.zeros((len(images), number, 10))
-        text = program.lower(exits._variables[number], carry).as_text()
-        assert text.count("stablehlo.convolution") == 1
-
-
-def test_programs_are_compiled_for_few_batch_sizes():
-    model = vgg("S1")
-    variables = trained(model, seed=1)
-    images = np.random.default_rng(0).normal(size=(90, 8, 8, 3)).astype(np.float32)
-    sure = confidence(run(*ij.truncate(model, variables, 1), images).logits)
-    exits = ij.EarlyExit(model, variables, [float(jnp.median(sure)), 1.0], batch_sizes=(8, 32))
-    for count in (90, 40, 17, 3, 1):
-        assert len(exits(images[:count]).exits) == count
-        np.testing.assert_array_equal(exits(images[:count], [1.0, 1.0]).exits, 3)
-    with pytest.raises(ValueError, match=r"thresholds are \(0.5,\); choose 2 from 0 to 1"):
-        exits(images, [0.5])
-    assert [program._cache_size() for program in exits._programs] == [2, 2, 2]
-    assert exits.labels == (2, 3, 5)
+        ij.truncate(**{"model": S1, "variables": trained(S1), "branches": 2} | arguments)
 
 
 def test_the_documentation_s_examples_run(capsys):
     text = (Path(__file__).parent.parent / "docs" / "depth.md").read_text()
-    examples = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     namespace: dict = {}
-    for example in examples[:3]:
+    for example in re.findall(r"```python\n(.*?)```", text, re.DOTALL)[:3]:
         exec(compile(example, "depth.md", "exec"), namespace)
     assert namespace["smaller"].labels == (7, 9)
     assert capsys.readouterr().out.startswith("(64, 10) [4 4")  # untrained, nothing is sure
     assert namespace["left"].logits.shape == (64, 10)
-
-
-def test_confidence_has_three_measures():
-    with pytest.raises(ValueError, match="'max'; choose one of probability, margin, entropy"):
-        confidence(jnp.zeros((1, 3)), "max")  # pyright: ignore
-
-
-def test_confidence_by_hand():
-    logits = jnp.log(jnp.array([[0.5, 0.3, 0.2], [1.0, 1.0, 1.0]]))
-    np.testing.assert_allclose(confidence(logits), [0.5, 1 / 3], rtol=1e-5)
-    np.testing.assert_allclose(confidence(logits, "margin"), [0.2, 0], atol=1e-6)
-    entropy = -sum(p * np.log(p) for p in (0.5, 0.3, 0.2))
-    expected = [1 - entropy / np.log(3), 0]
-    np.testing.assert_allclose(confidence(logits, "entropy"), expected, atol=1e-6)
-    cooler = np.array([0.5, 0.3, 0.2]) ** 2
-    np.testing.assert_allclose(
-        confidence(logits, temperature=0.5)[0], cooler[0] / cooler.sum(), rtol=1e-5
-    )
-    certain = jnp.array([[1000.0, 0.0, 0.0]])
-    for measure in ("probability", "margin", "entropy"):
-        assert confidence(certain, measure)[0] == 1  # never above a threshold of one
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"thresholds": [0.5, 1.5]}, r"thresholds are \(0.5, 1.5\); choose 2 from 0 to 1"),
-        ({"thresholds": [0.5, float("nan")]}, "choose 2 from 0 to 1"),
-        ({"thresholds": [0.5] * 3}, "branches is 4; the model has 3"),
-        ({"temperatures": [1.0, 0.0, 1.0]}, "give 3 above 0"),
-        ({"temperatures": [1.0]}, "give 3 above 0"),
-        ({"measure": "doubt"}, "'doubt'; choose one of probability, margin, entropy"),
-        ({"batch_sizes": ()}, "give one or more from 1 on"),
-    ],
-)
-def test_exits_that_cannot_be_are_named(arguments, message):
-    model = vgg("S1")
-    variables = zeros(model)
-    with pytest.raises(ValueError, match=message):
-        ij.EarlyExit(model, variables, **{"thresholds": [0.5, 0.5], **arguments})
-
-
-def test_segments_are_the_backbone():
-    model = vgg("S1")
-    backbone, variables = model.backbone, trained(model)
-    variables = {collection: parts["backbone"] for collection, parts in variables.items()}
-    images = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
-    x = images
-    for segment, expected in zip(
-        backbone.segments(),
-        jax.jit(partial(backbone.apply, train=False))(variables, images),
-        strict=True,
-    ):
-        (x,) = jax.jit(partial(segment.apply, train=False))(variables, x)
-        np.testing.assert_array_equal(x, expected)
-    with pytest.raises(ValueError, match="start is 3; choose 1 to the first tap, 2"):
-        backbone.clone(start=3).check()

@@ -105,13 +105,18 @@ def test_a_broken_file_or_another_models_is_refused_in_a_line(file):
     beside = file.with_name("model.stablehlo.json")
     content, about = file.read_bytes(), json.loads(beside.read_text())
     newer = about | {"versions": {"jax": "9999.1.0"}}
+    odd_ones = ([], 7, None, "text", {}, about | {"versions": []}, about | {"versions": {"jax": 1}})
+    odd_ones += (about | {"versions": {"jax": "new"}}, about | {"versions": {"jax": None}})
+    digest = hashlib.sha256(content[:100]).hexdigest()
     for program, text, words in (
         (content[:-1] + bytes([content[-1] ^ 1]), json.dumps(about), "is broken, or"),
         (content[: len(content) // 2], json.dumps(about), "is broken, or"),
         (content, json.dumps(about | {"sha256": "0" * 64}), "is another model's"),
         (content, json.dumps(newer), "was written by jax 9999.1.0; jax"),
         (content, "{", "cannot be read"),
-        (content, "[]", "cannot be read"),
+        *((content, json.dumps(odd), "cannot be read") for odd in odd_ones),
+        (content, "[" * 100_000, "cannot be read"),
+        (content[:100], json.dumps(about | {"sha256": digest}), "jax promises to for six months"),
     ):
         file.write_bytes(program)
         beside.write_text(text)

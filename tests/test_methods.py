@@ -25,7 +25,6 @@ TABLE_II = {
 }
 ALL = ij.METHODS | ij.BASELINES
 SUPERVISED = [name for name, method in ij.BASELINES.items() if method.auxiliary_loss]
-IMAGES = {"32x32x3": (32, 32, 3), "28x28x1": (28, 28, 1)}
 
 
 def test_the_table_is_the_papers():
@@ -55,28 +54,17 @@ def parameters_by_hand(method: str, channels_in: int, classes: int) -> int:
 
 
 @pytest.mark.parametrize("method", ALL)
-@pytest.mark.parametrize("images", IMAGES)
-@pytest.mark.parametrize("classes", [10, 100])
-def test_parameter_counts(method, images, classes):
-    shape = jax.ShapeDtypeStruct((2, *IMAGES[images]), jnp.float32)
-    model = ij.build(method, classes)
-    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), shape)
+@pytest.mark.parametrize(("shape", "classes"), [((28, 28, 1), 10), ((32, 32, 3), 100)])
+def test_parameters_and_shapes(method, shape, classes):
+    images = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
+    init = partial(ij.build(method, classes).init_with_output, train=False)
+    prediction, variables = jax.eval_shape(init, jax.random.key(0), images)
     counted = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-    assert counted == parameters_by_hand(method, IMAGES[images][2], classes)
-
-
-@pytest.mark.parametrize("method", ALL)
-@pytest.mark.parametrize("images", IMAGES)
-def test_shapes(key, tiny, method, images):
-    model = tiny(method, 12)
-    branches = len(ALL[method].taps)
-    x = jax.random.normal(key, (2, *IMAGES[images]))
-    init = partial(model.init_with_output, train=False)
-    prediction, variables = jax.eval_shape(init, key, x)
-    assert prediction.logits.shape == (2, 12)
-    assert prediction.branch_logits.shape == (2, branches, 12)
-    per_class = ALL[method].fusion == "class"
-    assert prediction.weights.shape == ((branches, 12) if per_class else (branches,))
+    assert counted == parameters_by_hand(method, shape[2], classes)
+    branches, per_class = len(ALL[method].taps), ALL[method].fusion == "class"
+    assert prediction.logits.shape == (2, classes)
+    assert prediction.branch_logits.shape == (2, branches, classes)
+    assert prediction.weights.shape == ((branches, classes) if per_class else (branches,))
     assert ("fusion" in variables["params"]) == (ALL[method].fusion != "fixed")
 
 
@@ -122,7 +110,7 @@ def test_a_branch_reaches_every_layer_before_it_and_none_after(method):
         assert reached == before
 
 
-@pytest.mark.parametrize("method", ij.METHODS)
+@pytest.mark.parametrize("method", ["S0", "S1", "S9"])
 def test_logits_are_the_weighted_sum_of_the_branches(key, tiny, method):
     x = jax.random.normal(key, (2, 80, 80, 3))
     init = jax.jit(partial(tiny(method).init_with_output, train=False))
@@ -136,7 +124,7 @@ def test_logits_are_the_weighted_sum_of_the_branches(key, tiny, method):
     np.testing.assert_allclose(prediction.logits, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", ["Normal", *SUPERVISED])
+@pytest.mark.parametrize("method", ["Normal", "DSN"])
 def test_normal_and_the_baselines_predict_from_the_last_branch_alone(key, tiny, method):
     x = jax.random.normal(key, (2, 80, 80, 3))
     init = jax.jit(partial(tiny(method).init_with_output, train=False))
@@ -148,7 +136,7 @@ def test_normal_and_the_baselines_predict_from_the_last_branch_alone(key, tiny, 
 @pytest.mark.parametrize("method", SUPERVISED)
 @pytest.mark.parametrize(("depth", "taps"), [(13, None), (60, None), (5, (3, 5)), (5, (5,))])
 def test_baselines_have_the_branches_of_s1_at_every_depth(key, method, depth, taps):
-    model, s1 = (ij.build(name, 10, depth, taps=taps) for name in (method, "S1"))
+    model, s1 = (ij.build(name, 10, depth=depth, taps=taps) for name in (method, "S1"))
     assert model.backbone == s1.backbone
     scores = jax.random.normal(key, (2, len(s1.backbone.taps), 10))
     logits, *_ = model.fusion.apply({}, scores)

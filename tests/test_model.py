@@ -9,135 +9,138 @@ import numpy as np
 import pytest
 
 import interflow_jax as ij
-from interflow_jax import Fusion, Interflow
+from interflow_jax import Fusion, Interflow, Prediction
 
 
 class ResidualNetwork(nn.Module):
-    """Three stages of one residual block each, GroupNorm, doubling channels."""
+    """Three stages of one residual block each, GroupNorm, channels 8, 8 and 16."""
 
     @nn.compact
     def __call__(self, x, train):
-        del train
         maps = []
         for channels in (8, 8, 16):
             x = nn.Conv(channels, (3, 3), strides=2)(x)
-            inside = nn.Conv(channels, (3, 3))(nn.relu(nn.GroupNorm(4)(x)))
-            x = x + inside
+            x = x + nn.Conv(channels, (3, 3))(nn.relu(nn.GroupNorm(4)(x)))
             maps.append(x)
         return tuple(maps)
 
 
-class FeaturePyramid(nn.Module):
-    """Maps of one image at three scales, every one with channels of its own."""
+class Kinds(nn.Module):
+    """Three kinds of feature maps of the same numbers, without a training switch."""
 
-    @nn.compact
-    def __call__(self, x):
-        return [nn.Conv(4 * scale, (1, 1))(x[:, ::scale, ::scale]) for scale in (1, 2, 4)]
-
-
-@pytest.fixture
-def images(key):
-    return jax.random.normal(key, (2, 16, 12, 3))
-
-
-def test_wraps_a_residual_network(key, images):
-    model = Interflow(ResidualNetwork(), 5, Fusion("class"))
-    init = partial(model.init_with_output, train=True)
-    prediction, variables = jax.eval_shape(init, key, images)
-    assert prediction.logits.shape == (2, 5)
-    assert prediction.branch_logits.shape == (2, 3, 5)
-    assert prediction.weights.shape == (3, 5)
-    layers = {name for name in variables["params"] if name.startswith("fully_connected")}
-    assert layers == {"fully_connected_channels_8", "fully_connected_channels_16"}
-
-
-def test_wraps_a_feature_pyramid_without_a_train_argument(key, images):
-    model = Interflow(FeaturePyramid(), 5, Fusion("shared"))
-    prediction, variables = model.init_with_output(key, images)
-    assert prediction.branch_logits.shape == (2, 3, 5)
-    kernels = [
-        variables["params"][f"fully_connected_channels_{channels}"]["kernel"].shape
-        for channels in (4, 8, 12 + 4)
-    ]
-    assert kernels == [(4, 5), (8, 5), (16, 5)]
-
-
-def test_a_branch_is_pooling_and_a_fully_connected_layer(key, images):
-    model = Interflow(FeaturePyramid(), 5, Fusion("fixed", (0.5, 0.25, 0.25)))
-    prediction, variables = model.init_with_output(key, images)
-    backbone = {"params": variables["params"]["backbone"]}
-    for number, feature_map in enumerate(FeaturePyramid().apply(backbone, images)):
-        layer = variables["params"][f"fully_connected_channels_{feature_map.shape[-1]}"]
-        expected = feature_map.mean((1, 2)) @ layer["kernel"] + layer["bias"][None]
-        np.testing.assert_allclose(prediction.branch_logits[:, number], expected, atol=1e-5)
-
-
-def test_separate_layers_belong_to_one_branch_each(key, images):
-    model = Interflow(ResidualNetwork(), 5, Fusion("shared"), "separate")
-    variables = jax.jit(partial(model.init, train=True))(key, images)
-
-    def branch_scores(params):
-        prediction = model.apply({"params": params}, images, train=True)
-        return prediction.branch_logits.sum((0, 2))
-
-    jacobian = jax.jit(jax.jacrev(branch_scores))(variables["params"])
-    for number in range(3):
-        kernel = jacobian[f"fully_connected_branch_{number + 1}"]["kernel"]
-        reached = [bool(jnp.any(kernel[branch] != 0)) for branch in range(3)]
-        assert reached == [branch == number for branch in range(3)]
-
-
-class Flat(nn.Module):
-    def __call__(self, x):
-        return [x.mean((1, 2, 3))]
-
-
-class OneMap(nn.Module):
-    def __call__(self, x):
-        return x
-
-
-class Silent(nn.Module):
-    def __call__(self, x):
-        return []
-
-
-@pytest.mark.parametrize(
-    ("model", "message"),
-    [
-        (Interflow(Flat(), 5, Fusion("shared")), r"shapes \[\(2,\)\]"),
-        (
-            Interflow(OneMap(), 5, Fusion("shared")),
-            r"returned a \w+; Interflow takes a list or tuple",
-        ),
-        (Interflow(Silent(), 5, Fusion("shared")), r"shapes \[\]"),
-        (Interflow(FeaturePyramid(), 5, Fusion("shared"), "one"), "'one'; choose one of shared"),  # pyright: ignore
-    ],
-)
-def test_what_does_not_fit_is_named(key, images, model, message):
-    with pytest.raises(ValueError, match=message):
-        model.init(key, images)
-
-
-class Tokens(nn.Module):
-    """Three kinds of feature maps of the same numbers."""
+    labels: int = 7  # a field of its own
 
     def __call__(self, x):
         return [x, x.reshape(len(x), -1, x.shape[-1]), x.mean((1, 2))]
 
 
-def test_maps_tokens_and_vectors_are_averaged_over_what_lies_between(key, images):
-    prediction, variables = Interflow(Tokens(), 5, Fusion("shared")).init_with_output(key, images)
+IMAGES = jax.random.normal(jax.random.key(0), (2, 16, 12, 3))
+
+
+def initialized(model, **options):
+    init = partial(model.init_with_output, **options)
+    return jax.jit(init)(jax.random.key(0), IMAGES)
+
+
+def test_branches_of_equal_channels_share_a_layer():
+    prediction, variables = initialized(Interflow(ResidualNetwork(), 5, Fusion("class")))
+    assert prediction.logits.shape == (2, 5)
+    assert prediction.branch_logits.shape == (2, 3, 5)
+    assert prediction.weights.shape == (3, 5)
+    params = variables["params"]
+    shapes = {name: params[name]["kernel"].shape for name in params if name.startswith("fully")}
+    assert shapes == {
+        "fully_connected_channels_8": (8, 5),
+        "fully_connected_channels_16": (16, 5),
+    }
+
+
+def test_a_branch_is_pooling_and_a_fully_connected_layer():
+    """Of maps, tokens and vectors alike; `fusion` may be the name of a kind."""
+    model = Interflow(Kinds(), 5, "shared")  # pyright: ignore
+    prediction, variables = initialized(model)
     assert set(variables["params"]) == {"fully_connected_channels_3", "fusion"}
-    for branch in (1, 2):
-        np.testing.assert_allclose(
-            prediction.branch_logits[:, branch],
-            prediction.branch_logits[:, 0],
-            rtol=1e-4,
-            atol=1e-6,
-        )
+    layer = variables["params"]["fully_connected_channels_3"]
+    expected = IMAGES.mean((1, 2)) @ layer["kernel"] + layer["bias"][None]
+    for branch in range(3):
+        np.testing.assert_allclose(prediction.branch_logits[:, branch], expected, atol=1e-5)
+    first = model.clone(pool="first").apply(variables, IMAGES).branch_logits
+    token = IMAGES[:, 0, 0] @ layer["kernel"] + layer["bias"][None]
+    np.testing.assert_allclose(first[:, 1], token, atol=1e-5)
+    np.testing.assert_allclose(first[:, 0], expected, atol=1e-5)
+
+
+def test_separate_layers_belong_to_one_branch_each():
+    model = Interflow(ResidualNetwork(), 5, Fusion("shared"), "separate")
+    _, variables = initialized(model)
+
+    def branch_scores(params):
+        return model.apply({"params": params}, IMAGES).branch_logits.sum((0, 2))
+
+    jacobian = jax.jit(jax.jacrev(branch_scores))(variables["params"])
+    for number in range(3):
+        kernel = jacobian[f"fully_connected_branch_{number + 1}"]["kernel"]
+        reached = np.any(kernel != 0, (1, 2))
+        np.testing.assert_array_equal(reached, np.arange(3) == number)
+
+
+@pytest.mark.parametrize(
+    ("maps", "message"),
+    [
+        (lambda x: [x.mean((1, 2, 3))], r"shapes \[\(2,\)\]"),
+        (lambda x: x, r"returned a \w+; Interflow takes a list or tuple"),
+        (lambda x: [], r"shapes \[\]"),
+    ],
+)
+def test_maps_that_do_not_fit_are_named(maps, message):
+    backbone = type("Odd", (nn.Module,), {"__call__": lambda self, x: maps(x)})()
+    with pytest.raises(ValueError, match=message):
+        Interflow(backbone, 5, Fusion("shared")).init(jax.random.key(0), IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"backbone": Kinds}, "backbone is <class .*Kinds'>; give an instance"),
+        ({"fusion": Fusion}, "fusion is <class .*; give an instance"),
+        ({"fusion": 7}, "fusion is 7; give an instance"),
+        ({"fusion": "soft"}, "kind is 'soft'; choose one of fixed"),
+        ({"fully_connected": "one"}, "fully_connected is 'one'; choose one of shared, separate"),
+        ({"pool": "max"}, "pool is 'max'; choose one of mean, first"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_named(arguments, message):
+    def build_and_init():
+        defaults = {"backbone": Kinds(), "num_classes": 5, "fusion": Fusion("shared")}
+        Interflow(**{**defaults, **arguments}).init(jax.random.key(0), IMAGES)
+
+    with pytest.raises(ValueError, match=message):
+        build_and_init()
 
 
 def test_labels_are_the_backbone_s():
     assert ij.build("S1", 10).labels == (7, 9, 11, 13)
-    assert Interflow(Tokens(), 5, Fusion("shared")).labels is None
+    assert Interflow(Kinds(), 5, Fusion("shared")).labels is None
+
+
+@pytest.mark.parametrize("members", [(), (3,)], ids=["alone", "vmap"])
+@pytest.mark.parametrize(
+    "shape", [(), (3,), (3, 3), (3, 3, 1)], ids=["scalar", "branch", "class", "image"]
+)
+def test_weights_are_told_by_their_rank(members, shape):
+    """Where all sizes are three: of the ensemble, the batch, the branches and the classes."""
+    branch_logits = jax.random.normal(jax.random.key(0), (*members, 3, 3, 3))
+    weights = jnp.arange(float(np.prod((*members, *shape)))).reshape(*members, *shape)
+    alone = Prediction(branch_logits, branch_logits, weights).alone
+    for index in np.ndindex(alone.shape):
+        member, (image, branch, label) = index[: len(members)], index[-3:]
+        of = {0: (), 1: (branch,), 2: (branch, label), 3: (image, branch, 0)}[len(shape)]
+        weight = weights[member + of] or 1.0  # zero counts as one
+        assert alone[index] == branch_logits[index] * weight
+
+
+def test_without_weights_a_branch_predicts_by_its_own_logits():
+    logits = jnp.ones((2, 3, 4))
+    np.testing.assert_array_equal(Prediction(logits[:, 0], logits, None).alone, logits)
+    with pytest.raises(ValueError, match=r"weights are \(1, 1, 1, 1\) for branch_logits \(2, 3, 4"):
+        _ = Prediction(logits[:, 0], logits, jnp.ones((1, 1, 1, 1))).alone

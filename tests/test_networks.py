@@ -1,6 +1,11 @@
-"""Networks of other authors: found by name, tapped, with parameters of their own."""
+"""Networks of other authors: found by name, trusted by the caller, with their own parameters."""
 
+import hashlib
+import importlib
+import subprocess
 import sys
+from functools import partial
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -8,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx, serialization
-from safetensors.numpy import save_file
+from flax.traverse_util import flatten_dict
+from safetensors.flax import save
 
 import interflow_jax as ij
-from interflow_jax.networks import read_options, source
-from interflow_jax.pretrained import read_pretrained
+from interflow_jax.networks import read_options, recorded_network, source
+from interflow_jax.vgg import forward_flops
 
 MODULE = """
 import flax.linen as nn
@@ -29,10 +35,6 @@ class Linen(nn.Module):
         return nn.Dense(10, name="head")(x.mean((1, 2)))
 
 
-def nnx_network(width=4, *, rngs):
-    return nnx.Sequential(nnx.Linear(3, width, rngs=rngs), nnx.Linear(width, 5, rngs=rngs))
-
-
 class Blocks(nnx.Module):
     def __init__(self, width, *, rngs):
         self.blocks = nnx.List([nnx.Linear(3, width, rngs=rngs), nnx.Linear(width, 5, rngs=rngs)])
@@ -40,9 +42,7 @@ class Blocks(nnx.Module):
 
     def __call__(self, x):
         self.nothing(x)
-        for block in self.blocks:
-            x = block(x)
-        return x
+        return self.blocks[1](self.blocks[0](x))
 
 
 class Nothing(nnx.Module):
@@ -50,30 +50,24 @@ class Nothing(nnx.Module):
         return None
 
 
-class Patches(nn.Module):
-    # As many transformers have them: tokens, and how many there are along the sides.
-    @nn.compact
-    def __call__(self, x):
-        return nn.Dense(4)(x).reshape(x.shape[0], -1, 4), x.shape[1], x.shape[2]
+def nnx_network(width=4, *, rngs):
+    return Blocks(width, rngs=rngs)
 
 
-class OfPatches(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        x, height, width = Patches(name="patches")(x)
-        x = nn.Dense(4, name="dense")(x)
-        return Patches(name="later")(x.reshape(x.shape[0], height, width, 4))
+def number(value=1, **rest):
+    return value
 
 
 def no_module(*, rngs):
     return {}
 
 
-def number(value=1):
-    return value
+made = Linen(7)
 """
 SHAPE = (8, 8, 3)
 IMAGES = jnp.asarray(np.random.default_rng(0).normal(size=(4, *SHAPE)), jnp.float32)
+KEY = jax.random.key(0)
+same = partial(jax.tree.map, np.testing.assert_array_equal)
 
 
 @pytest.fixture
@@ -85,125 +79,139 @@ def module(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("text", "options"),
+    ("text", "result"),
     [
         (None, {}),
-        ("a=1,b=(2,3),c=word,d='two words',e=None,f=[1e-3]", None),
+        (
+            "a=1,b=(2,3),c=word,d='a b',e=None",
+            {"a": 1, "b": (2, 3), "c": "word", "d": "a b", "e": None},
+        ),
+        ("a=[1e-3],b={'c':-1},d='false',", {"a": [1e-3], "b": {"c": -1}, "d": "false"}),
+        *[(text, "each option is key=value") for text in ("a", "1,2", "**a", 5, {"a": 1})],
+        *[(text, "is no number, string, tuple") for text in ("a=f(1)", "a=x.y", "a=(1,b)")],
+        ("a=1 b=2", "invalid syntax"),
+        ("a=1,a=2", "each option stands once"),
+        ("a=1).b(c=2", "the brackets do not match"),
+        ("a=true", "true is a word: write True, or 'true'"),
+        ("a=" + "-" * 10**5 + "1", "are not as key=value"),
     ],
 )
-def test_options_are_those_of_a_call(text, options):
-    if options is None:
-        options = {"a": 1, "b": (2, 3), "c": "word", "d": "two words", "e": None, "f": [1e-3]}
-    assert read_options(text) == options
+def test_options_are_those_of_a_call_or_refused(text, result):
+    if isinstance(result, dict):
+        assert read_options(text) == result
+    else:
+        with pytest.raises(ValueError, match=result):
+            read_options(text)
 
 
-@pytest.mark.parametrize("text", ["a", "1,2", "a=1 b=2", "a=f(1)", "**a", "a=1,a=2", "a=1)(b=2"])
-def test_options_that_are_none_are_refused(text):
-    with pytest.raises(ValueError, match="are not as key=value"):
-        read_options(text)
-
-
-def test_a_network_is_called_with_its_options(module):
-    network = ij.load_network("somebodys:Linen", "width=6")
-    assert isinstance(network, nn.Module)
-    shapes = {layer.path: layer.shape for layer in ij.network_layers(network, SHAPE)}
-    assert shapes["a"] == (1, 8, 8, 6)
-    shapes = {
-        layer.path: layer.shape
-        for layer in ij.network_layers(ij.load_network("somebodys:nnx_network", "width=7"), SHAPE)
-    }
-    assert shapes["layers/0"] == (1, 8, 8, 7)
-    blocks = ij.load_network("somebodys:Blocks", "width=9")  # a class, and a module without output
-    shapes = {layer.path: layer.shape for layer in ij.network_layers(blocks, SHAPE)}
-    assert shapes["blocks/0"] == (1, 8, 8, 9)
-    assert "nothing" not in shapes
-
-
-def test_numbers_beside_arrays_are_no_outputs(module):
-    network = ij.load_network("somebodys:OfPatches")
-    assert isinstance(network, nn.Module)
-    shapes = {layer.path: layer.shape for layer in ij.network_layers(network, SHAPE)}
-    assert shapes["patches"] == (1, 64, 4)
-    taps = ij.Taps(network, ("patches", "dense"))
-    maps, variables = taps.init_with_output(jax.random.key(0), IMAGES)
-    assert [x.shape for x in maps] == [(4, 64, 4), (4, 64, 4)]
-    assert set(variables["params"]["network"]) == {"patches", "dense"}
-
-
-def test_what_is_no_module_is_named_when_it_is_made(module):
-    with pytest.raises(ValueError, match=r"the network is a dict, not a flax.nnx.Module"):
-        ij.network_layers(ij.load_network("somebodys:no_module"), SHAPE)
-
-
-def test_a_backbone_whose_only_layer_is_called_network_is_itself():
-    class Backbone(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            return [nn.Dense(3, name="network")(x)]
-
-    model = ij.Interflow(Backbone(), 10, ij.Fusion("shared"))
-    own = Backbone().init(jax.random.key(1), IMAGES)
-    result = ij.with_backbone(model.init(jax.random.key(0), IMAGES), own)
-    jax.tree.map(np.testing.assert_array_equal, result["params"]["backbone"], own["params"])
+@pytest.mark.parametrize(
+    ("name", "options", "layer", "shape"),
+    [
+        ("Linen", "width=6", "a", (1, 8, 8, 6)),
+        ("made", None, "a", (1, 8, 8, 7)),
+        ("nnx_network", "width=7", "blocks/0", (1, 8, 8, 7)),
+        ("Blocks", "width=9", "blocks/0", (1, 8, 8, 9)),  # a class
+    ],
+)
+def test_a_network_is_called_with_its_options(module, name, options, layer, shape):
+    network = ij.load_network(f"somebodys:{name}", options)
+    layers = {layer.path: layer.shape for layer in ij.network_layers(network, SHAPE)}
+    assert layers[layer] == shape
+    assert "nothing" not in layers  # a module without output
+    maps, variables = jax.jit(ij.Taps(network, (layer,)).init_with_output)(KEY, IMAGES)
+    assert maps[0].shape == (4, *shape[1:])
+    assert "head" not in variables["params"]["network"]
 
 
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("somebodys", None, "give it as package.module:function"),
+        *[
+            (name, None, "give it as package.module:function")
+            for name in ("somebodys", "a:b:c", ".a:b", "a:\x1b[2J", ":f", None, 5)
+        ],
         ("nobodys:f", None, "cannot import 'nobodys'"),
         ("somebodys:Linnen", None, "no function 'Linnen'; the closest are Linen"),
         ("somebodys:Linen", "depth=3", "cannot be called with the options 'depth=3'"),
         ("somebodys:nnx_network", "depth=3", "does not take 'depth=3'"),
         ("somebodys:number", "value=3", "returns a int; it must return a flax.linen.Module"),
+        ("somebodys:made", "width=3", "is a network, not a function: it takes no 'width=3'"),
+        ("sys:exit", None, "cannot be called with no options"),
     ],
 )
 def test_a_network_that_cannot_be_made_is_named(module, name, options, message):
     with pytest.raises(ValueError, match=message):
         ij.load_network(name, options)
+    with pytest.raises(ValueError, match=r"the network is a dict, not a flax.nnx.Module"):
+        ij.network_layers(ij.load_network("somebodys:no_module"), SHAPE)
 
 
-def test_the_source_is_the_file_that_defines_the_function(module):
-    first = source("somebodys:Linen")
-    assert (first["file"], first["module"]) == (str(module), "somebodys")
+def record(name, options, file):
+    digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    return {"backbone": name, "backbone_options": options, "backbone_sha256": digest}
+
+
+def test_what_a_record_names_is_neither_imported_nor_called(module, monkeypatch):
+    module.write_text(f"open({str(module) + '.read'!r}, 'w')")
+    monkeypatch.setattr(subprocess, "getoutput", lambda cmd: pytest.fail("called"))
+    of_subprocess = record("subprocess:getoutput", "cmd='id'", subprocess.__file__)
+    for entry in (record("somebodys:run", "", module), of_subprocess, {"backbone": ["a:b"]}):
+        with pytest.raises(ValueError, match=r"what a file names is not imported: .*trust_code"):
+            recorded_network(entry)
+        for given in ("somebody:else", nn.Dense(2), nn.Dense, partial(print), read_options, "vgg"):
+            with pytest.raises(ValueError, match="but the run's network is") as error:
+                recorded_network(entry, given)
+            assert "\n" not in str(error.value)
+    assert "somebodys" not in sys.modules
+    assert not Path(f"{module}.read").exists()
+
+
+def test_a_recorded_network_opens_with_the_caller_s_word(module):
+    own = importlib.import_module("somebodys")
+    linen, blocks, made = (
+        record(f"somebodys:{name}", options, module)
+        for name, options in (("Linen", "width=6"), ("Blocks", "width=3"), ("made", None))
+    )
+    for given in ("somebodys:Linen", own.Linen, own.Linen(width=2)):
+        assert recorded_network(linen, given) == own.Linen(width=6)
+    assert recorded_network(linen, trust_code=True) == own.Linen(width=6)
+    assert recorded_network(made, own.made) is own.made
+    loaded = ij.load_network("somebodys:Blocks", "width=2")
+    for given in ("somebodys:Blocks", own.Blocks, loaded, own.Blocks(2, rngs=nnx.Rngs(0))):
+        assert recorded_network(blocks, given).keywords == {"width": 3}
+    assert recorded_network({}) is recorded_network({"backbone": "vgg"}, "vgg") is None
+    with pytest.raises(ValueError, match="somebodys:Linen, but the run's is the paper's"):
+        recorded_network({}, own.Linen)
     module.write_text(MODULE + "\n")
-    assert source("somebodys:Linen")["sha256"] != first["sha256"]
+    for given in ("somebodys:Linen", own.Linen, None):
+        with pytest.raises(ValueError, match=f"is not what the run was trained with: .*{module}"):
+            recorded_network(linen, given, trust_code=True)
+    assert source("somebodys:Linen")["sha256"] != linen["backbone_sha256"]
 
 
 @pytest.mark.parametrize("method", [*ij.METHODS, *ij.BASELINES])
 def test_a_method_is_a_fusion_and_a_start_over_any_number_of_taps(module, method):
-    network = ij.load_network("somebodys:Linen")
+    build = partial(ij.build, method, 10, network=ij.load_network("somebodys:Linen"))
     gives = len(ij.METHODS.get(method, ij.METHODS["S1"]).initial_weights or ()) > 1
     weights = (0.25, 0.75) if gives else None
-    model = ij.build(method, 10, taps=("a", "b"), network=network, initial_weights=weights)
-    own = ij.build(method, 10)
+    model, own = build(taps=("a", "b"), initial_weights=weights), ij.build(method, 10).fusion
     alone = method in ("Normal", "Scaled")
+    if not alone and not gives:  # where nothing is learned, the last branch predicts
+        weights = (0.0, 1.0) if own.kind == "fixed" else None
     assert model.labels == (("b",) if alone else ("a", "b"))
-    assert model.fusion.kind == own.fusion.kind
-    if alone:
-        assert model.fusion == own.fusion
-    elif gives:
-        assert model.fusion.initial_weights == weights
-    elif own.fusion.kind == "fixed":  # the last branch predicts
-        assert model.fusion.initial_weights == (0.0, 1.0)
-    else:
-        assert model.fusion.initial_weights is None
-
-
-def test_given_weights_are_for_methods_that_give_some(module):
-    network = ij.load_network("somebodys:Linen")
-    with pytest.raises(ValueError, match=r"S2 gives 4 branch weights, but there are 2 taps"):
-        ij.build("S2", 10, taps=("a", "b"), network=network)
-    with pytest.raises(ValueError, match="S1 does not take any"):
-        ij.build("S1", 10, taps=("a", "b"), network=network, initial_weights=(0.5, 0.5))
+    assert model.fusion == own if alone else model.fusion.kind == own.kind
+    assert alone or model.fusion.initial_weights == weights
+    refused = f"{method} gives 4|{method} gives 7" if gives else f"{method} does not take any"
+    with pytest.raises(ValueError, match=refused):
+        build(taps=("a", "b"), initial_weights=None if gives else (0.5, 0.5))
     with pytest.raises(ValueError, match="a network needs taps"):
-        ij.build("S1", 10, network=network)
+        build()
 
 
 @pytest.fixture
 def pretrained(module):
     network = ij.load_network("somebodys:Linen")
-    variables = network.init(jax.random.key(7), IMAGES)
+    variables = jax.jit(network.init)(jax.random.key(7), IMAGES)
     variables["batch_stats"] = jax.tree.map(lambda x: x + 0.5, variables["batch_stats"])
     return network, variables
 
@@ -211,141 +219,131 @@ def pretrained(module):
 def test_pretrained_variables_go_where_they_belong_and_nowhere_else(pretrained):
     network, own = pretrained
     model = ij.build("S1", 10, taps=("a", "norm"), network=network)
-    variables = model.init(jax.random.key(0), IMAGES)
+    variables = jax.jit(model.init)(KEY, IMAGES)
     result = ij.with_backbone(variables, own)
-    for collection, names in (("params", ("a", "norm")), ("batch_stats", ("norm",))):
-        inside = result[collection]["backbone"]["network"]
-        assert set(inside) == set(names)
-        for name in names:
-            jax.tree.map(np.testing.assert_array_equal, inside[name], own[collection][name])
+    backbone = {kind: parts["backbone"] for kind, parts in result.items()}
+    for kind, names in (("params", {"a", "norm"}), ("batch_stats", {"norm"})):
+        same(backbone[kind]["network"], {name: own[kind][name] for name in names})
     for name in variables["params"].keys() - {"backbone"}:
-        jax.tree.map(
-            np.testing.assert_array_equal, result["params"][name], variables["params"][name]
-        )
+        same(result["params"][name], variables["params"][name])
     # The network's own output up to the tap, bit for bit.
-    _, intermediates = network.apply(own, IMAGES, capture_intermediates=True)
-    expected = intermediates["intermediates"]["norm"]["__call__"][0]
-    backbone = {name: part["backbone"] for name, part in result.items()}
-    np.testing.assert_array_equal(model.backbone.apply(backbone, IMAGES)[1], expected)
+    apply = jax.jit(partial(network.apply, capture_intermediates=True))
+    expected = apply(own, IMAGES)[1]["intermediates"]["norm"]["__call__"][0]
+    np.testing.assert_array_equal(jax.jit(model.backbone.apply)(backbone, IMAGES)[1], expected)
+
+
+def test_an_nnx_state_is_what_its_network_starts_from(module):
+    instance = ij.load_network("somebodys:Blocks", "width=4")(rngs=nnx.Rngs(7))
+    model = ij.Interflow(ij.Taps(type(instance)(4, rngs=nnx.Rngs(1)), "blocks/0"), 10, "shared")
+    variables = jax.jit(model.init)(KEY, IMAGES)
+    for given in (nnx.state(instance), instance, nnx.to_pure_dict(nnx.state(instance))):
+        blocks = ij.with_backbone(variables, given)["params"]["backbone"]["network"]["blocks"]
+        for number, block in enumerate(instance.blocks):
+            same(blocks[number], {"kernel": block.kernel[...], "bias": block.bias[...]})
+
+
+def test_a_backbone_whose_only_layer_is_called_network_is_itself():
+    class Backbone(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return [nn.Dense(3, name="network", kernel_init=partitioned)(x)]
+
+    partitioned = nn.with_partitioning(nn.initializers.ones, (None, None))
+    model = ij.Interflow(Backbone(), 10, ij.Fusion("shared"))
+    own = jax.tree.map(lambda x: x + 1, jax.jit(Backbone().init)(KEY, IMAGES))
+    result = ij.with_backbone({"batch_stats": {}} | jax.jit(model.init)(KEY, IMAGES), own)
+    same(result["params"]["backbone"], own["params"])
+    assert result["batch_stats"] == {}
 
 
 def test_what_does_not_fit_is_named_by_path_and_shape(pretrained):
     network, own = pretrained
     model = ij.build("S1", 10, taps=("a", "b"), network=network)
-    variables = jax.eval_shape(model.init, jax.random.key(0), IMAGES)
+    variables = jax.eval_shape(model.init, KEY, IMAGES)
     wrong = {**own, "params": {**own["params"], "b": {"kernel": jnp.zeros((1, 2))}}}
     with pytest.raises(ValueError, match="do not fit the backbone") as error:
         ij.with_backbone(variables, wrong)
     assert "params/b/kernel is (1, 2), the backbone's (3, 3, 4, 4)" in str(error.value)
     assert "params/b/bias (4,) is missing" in str(error.value)
-
-
-def test_a_model_without_a_backbone_has_no_place_for_them(pretrained):
-    variables = jax.eval_shape(nn.Dense(2).init, jax.random.key(0), IMAGES)
+    dense = jax.eval_shape(nn.Dense(2).init, KEY, IMAGES)
     with pytest.raises(ValueError, match="parameters are bias, kernel; pretrained ones go into"):
-        ij.with_backbone(variables, pretrained[1])
+        ij.with_backbone(dense, own)
 
 
-@pytest.mark.parametrize("kind", ["safetensors", "msgpack", "parameters alone"])
-def test_files_hold_what_was_written(pretrained, tmp_path, kind):
-    _, own = pretrained
-    own = own if kind != "parameters alone" else {"params": own["params"]}
-    if kind == "safetensors":
-        file = tmp_path / "weights.safetensors"
-        flat = jax.tree_util.tree_leaves_with_path(own)
-        separator = jax.tree_util.keystr
-        save_file(
-            {separator(path, simple=True, separator="/"): np.asarray(x) for path, x in flat}, file
-        )
-    else:
-        file = tmp_path / "weights.msgpack"
-        file.write_bytes(
-            serialization.msgpack_serialize(
-                serialization.to_state_dict(own if kind == "msgpack" else own["params"])
-            )
-        )
-    jax.tree.map(np.testing.assert_array_equal, read_pretrained(file), dict(own))
+@pytest.mark.parametrize("name", ["slashes.safetensors", "dots", "msgpack.safetensors"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float8_e4m3fn", "float8_e5m2"])
+def test_files_are_known_by_their_content_and_hold_what_was_written(tmp_path, name, dtype):
+    tree = {"a": {"kernel": jnp.asarray([[0.5, -2.0]], dtype), "bias": jnp.asarray([3], "int8")}}
+    for written in ({"params": tree, "batch_stats": {"a": jnp.asarray(True)}}, tree):
+        packed = serialization.msgpack_serialize(serialization.to_state_dict(written))
+        tensors = save(flatten_dict(written, sep="/" if "slash" in name else "."))
+        (tmp_path / name).write_bytes(packed if "msgpack" in name else tensors)
+        expected, read = {"params": tree} | written, ij.read_pretrained(tmp_path / name)
+        if written is tree:
+            expected = {"params": tree}
+        same(read, expected)
+        assert read["params"]["a"]["kernel"].dtype == dtype
 
 
-def test_files_that_are_none_are_refused(tmp_path):
-    for name in ("a.safetensors", "a.msgpack"):
-        (tmp_path / name).write_bytes(b"\xc1nothing")
-        with pytest.raises(ValueError, match=r"neither safetensors .* nor Flax's msgpack"):
-            read_pretrained(tmp_path / name)
-    with pytest.raises(ValueError, match="cannot be read"):
-        read_pretrained(tmp_path / "absent.safetensors")
+ONES = jnp.ones(3)
+SAVED, PACKED = save({"a": ONES}), serialization.msgpack_serialize({"a": ONES})
 
 
-def test_a_frozen_backbone_stays_as_it_is_and_the_heads_train(pretrained):
-    """Decay, gradients and statistics leave it; so does a network that trains where it can."""
-    network, own = pretrained
-    model = ij.build("S1", 10, taps=("a", "norm"), network=network, frozen=True)
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        *[(junk, "is of another kind or damaged") for junk in (b"\xc1nothing", b"PK\3\4 pickle")],
+        *[(SAVED[:end], "is a safetensors file that is cut short or damaged") for end in (-1, 40)],
+        (PACKED[:-1], "is cut short"),
+        (serialization.msgpack_serialize(3), "holds a int, not a dict"),
+        *[(none, "holds no arrays") for none in (serialization.msgpack_serialize({}), save({}))],
+        (save({"a": ONES, "a.b": ONES}), "has an array a and another inside it, a.b"),
+        (save({"a/b": ONES, "a.b": ONES}), "has two arrays of one name, a[./]b and a[./]b"),
+        (SAVED.replace(b'"F32"', b'"F4" ').replace(b"[3]", b"24]"), "damaged"),
+        (None, "cannot be read"),
+    ],
+)
+def test_each_refusal_says_what_is_true_of_the_file(tmp_path, content, message):
+    file = tmp_path / "weights.safetensors"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(ValueError, match=f"weights.safetensors .*{message}") as error:
+        ij.read_pretrained(file)
+    assert "\n" not in str(error.value)
+
+
+def test_a_frozen_backbone_is_not_differentiated(pretrained):
+    """It stays, statistics included, and the program convolves once, forward."""
+    model = ij.build("S1", 10, taps=("a", "norm"), network=pretrained[0], frozen=True)
     optimizer = ij.make_optimizer(0.1, frozen=("backbone",))
-    state = ij.create_state(model, optimizer, jax.random.key(0), SHAPE)
-    variables = ij.with_backbone({"params": state.params, "batch_stats": state.batch_stats}, own)
-    state = state.replace(**variables)
+    state = ij.create_state(model, optimizer, KEY, SHAPE)
     step = jax.jit(lambda state: ij.train_step(model, optimizer, state, IMAGES, jnp.arange(4))[0])
-    after = step(step(state))
-    for before, now in (
-        (state.batch_stats, after.batch_stats),
-        (state.params["backbone"], after.params["backbone"]),
-    ):
-        jax.tree.map(np.testing.assert_array_equal, before, now)
-    for name in state.params.keys() - {"backbone"}:
-        changed = jax.tree.map(
-            lambda a, b: bool(jnp.any(a != b)), state.params[name], after.params[name]
-        )
-        assert all(jax.tree.leaves(changed)), name
-    # The program has no backward pass through the backbone: one convolution, forward.
     assert step.lower(state).as_text().count("stablehlo.convolution") == 1
-
-
-def test_frozen_names_are_those_of_parameters():
-    model = ij.build("S1", 10, width=1 / 32)
-    with pytest.raises(ValueError, match=r"frozen is 'backbon', but .* begin with backbone, fully"):
-        ij.create_state(
-            model, ij.make_optimizer(0.1, frozen=("backbon",)), jax.random.key(0), SHAPE
-        )
-
-
-def test_a_class_token_is_the_first_of_a_map_of_tokens():
-    class Tokens(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            return [x.reshape(x.shape[0], -1, x.shape[-1]), x]
-
-    def logits(pool, images):
-        model = ij.Interflow(Tokens(), 10, ij.Fusion("fixed", (0.5, 0.5)), pool=pool)
-        variables = model.init(jax.random.key(0), images)
-        return model.apply(variables, images).branch_logits
-
-    first = jnp.broadcast_to(IMAGES[:, :1, :1], IMAGES.shape)
-    np.testing.assert_allclose(
-        logits("first", IMAGES)[:, 0], logits("mean", first)[:, 0], atol=1e-5
-    )
-    np.testing.assert_array_equal(logits("first", IMAGES)[:, 1], logits("mean", IMAGES)[:, 1])
+    after = step(state)
+    same(after.batch_stats, state.batch_stats)
+    same(after.params["backbone"], state.params["backbone"])
+    assert jnp.any(after.params["fusion"]["weights"] != state.params["fusion"]["weights"])
 
 
 def test_ours_lives_in_nnx_too():
     model = ij.build("S1", 10, depth=4, taps=(2, 4), width=1 / 32)
-    ours = nnx.bridge.ToNNX(model, rngs=nnx.Rngs(0)).lazy_init(IMAGES)
+    ours = nnx.jit(lambda: nnx.bridge.ToNNX(model, rngs=nnx.Rngs(0)).lazy_init(IMAGES))()
     kinds = {"params": nnx.Param, "batch_stats": nnx.BatchStat}
     variables = {name: nnx.to_pure_dict(nnx.state(ours, kind)) for name, kind in kinds.items()}
-    expected = jax.eval_shape(model.init, jax.random.key(0), IMAGES)
+    expected = jax.eval_shape(model.init, KEY, IMAGES)
     assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, expected)
-    logits = model.apply(variables, IMAGES).logits
-    np.testing.assert_array_equal(ours(IMAGES).logits, logits)
-    loss, gradients = nnx.value_and_grad(lambda ours: ours(IMAGES).logits.sum())(ours)
+    logits = jax.jit(model.apply)(variables, IMAGES).logits
+    grad = nnx.jit(nnx.value_and_grad(lambda ours: ours(IMAGES).logits.sum()))
+    loss, gradients = grad(ours)
     np.testing.assert_allclose(loss, logits.sum(), rtol=1e-5)
     assert bool(jnp.any(gradients["fusion"]["weights"].get_value() != 0))
 
 
 def test_operations_of_a_foreign_network_are_xla_s():
-    from interflow_jax.backbones import forward_flops
-
     class Dense(nn.Module):
         @nn.compact
         def __call__(self, x):
             return [nn.Dense(5, use_bias=False)(x)]
 
-    assert forward_flops(Dense(), (8, 8, 3)) == 2 * 8 * 8 * 3 * 5
+    assert forward_flops(Dense(), SHAPE) == 2 * 8 * 8 * 3 * 5

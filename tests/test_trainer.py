@@ -1,7 +1,6 @@
 """The trainer: dispatches, devices, evaluation over every example, models of others."""
 
 import json
-import os
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -15,7 +14,7 @@ import pytest
 
 import interflow_jax as ij
 from interflow_jax.data import batches, preprocessing
-from interflow_jax.data.datasets import Dataset
+from interflow_jax.data.dataset import Dataset
 from interflow_jax.data.preprocessing import Preprocessing
 from interflow_jax.data.splits import ArraySplit, Subset, UnreadableExamplesError
 
@@ -25,223 +24,18 @@ AUGMENTING = Preprocessing((0.5,), (0.25,), augment=True)
 PLAIN = Preprocessing((0.5,), (0.25,), augment=False)
 
 
-def random_split(examples):
-    generator = np.random.default_rng(0)
-    images = generator.integers(0, 256, (examples, *SHAPE), np.uint8)
-    return ArraySplit(images, generator.integers(0, 10, examples).astype(np.int32))
+def equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-@pytest.fixture(scope="module")
-def dataset():
-    split = random_split(50)
-    return Dataset("random", split, split, "test", tuple("0123456789"), SHAPE)
-
-
-@pytest.fixture(scope="module")
-def model(tiny):
-    return tiny("S1", depth=5, taps=(3, 4, 5))
-
-
-def an_epoch(model, dataset):
-    """Losses of each step of an epoch, and the parameters after it."""
-    trained = ij.Trainer(model, dataset, batch_size=BATCH, preprocessing=AUGMENTING)
-    state, metrics = trained.train_epoch(trained.init(), 0)
-    return metrics.loss_sum, state.params
-
-
-@pytest.fixture(scope="module")
-def expected_epoch(model, dataset):
-    return an_epoch(model, dataset)
-
-
-@pytest.mark.parametrize(("dispatch", "resident"), [(4, True), (1, False), (4, False)])
-def test_dispatches_and_sources_agree(
-    model, dataset, expected_epoch, dispatch, resident, monkeypatch
-):
-    monkeypatch.setattr(batches, "steps_per_dispatch", lambda: dispatch)
-    monkeypatch.setattr(batches, "fits", lambda nbytes: resident)
-    losses, params = an_epoch(model, dataset)
-    expected_losses, expected = expected_epoch
-    assert len(losses) == 6
-    np.testing.assert_allclose(losses, expected_losses, rtol=1e-4)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), params, expected)
-
-
-@pytest.mark.parametrize("batch_size", [7, 50])
-def test_evaluation_does_not_depend_on_batch_size(model, dataset, batch_size):
-    trained = ij.Trainer(model, dataset, batch_size=batch_size, preprocessing=PLAIN)
-    state = trained.init()
-    metrics = trained.evaluate(state)
-    images = preprocessing.normalize(PLAIN, jnp.asarray(dataset.test.images))
-    prediction = jax.jit(partial(ij.predict, model))(state, images)
-    chosen = jax.nn.log_softmax(prediction.logits)[np.arange(50), dataset.test.labels]
-    hits = (prediction.logits.argmax(-1) == dataset.test.labels).sum()
-    branch_hits = (prediction.alone.argmax(-1) == dataset.test.labels[:, None]).sum(0)
-    np.testing.assert_allclose(metrics.loss_sum, -chosen.sum(), rtol=1e-5)
-    assert (metrics.correct, metrics.count) == (hits, 50)
-    np.testing.assert_array_equal(metrics.branch_correct, branch_hits)
-    np.testing.assert_array_equal(metrics.weights, state.params["fusion"]["weights"])
-    assert metrics.accuracy == pytest.approx(2 * int(hits))
-    assert metrics.branch_accuracy == pytest.approx([2 * int(hits) for hits in branch_hits])
-    assert metrics.loss == pytest.approx(float(-chosen.mean()), rel=1e-5)
-
-
-def test_prediction_of_any_number_of_images_is_that_of_the_model(model, dataset):
-    trained = ij.Trainer(model, dataset, batch_size=BATCH, preprocessing=PLAIN)
-    state = trained.init(3)
-    prediction = trained.predict(state, dataset.test.images[:19])
-    images = preprocessing.normalize(PLAIN, jnp.asarray(dataset.test.images[:19]))
-    expected = ij.predict(model, state, images)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), prediction, expected)
-    images = dataset.test.images
-    for wrong in (images[:0], images[:, 1:], images / np.float32(255)):
-        with pytest.raises(ValueError, match=r"give one or more, uint8 of \[images, 12, 12, 1\]"):
-            trained.predict(state, wrong)
-
-
-@pytest.mark.parametrize("dropout", [False, True])
-def test_it_is_taken_up_inside_an_epoch_bit_for_bit(model, dataset, dropout):
-    network = Plain() if dropout else model
-    trained = ij.Trainer(network, dataset, batch_size=BATCH, preprocessing=AUGMENTING)
-    taken_up_bit_for_bit(trained)
-
-
-def taken_up_bit_for_bit(trained):
-    """Takes an epoch up after its third step; returns the metrics of the epoch trained whole."""
-    whole, metrics = trained.train_epoch(trained.init(1), 2, seed=1)
-    for count, (state, _) in enumerate(trained.dispatches(trained.init(1), 2, seed=1), start=1):
-        if count == 3:
-            saved = jax.tree.map(np.asarray, state)
-            break
-    *_, (resumed, _) = trained.dispatches(trained.put(saved), 2, seed=1, first=3)
-    jax.tree.map(np.testing.assert_array_equal, resumed.params, whole.params)
-    return metrics
-
-
-def test_a_batch_that_does_not_fit_is_named(model, dataset, monkeypatch):
-    with pytest.raises(ValueError, match=r"batch_size is 64; .* at most the 50 training examples"):
-        ij.Trainer(model, dataset, batch_size=64)
-
-    class EightDevices:
-        size = 8
-
-    monkeypatch.setattr(batches, "device_mesh", EightDevices)
-    with pytest.raises(ValueError, match=r"batch_size is 12; .* multiple of the 8 device"):
-        ij.Trainer(model, dataset, batch_size=12)
-
-
-def test_a_split_that_the_dataset_lacks_is_named(model, dataset):
-    trained = ij.Trainer(model, dataset, batch_size=BATCH, preprocessing=PLAIN)
-    with pytest.raises(ValueError, match="split is 'validation'; the dataset has train, test"):
-        trained.evaluate(trained.init(), "validation")
-
-
-def test_validation_does_not_decide_where_the_data_is(model, dataset, monkeypatch):
-    asked = []
-    monkeypatch.setattr(batches, "fits", asked.append)
-    for validation in (None, dataset.test):
-        ij.Trainer(
-            model, dataset._replace(validation=validation), preprocessing=PLAIN, batch_size=8
-        )
-    assert asked[0] == asked[1] == 100 * 12 * 12
-
-
-class Labelled(nn.Module):
-    """Two maps, and labels of as many as it is told."""
-
-    labels: tuple[str, ...]
-
-    def __call__(self, images):
-        return [images, images[:, ::2]]
-
-
-def test_a_model_that_cannot_be_trained_is_refused_before_any_data_is_read(dataset):
-    unread = dataset._replace(train=Broken(AssertionError("read")))
-    for network, message in (
-        (ij.Interflow(Labelled(("one",)), 10, ij.Fusion("shared")), "for 2 branches; give one"),
-        (nn.Dense(10), "Dense returns no Prediction; wrap it in Interflow"),
-        (ij.build("S1", 9, width=1 / 32), "tells 9 classes apart; random has 10: build it for as"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            ij.Trainer(network, unread, batch_size=BATCH)
-
-
-def test_labels_are_those_that_the_backbone_offers(dataset):
-    network = ij.Interflow(Labelled(("shallow", "deep")), 10, ij.Fusion("shared"))
-    trained = ij.Trainer(network, dataset, batch_size=BATCH, preprocessing=PLAIN)
-    assert trained.labels == ("shallow", "deep")
-
-
-def test_training_leaves_what_it_was_given(tiny, dataset):
-    """Steps are given their state's memory; arrays of the caller's must not be part of it."""
-    model = tiny("S1", depth=4, taps=(3, 4))
-    backbone = model.backbone.init(jax.random.key(7), jnp.zeros((1, *SHAPE)), train=False)
-    trained = ij.Trainer(model, dataset, batch_size=BATCH, preprocessing=PLAIN, pretrained=backbone)
-    saved = trained.init(0)
-    ends = [trained.train_epoch(trained.put(saved), 0)[0] for _ in range(2)]
-    trained.train_epoch(trained.init(1), 0)
-    jax.tree.map(np.testing.assert_array_equal, ends[0].params, ends[1].params)
-    for leaf in jax.tree.leaves((backbone, saved.params)):
-        assert not leaf.is_deleted()
-
-
-def test_a_container_s_memory_is_what_its_limit_leaves(tmp_path, monkeypatch):
-    monkeypatch.setattr(batches, "Path", lambda path: tmp_path / path.lstrip("/"))
-    whole = batches._host_memory()
-    job = tmp_path / "sys" / "fs" / "cgroup" / "slurm" / "job1"
-    (job / "step0").mkdir(parents=True)
-    (tmp_path / "proc" / "self").mkdir(parents=True)
-    (tmp_path / "proc" / "self" / "cgroup").write_text("0::/slurm/job1/step0\n")
-    (job / "step0" / "memory.max").write_text("max\n")
-    assert batches._host_memory() == whole
-    (job / "memory.max").write_text("1000000\n")
-    assert batches._host_memory() == 1000000
-    assert not batches.fits(500000)
-
-
-def test_only_what_leaves_room_is_kept_on_the_devices(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        batches, "Path", lambda path: tmp_path / path.lstrip("/")
-    )  # where no limit is set
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    assert batches.fits(memory // 5)
-    assert not batches.fits(memory // 3)
-
-
-class Broken:
-    """A split that raises what it is given."""
-
-    def __init__(self, error):
-        self.error = error
-
-    def __len__(self):
-        return 16
-
-    def read(self, indices):
-        raise self.error
-
-
-@pytest.mark.parametrize(
-    ("error", "raised"),
-    [(OSError("not\na record"), UnreadableExamplesError), (MemoryError(), MemoryError)],
-)
-@pytest.mark.parametrize("resident", [True, False])
-def test_only_examples_that_cannot_be_read_are_said_to_be(
-    model, dataset, error, raised, resident, monkeypatch
-):
-    monkeypatch.setattr(batches, "fits", lambda nbytes: resident)
-    broken = dataset._replace(train=Broken(error))
-
-    def train():
-        trained = ij.Trainer(model, broken, batch_size=BATCH, preprocessing=PLAIN)
-        trained.train_epoch(trained.init(), 0)
-
-    with pytest.raises(raised):
-        train()
+def close(a, b, rtol=1e-4, atol=1e-5):
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=rtol, atol=atol), a, b)
 
 
 class Pyramid(nn.Module):
-    """A backbone without a training switch, as in the README."""
+    """A backbone without a training switch, as in the README, and with labels."""
+
+    labels: tuple[str, ...] = ("shallow", "deep")
 
     @nn.compact
     def __call__(self, images):
@@ -249,58 +43,247 @@ class Pyramid(nn.Module):
 
 
 class Plain(nn.Module):
-    """A model that is no `Interflow`, with Dropout and a switch that means the opposite."""
+    """A model that is no `Interflow`: a stream, a collection and a switch by other names."""
 
     @nn.compact
     def __call__(self, images, deterministic):
         x = nn.Dense(32)(images.reshape(len(images), -1))
-        x = nn.Dropout(0.5, deterministic=deterministic)(nn.relu(x))
+        average = self.variable("averages", "mean", jnp.zeros, 32)
+        if not deterministic:
+            average.value = 0.9 * average.value + 0.1 * x.mean(0)
+        x = nn.Dropout(0.5, rng_collection="drop_path")(nn.relu(x), deterministic=deterministic)
         logits = nn.Dense(10)(x)
-        return ij.Prediction(logits, logits[:, None], jnp.ones(1))
+        return ij.Prediction(logits, logits[:, None], None)
 
 
-def learnable(examples=96):
+PYRAMID = ij.Interflow(Pyramid(), 10, ij.Fusion("class"))
+
+
+def light(examples, name="light"):
     """Images that are as light as their label."""
     labels = (np.arange(examples) % 10).astype(np.int32)
     noise = np.random.default_rng(0).integers(0, 20, (examples, *SHAPE))
     images = (labels[:, None, None, None] * 23 + noise).astype(np.uint8)
     split = ArraySplit(images, labels)
-    return Dataset("light", split, split, "test", tuple("0123456789"), SHAPE)
+    return Dataset(name, split, split, "test", tuple("0123456789"), SHAPE)
+
+
+DATASET = light(50)
+
+
+def make(model=PYRAMID, dataset=DATASET, **options):
+    defaults = {"batch_size": BATCH, "optimizer": optax.sgd(0.01, 0.9), "preprocessing": PLAIN}
+    return ij.Trainer(model, dataset, **{**defaults, **options})
+
+
+@pytest.fixture(scope="module")
+def trainer():
+    return make(preprocessing=AUGMENTING)
+
+
+@pytest.fixture(scope="module")
+def epoch(trainer):
+    return trainer.train_epoch(trainer.init(1), 2, seed=1)
+
+
+@pytest.mark.parametrize(("dispatch", "resident"), [(4, True), (1, False), (4, False)])
+def test_dispatches_and_sources_agree(epoch, dispatch, resident, monkeypatch):
+    monkeypatch.setattr(batches, "steps_per_dispatch", lambda: dispatch)
+    monkeypatch.setattr(batches, "fits", lambda nbytes: resident)
+    other = make(preprocessing=AUGMENTING)
+    state, metrics = other.train_epoch(other.init(1), 2, seed=1)
+    assert len(metrics.loss_sum) == 6
+    close(metrics.loss_sum, epoch[1].loss_sum)
+    close(state.params, epoch[0].params, rtol=1e-3)
+
+
+@pytest.mark.parametrize("batch_size", [7, 50])
+def test_evaluation_does_not_depend_on_batch_size(batch_size):
+    trainer = make(batch_size=batch_size)
+    state = trainer.init()
+    images, labels = DATASET.test.read(np.arange(50))
+    batch = preprocessing.normalize(PLAIN, jnp.asarray(images)), labels, np.ones(50, bool)
+    expected = jax.jit(partial(ij.eval_step, PYRAMID))(state, *batch)
+    metrics = trainer.evaluate(state)
+    close(metrics, expected)
+    np.testing.assert_array_equal(metrics.weights, state.params["fusion"]["weights"])
+    assert metrics.weights.dtype == np.float32
+
+
+def test_prediction_of_any_number_of_images_is_that_of_the_model(trainer):
+    state = trainer.init(3)
+    images = DATASET.test.images
+    prediction = trainer.predict(state, images[:19])
+    normalized = preprocessing.normalize(AUGMENTING, jnp.asarray(images[:19]))
+    close(prediction, jax.jit(partial(ij.predict, PYRAMID))(state, normalized))
+    for wrong in (images[:0], images[:, 1:], images / np.float32(255)):
+        with pytest.raises(ValueError, match=r"give one or more, uint8 of \[images, 12, 12, 1\]"):
+            trainer.predict(state, wrong)
+
+
+def resume(trainer):
+    """The epoch's second half, from a state saved on the host after its third step."""
+    for count, (state, _) in enumerate(trainer.dispatches(trainer.init(1), 2, seed=1), start=1):
+        if count == 3:
+            saved = jax.tree.map(np.asarray, state)
+            break
+    *_, (resumed, _) = trainer.dispatches(trainer.put(saved), 2, seed=1, first=3)
+    return resumed
+
+
+def test_it_is_taken_up_inside_an_epoch_bit_for_bit(trainer, epoch):
+    equal(resume(trainer), epoch[0])
+    plain = make(Plain())
+    whole, _ = plain.train_epoch(plain.init(1), 2, seed=1)
+    equal(resume(plain), whole)
+    assert np.all(whole.collections["averages"]["mean"] != 0)
+
+
+def test_random_crops_are_streamed_and_taken_up_bit_for_bit(epoch):
+    cropping = make(preprocessing=AUGMENTING._replace(resized_crop=True))
+    state, metrics = cropping.train_epoch(cropping.init(1), 2, seed=1)
+    equal(resume(cropping), state)
+    assert np.all(metrics.loss_sum != epoch[1].loss_sum)
+
+
+class Broken:
+    """A split that raises what it is given, or has a label of its own."""
+
+    def __init__(self, error=None, label=0):
+        self.error, self.label = error, label
+
+    def __len__(self):
+        return 16
+
+    def read(self, indices):
+        if self.error is not None:
+            raise self.error
+        return np.zeros((len(indices), *SHAPE), np.uint8), np.full(len(indices), self.label, "i4")
+
+
+UNREAD = DATASET._replace(train=Broken(AssertionError("read")))
 
 
 @pytest.mark.parametrize(
-    ("network", "labels"),
-    [(ij.Interflow(Pyramid(), 10, ij.Fusion("class")), (1, 2)), (Plain(), (1,))],
-    ids=["no switch", "no Interflow"],
+    ("model", "options", "message"),
+    [
+        (PYRAMID.clone(backbone=Pyramid(("one",))), {}, "for 2 branches; give one"),
+        (nn.Dense(10), {}, "Dense returns no Prediction; wrap it in Interflow"),
+        (PYRAMID.clone(num_classes=9), {}, "tells 9 classes apart; light has 10: build it for as"),
+        (PYRAMID, {"batch_size": 64}, "batch_size is 64; .* at most the 16 training examples"),
+        (PYRAMID, {"optimizer": optax.adam}, "optimizer is .*; give an optax optimiser"),
+    ],
 )
-def test_models_of_others_learn(network, labels):
-    trained = ij.Trainer(network, learnable(), batch_size=16, optimizer=optax.adam(1e-2))
-    assert trained.labels == labels
-    state = trained.init()
-    before = trained.evaluate(state)
-    for epoch in range(15):
-        state, _ = trained.train_epoch(state, epoch)
-    after = trained.evaluate(state)
-    assert after.loss < 0.7 * before.loss
-    assert after.accuracy > before.accuracy
-    assert len(after.branch_accuracy) == len(labels)
+def test_what_cannot_be_trained_is_refused_before_any_data_is_read(model, options, message):
+    with pytest.raises(ValueError, match=message):
+        make(model, UNREAD, **options)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda t: t.evaluate(t.init(), "validation"), "'validation'; the dataset has train, test"),
+        (lambda t: t.init(2**32), "seed is 4294967296; choose 0 to 4294967295"),
+        (lambda t: t.train_epoch(t.init(), 0, seed=-1), "seed is -1; choose 0 to"),
+        (lambda t: t.train_epoch(t.init(), -1), "epoch is -1; they count from 0, .*epochs=any"),
+    ],
+)
+def test_what_cannot_be_done_is_named(trainer, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(trainer)
+
+
+def test_a_state_that_has_been_trained_is_named(trainer):
+    state = trainer.init()
+    trainer.train_epoch(state, 0)
+    for use in (partial(trainer.train_epoch, epoch=1), trainer.evaluate, trainer.put):
+        with pytest.raises(ValueError, match="this state has been trained; use the one returned"):
+            use(state)
+
+
+@pytest.mark.parametrize("resident", [True, False])
+@pytest.mark.parametrize(
+    ("split", "raised", "message"),
+    [
+        (Broken(OSError("not\na record")), UnreadableExamplesError, "not a record"),
+        (Broken(MemoryError()), MemoryError, "^$"),
+        (Broken(label=-1), ValueError, "train labels begin at -1"),
+        (Broken(label=10), ValueError, "train labels go to 10"),
+        (ArraySplit(DATASET.test.images, np.full(50, 2**32 + 7)), ValueError, "go to 4294967303"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_examples_that_cannot_be_used_are_named(split, raised, message, resident, monkeypatch):
+    monkeypatch.setattr(batches, "fits", lambda nbytes: resident)
+
+    def train():
+        trainer = make(dataset=DATASET._replace(train=split))
+        trainer.train_epoch(trainer.init(), 0)
+
+    with pytest.raises(raised, match=message):
+        train()
+
+
+def test_the_recipe_of_a_known_dataset_is_the_default(monkeypatch):
+    """CIFAR-10's: 100 epochs, a drop after 80, crops and flips."""
+    schedules = []
+    schedule = "interflow_jax.trainer.learning_rate_schedule"
+    monkeypatch.setattr(schedule, lambda *given: schedules.append(given) or 0.1)
+    known = ij.Trainer(PYRAMID, light(16, "cifar10"), batch_size=16)
+    assert (known.labels, make(Plain()).labels) == (("shallow", "deep"), (1,))
+    assert (known.epochs, known.preprocessing.augment, schedules) == (100, True, [(100, 0.8)])
+    with pytest.raises(ValueError, match=r"epoch is 100; .* for epochs=100, .* as many epochs as"):
+        known.train_epoch(known.init(), 100)
+    # Where nothing says how many, the schedule spans one, and no second one is trained at its end.
+    other = ij.Trainer(PYRAMID, light(16), batch_size=16)
+    assert schedules[1:] == [(1, 0.5)]
+    with pytest.raises(ValueError, match=r"epoch is 1; .* for epochs=1, .* as many epochs as you"):
+        other.train_epoch(other.init(), 1)
+    assert repr(known).startswith("<Trainer: Interflow with 2 branches, cifar10, 16 images of 12 x")
+
+
+def test_a_frozen_backbone_stays_whatever_the_optimizer():
+    trainer = make(PYRAMID.clone(frozen=True), optimizer=optax.adamw(0.1, weight_decay=0.5))
+    before = jax.tree.map(np.asarray, trainer.init())
+    after, _ = trainer.train_epoch(trainer.init(), 0)
+    equal(after.params["backbone"], before.params["backbone"])
+    assert np.any(after.params["fusion"]["weights"] != before.params["fusion"]["weights"])
+
+
+def test_training_leaves_what_it_was_given():
+    """Steps are given their state's memory; arrays of the caller's must not be part of it."""
+    backbone = jax.jit(Pyramid().init)(jax.random.key(7), jnp.zeros((1, *SHAPE)))
+    trainer = make(pretrained=backbone)
+    saved = trainer.init(0)
+    ends = [trainer.train_epoch(trainer.put(saved), 0)[0] for _ in range(2)]
+    trainer.train_epoch(trainer.init(1), 0)
+    equal(ends[0].params, ends[1].params)
+    for leaf in jax.tree.leaves((backbone, saved.params)):
+        assert not leaf.is_deleted()
+
+
+def test_validation_does_not_decide_where_the_data_is(monkeypatch):
+    asked = []
+    monkeypatch.setattr(batches, "fits", asked.append)
+    for validation in (None, DATASET.test):
+        make(dataset=DATASET._replace(validation=validation))
+    assert asked == [100 * 12 * 12] * 2
 
 
 def test_dropout_is_a_function_of_seed_epoch_and_step_and_absent_from_predictions():
     # One image again and again, and nothing learns: only what is dropped makes losses differ.
-    dataset = learnable(1)
-    repeated = Subset(dataset.train, np.zeros(32, int))
-    dataset = dataset._replace(train=repeated)
-    trained = ij.Trainer(Plain(), dataset, batch_size=16, optimizer=optax.sgd(0.0))
-    state = trained.init()
+    repeated = Subset(DATASET.train, np.zeros(32, int))
+    trainer = make(
+        Plain(), DATASET._replace(train=repeated), batch_size=16, optimizer=optax.sgd(0.0)
+    )
     losses = {
-        (seed, epoch): trained.train_epoch(trained.init(), epoch, seed)[1].loss_sum
+        (seed, epoch): trainer.train_epoch(trainer.init(), epoch, seed)[1].loss_sum
         for seed, epoch in ((0, 0), (0, 1), (1, 0))
     }
-    again = trained.train_epoch(trained.init(), 0, 0)[1].loss_sum
+    again = trainer.train_epoch(trainer.init(), 0, 0)[1].loss_sum
     np.testing.assert_array_equal(losses[0, 0], again)
     assert len({loss for each in losses.values() for loss in each.tolist()}) == 6
-    one, other = (trained.predict(state, dataset.test.images) for _ in range(2))
+    one, other = (trainer.predict(trainer.init(), DATASET.test.images) for _ in range(2))
     np.testing.assert_array_equal(one.logits, other.logits)
 
 
@@ -309,24 +292,21 @@ def test_dropout_s_key_is_none_of_augmentation_s():
     step = jax.random.fold_in(keys.steps, 5)
     augmentation = [step, *jax.random.split(step)]
     dropout = preprocessing.dropout_key(keys, jnp.asarray(5))
-    for key in (*augmentation, preprocessing.dropout_key(keys, jnp.asarray(6))):
-        assert np.any(jax.random.key_data(key) != jax.random.key_data(dropout))
+    assert dropout not in augmentation
+    assert dropout != preprocessing.dropout_key(keys, jnp.asarray(6))
 
 
-LOSSES_OF_A_CHILD = """
-import json, numpy as np, jax, interflow_jax as ij
-from interflow_jax.data.datasets import Dataset
-from interflow_jax.data.preprocessing import Preprocessing
-from interflow_jax.data.splits import ArraySplit
+LOSSES = """
+import json, jax, pytest, interflow_jax as ij
+from tests.test_trainer import AUGMENTING, light, make
 
-generator = np.random.default_rng(0)
-images = generator.integers(0, 256, (64, 12, 12, 1), np.uint8)
-labels = generator.integers(0, 10, 64).astype(np.int32)
-dataset = Dataset("random", ArraySplit(images, labels), ArraySplit(images[:50], labels[:50]),
-                  "test", tuple("0123456789"), (12, 12, 1))
-model = ij.build("S1", 10, depth=5, taps=(3, 4, 5), width=1 / 16)
-trainer = ij.Trainer(model, dataset, batch_size=16,
-                     preprocessing=Preprocessing((0.5,), (0.25,), True))
+if jax.device_count() > 1:
+    with pytest.raises(ValueError, match="batch_size is 7; .* multiple of the [48] device"):
+        make(batch_size=7)
+
+model = ij.build("S1", 10, depth=4, taps=(3, 4), width=1 / 16)
+dataset = light(70)._replace(test=light(50).test)
+trainer = make(model, dataset, batch_size=16, preprocessing=AUGMENTING)
 state, trained = trainer.train_epoch(trainer.init(), 0)
 tested = trainer.evaluate(state)
 print(json.dumps({"devices": jax.device_count(), "counted": int(tested.count),
@@ -334,26 +314,20 @@ print(json.dumps({"devices": jax.device_count(), "counted": int(tested.count),
 """
 
 
-def test_eight_devices_lose_what_one_loses(on_cpu_devices):
-    one, eight = (json.loads(on_cpu_devices(devices, LOSSES_OF_A_CHILD)) for devices in (1, 8))
-    assert (one["devices"], eight["devices"]) == (1, 8)
-    assert one["counted"] == eight["counted"] == 50
-    np.testing.assert_allclose(eight["losses"], one["losses"], rtol=1e-4)
+@pytest.fixture(scope="module")
+def losses(on_cpu_devices):
+    return json.loads(on_cpu_devices(1, LOSSES))["losses"]
 
 
-def test_random_crops_are_streamed_and_taken_up_bit_for_bit(model, dataset):
-    cutting = Preprocessing((0.5,), (0.25,), augment=True, resized_crop=True)
-    metrics = taken_up_bit_for_bit(
-        ij.Trainer(model, dataset, batch_size=BATCH, preprocessing=cutting)
-    )
-    padding = ij.Trainer(model, dataset, batch_size=BATCH, preprocessing=AUGMENTING)
-    _, others = padding.train_epoch(padding.init(1), 2, seed=1)
-    assert np.all(metrics.loss_sum != others.loss_sum)
+def test_eight_devices_lose_what_one_loses(losses, on_cpu_devices):
+    eight = json.loads(on_cpu_devices(8, LOSSES))
+    assert (eight["devices"], eight["counted"]) == (8, 50)
+    np.testing.assert_allclose(eight["losses"], losses, rtol=1e-4)
 
 
 PROCESS = (
     """
-import sys, jax, numpy as np
+import sys, jax
 from interflow_jax.data import batches, splits
 port, processes, process, resident = map(int, sys.argv[1:])
 jax.distributed.initialize(f"127.0.0.1:{port}", processes, process,
@@ -363,7 +337,7 @@ count, read = [], splits.ArraySplit.read
 splits.ArraySplit.read = lambda self, indices, *draws: (
     count.append(len(indices)), read(self, indices, *draws))[1]
 """
-    + LOSSES_OF_A_CHILD
+    + LOSSES
     + """
 print("read", sum(count))
 """
@@ -371,7 +345,9 @@ print("read", sum(count))
 
 
 @pytest.mark.parametrize(("processes", "resident"), [(2, True), (4, False)])
-def test_processes_lose_what_one_loses_and_read_their_part(processes, resident, on_cpu_devices):
+def test_processes_lose_what_one_loses_and_read_their_part(
+    processes, resident, losses, on_cpu_devices
+):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -382,12 +358,11 @@ def test_processes_lose_what_one_loses_and_read_their_part(processes, resident, 
             ),
             range(processes),
         )
-        one = json.loads(on_cpu_devices(4, LOSSES_OF_A_CHILD))
     for output in outputs:
         # Gloo's threads print between and into each other's lines, at the start.
-        losses, reads = (line for line in output.splitlines() if line.startswith(("{", "read ")))
-        each = json.loads(losses)
+        result, reads = (line for line in output.splitlines() if line.startswith(("{", "read ")))
+        each = json.loads(result)
         assert (each["devices"], each["counted"]) == (4, 50)
-        np.testing.assert_allclose(each["losses"], one["losses"], rtol=1e-4)
+        np.testing.assert_allclose(each["losses"], losses, rtol=1e-4)
         # 64 for training and 64 for testing, the last 14 of which only fill up the batch.
-        assert reads == f"read {64 + 50 if resident else 128 // processes}"
+        assert reads == f"read {70 + 50 if resident else 128 // processes}"

@@ -1,93 +1,97 @@
 """How long unfinished runs will take, judging by finished ones."""
 
-from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 from statistics import median
+from typing import Any
 
-from experiments.cli.configuration import VGG, Configuration, of_result
-from experiments.cli.console import duration
-from experiments.sweep.planning import Planned
-from experiments.sweep.record import Record
-from interflow_jax.backbones import forward_flops
-from interflow_jax.data import datasets
+from experiments.sweep.commands import command
+from experiments.sweep.record import read, unfinished
+from interflow_jax.cli.config import RunConfig, recorded
+from interflow_jax.cli.console import duration
+from interflow_jax.config import VGG, ModelConfig
+from interflow_jax.data.recipes import recipe
+from interflow_jax.vgg import forward_flops
 
-_EXAMPLES = {  # of the training and of the test split, without reading them
-    "cifar10": (50_000, 10_000),
-    "cifar100": (50_000, 10_000),
-    "svhn": (73_257, 26_032),
-    "fashion_mini": (6_000, 1_000),
-}
-_OTHER_EXAMPLES = (60_000, 10_000)  # MNIST and the datasets made like it
 _EVALUATION = 1 / 3  # of a training step's work: the forward pass
 
 
-def seconds_left(sweep: list[Planned], record: Record) -> dict[str, float | None]:
-    """Seconds that each unfinished run will take, by its name, from what finished ones took.
+class Paces:
+    """What finished runs tell of how long others take.
 
     Runs that differ only by seed come first; else others of the paper's backbone are scaled by the
-    operations of their convolutions. None where nothing was measured, or the data is not one of the
-    paper's. Startup, compilation and what an interrupted run has already done are not counted.
+    operations of their convolutions.
     """
-    alike: dict[str, list[float]] = {}
-    for planned in record.finished(sweep):
-        if rate := (record.result(planned) or {}).get("images_per_second"):
-            alike.setdefault(planned.but_for_seed(), []).append(rate)
-    paces = [
-        run["images_per_second"] * _flops(of_result(run))
-        for run in record.all()
-        if run.get("images_per_second")
-        and run["dataset"] in datasets.RECIPES
-        and run.get("backbone", VGG) == VGG
-    ]
-    seconds: dict[str, float | None] = {}
-    for planned in record.unfinished(sweep):
-        seconds[planned.name] = None
-        rates = alike.get(planned.but_for_seed())
-        if planned.flags.dataset not in datasets.RECIPES:
-            continue
-        if rates or (paces and planned.flags.backbone == VGG):
-            rate = median(rates) if rates else median(paces) / _flops(planned.flags)
-            seconds[planned.name] = _passes(planned.flags) / rate
-    return seconds
+
+    def __init__(self, lines: list[dict[str, Any]]):
+        self._alike: dict[RunConfig, list[float]] = {}
+        self._by_operations = []
+        for line in lines:
+            rate, config = line.get("images_per_second"), recorded(line)
+            if rate:
+                self._alike.setdefault(_kind(config), []).append(rate)
+                if config.model.backbone == VGG and recipe(config.data.dataset).image_shape:
+                    self._by_operations.append(rate * _flops(config))
+
+    def seconds(self, config: RunConfig) -> float | None:
+        """Seconds of a run; None where nothing was measured, or its dataset's size is not known.
+
+        Startup, compilation and what an interrupted run has already done are not counted.
+        """
+        known = recipe(config.data.dataset)
+        if known.train_examples is None or known.test_examples is None:
+            return None
+        train = config.data.train_size or known.train_examples
+        images = train + _EVALUATION * known.test_examples
+        if rates := self._alike.get(_kind(config)):
+            rate = median(rates)
+        elif self._by_operations and config.model.backbone == VGG:
+            rate = median(self._by_operations) / _flops(config)
+        else:
+            return None
+        return config.epochs() * images / rate
+
+    def to_go(self, runs: list[RunConfig], workers: int) -> str:
+        """How long runs will take on so many workers, in words."""
+        seconds = [self.seconds(run) for run in runs]
+        known = [value for value in seconds if value is not None]
+        if not known:
+            return f"{len(runs)} to go, for an unknown time"
+        mean = sum(known) / len(known)
+        total = sum(mean if value is None else value for value in seconds)
+        return f"about {duration(total / min(workers, len(runs)))} to go"
 
 
-def listing(sweep: list[Planned], record: Record) -> str:
-    """What would run, and how long it will take, judging by what was measured."""
-    seconds = seconds_left(sweep, record)
-    todo = [planned for planned in sweep if planned.name in seconds]
-    lines = []
-    for planned in todo:
-        expected = seconds[planned.name]
+def listing(configs: list[RunConfig], out: Path) -> str:
+    """What would run, and how long it will take on one worker."""
+    lines = read(out)
+    paces, todo = Paces(lines), unfinished(configs, lines)
+    text = []
+    for config in todo:
+        expected = paces.seconds(config)
         known = "not measured yet" if expected is None else f"about {duration(expected)}"
-        lines.append(f"{planned.command()}  # {known}")
-    measured = [value for value in seconds.values() if value is not None]
-    total = f", about {duration(sum(measured))}" if measured and len(measured) == len(todo) else ""
-    lines.append(f"{len(sweep)} runs, {len(sweep) - len(todo)} finished, {len(todo)} to do{total}")
-    return "\n".join(lines)
+        text.append(f"{command(config)}  # {known}")
+    count = len(set(configs))
+    left = f", {paces.to_go(todo, 1)}" if todo else ""
+    text.append(f"{count} runs, {count - len(todo)} finished, {len(todo)} to do{left}")
+    return "\n".join(text)
 
 
-def operations(flags: Configuration) -> float:
-    """Operations of all epochs of a run, by which the runs of a sweep are weighted."""
-    return _flops(flags) * _passes(flags)
+def _kind(config: RunConfig) -> RunConfig:
+    """What runs that differ only by seed have in common."""
+    size = config.data.train_size or recipe(config.data.dataset).train_examples
+    taps = config.model.resolved_taps()
+    places = RunConfig().places
+    kind = config.replace(seed=0, epochs=None, taps=taps, train_size=size)
+    return RunConfig(kind.model, kind.data, kind.training, places)
 
 
-def examples(dataset: str) -> tuple[int, int]:
-    """Sizes of the training and test splits of one of the paper's datasets, or of the sample."""
-    return _EXAMPLES.get(dataset, _OTHER_EXAMPLES)
+def _flops(config: RunConfig) -> float:
+    height, width, channels = recipe(config.data.dataset).image_shape or (32, 32, 3)
+    size = config.data.image_size
+    return _backbone_flops(config.model, (size or height, size or width, channels))
 
 
-def _flops(flags: Configuration) -> float:
-    return _flops_of(replace(flags, seed=0, seeds=None, epochs=None, out=""))
-
-
-@lru_cache  # for a foreign network XLA counts them, which takes seconds
-def _flops_of(flags: Configuration) -> float:
-    size, channels = (32, 3) if flags.dataset in ("cifar10", "cifar100", "svhn") else (28, 1)
-    shape = (flags.image_size or size, flags.image_size or size, channels)
-    return forward_flops(flags.build(num_classes=2).backbone, shape)
-
-
-def _passes(flags: Configuration) -> float:
-    """Images trained on, plus those evaluated, which count as `_EVALUATION` of one trained on."""
-    train, test = examples(flags.dataset)
-    return flags.resolved_epochs() * ((flags.train_size or train) + _EVALUATION * test)
+@lru_cache
+def _backbone_flops(model: ModelConfig, image_shape: tuple[int, int, int]) -> float:
+    return forward_flops(model.build(num_classes=2).backbone, image_shape)

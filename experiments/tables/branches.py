@@ -1,53 +1,42 @@
 """Not in the paper: every branch alone, and each with a fully connected layer of its own."""
 
-from collections.abc import Iterator
+from experiments.tables import pictures
+from experiments.tables.compare import compare, labelled
+from experiments.tables.presets import grid
+from experiments.tables.report import Picture, Section
+from experiments.tables.runs import by_branch
+from experiments.tables.statistics import Family, spread
 
-from experiments.tables import pictures, statistics
-from experiments.tables.frame import Results
-from experiments.tables.table import PAPER_DEPTH, Detail, Picture, Table
-
-
-def _alone(results: Results) -> Iterator[Detail]:
-    """How well every branch predicts by itself, beside the fusion of all in the same runs."""
-    for section, inside in results.branches().groupby("section", sort=False):
-        rows = []
-        for (row, after), runs in inside.groupby(["row", "after"], sort=False):
-            fused = statistics.difference(runs["alone"], runs["test_accuracy"])
-            rows.append(
-                {
-                    "row": f"after {after}, {row}",
-                    "accuracy": statistics.spread(runs["alone"]),
-                    "difference to the fusion of all": fused,
-                }
-            )
-        yield Detail("branches", f"Branches alone: {section}", rows)
+TITLE = "Not in the paper: branches alone, and each with a fully connected layer of its own"
+SEEDS = (0, 1, 2, 3, 4)
+DATASETS = ("cifar10", "fashion_mnist")
 
 
-def _pictures(results: Results) -> Iterator[Picture]:
-    branches = results.branches()
-    grid = pictures.lines(branches, "after", "alone", **pictures.OVER_SEEDS)
+def recipes(base, methods=("S1", "S3")):
+    return grid(base, method=methods, fully_connected=("shared", "separate"))
+
+
+def report(runs):
+    places = ("fully_connected",), ("dataset", "method")
+    yield from compare(runs, *places, "shared")
+    named = labelled(runs, *places)
+    branches = by_branch(named)
+    for (section, row), inside in branches.groupby(["section", "row"], sort=False):
+        groups = {"all, fused": inside.drop_duplicates("run")["test_accuracy"]}
+        groups |= {f"after {after}": of for after, of in inside.groupby("after")["alone"]}
+        family = Family(groups)
+        differences = family.to("all, fused")
+        rows = [
+            {"row": name, "last epoch": spread(groups[name]), "difference": differences.get(name)}
+            for name in groups
+        ]
+        note = f"Differences are to the fusion of all, of the last epoch. {family}"
+        yield Section(f"Branches alone: {section}, {row}", rows, "branches", note)
+    picture = pictures.over_seeds(branches, "after", "alone")
     colors = pictures.colors(branches["row"])
-    for (section, row), runs in branches.groupby(["section", "row"]):
-        axes = grid.axes_dict[section]
-        axes.axhline(runs["test_accuracy"].mean(), color=colors[row], ls="--")
-    sections = ", ".join(branches["section"].unique())
-    shows = f"Test accuracy of every branch alone, a panel each for {sections}; dashed, that of "
-    yield "branches", f"{shows}all branches fused; bars are standard deviations", grid.figure
-
-
-TABLE = Table(
-    name="branches",
-    title="Not in the paper: branches alone, and each with a fully connected layer of its own",
-    seeds=5,
-    axes={
-        "dataset": ("cifar10", "fashion_mnist"),
-        "depth": (PAPER_DEPTH,),
-        "method": ("S1", "S3"),
-        "fc": ("shared", "separate"),
-    },
-    rows=("fc",),
-    sections=("dataset", "method"),
-    reference=("shared",),
-    details=_alone,
-    pictures=_pictures,
-)
+    fusions = branches.groupby(["section", "row"])["test_accuracy"].mean()
+    for (section, row), fused in fusions.items():
+        picture.axes_dict[section].axhline(fused, color=colors[row], ls="--")
+    pictures.entitle(picture.figure, "Branches alone", named)
+    shows = "Test accuracy of every branch alone, dashed that of all branches fused; "
+    yield Picture("branches", f"{shows}{pictures.BARS}", picture.figure)

@@ -1,306 +1,243 @@
 """Not in the paper: accuracy within a budget of operations, by way of training and of fusing."""
 
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-import interflow_jax as ij
-from experiments.cli.configuration import Configuration
-from experiments.runs import policy
-from experiments.runs.exits import OWN
-from experiments.sweep.planning import Planned
-from experiments.sweep.record import EXITS, Record
-from experiments.tables import rates, statistics
-from experiments.tables.frame import Cell, Frame, Results
-from experiments.tables.table import Choice, Detail, Picture, Table, words
+from experiments.sweep.record import EXITS
+from experiments.tables import pictures
+from experiments.tables.compare import compare, labelled
+from experiments.tables.presets import grid
+from experiments.tables.report import Picture, Section
+from experiments.tables.statistics import Family, spread
+from interflow_jax.cli import depths
+from interflow_jax.cli.depths import OWN, SHARES
+from interflow_jax.cli.folder import RunFolder
+from interflow_jax.methods import look_up
+from interflow_jax.saved_run import load_run
 
-CHOOSES = (0,)
-"""The seed whose runs choose the learning rates, on held-out examples."""
+TITLE = "Not in the paper: early exits, by the way of training and fusing"
+SEEDS = (0, 1, 2)
+DATASETS = ("cifar10",)
+HOLDS_OUT = True
+CHOOSE = "exits", (0,)
 
 _SEVEN = (2, 4, 6, 7, 9, 10, 13)  # exits of VGG-16 in Kaya et al. (2019) and Wolczyk et al. (2021)
-_WAYS = (
-    *(("Normal", None, 0.0, None, depth) for depth in (13, 11, 9, 7)),
-    *(("S1", None, 0.0, None, 13), ("S1", None, 1.0, None, 13), ("DSN", None, 0.0, None, 13)),
-)
-_OF_SEVEN = (
-    *(("S1", None, 0.0, _SEVEN, 13), ("S1", None, 1.0, _SEVEN, 13), ("DSN", None, 0.0, _SEVEN, 13)),
-    ("S1", "geometric", 0.0, _SEVEN, 13),
-)
-_RATES = (1e-2, 3e-2)
-_BELOW_NETWORKS = 12  # points of accuracy that the picture shows
 _RATE_OF_SEVEN = 3e-2  # on CIFAR-10 the best with four branches, for every way of training
+NOTE = f"""\
+Each way is trained at the learning rate that did best on held-out examples with seed 0, those with
+seven branches at {_RATE_OF_SEVEN:g}, the best with four on CIFAR-10."""
+
+_ROWS = ("method", "fusion", "auxiliary_mean", "taps")
+_SHARES = [f"{share:.0%} of operations" for share in SHARES]
+_BELOW_NETWORKS = 12  # points of accuracy that the picture shows
 
 
-class _Way(NamedTuple):
-    """Runs of one configuration whose exits are measured."""
-
-    cell: Cell
-    runs: Frame
-
-    @property
-    def is_branched(self) -> bool:
-        return len(self.runs["branches"].iloc[0]) > 1
-
-    @property
-    def fusions(self) -> list[str]:
-        """From best to worst on held-out examples, by the mean over cuts and seeds."""
-        names = self.runs[EXITS].iloc[0]["fusions"]
-        means = {name: self.of(name, "held_out_accuracy").mean() for name in names}
-        return sorted(names, key=means.__getitem__, reverse=True)
-
-    @property
-    def fusion(self) -> str:
-        return self.fusions[0]
-
-    @property
-    def fitted(self) -> str:
-        """The best of the fitted fusions."""
-        return next(name for name in self.fusions if name != OWN)
-
-    def of(self, fusion: str, figure: str) -> pd.Series:
-        """A figure of a fusion, by seed."""
-        return self.runs[EXITS].map(lambda exits: exits["fusions"][fusion][figure])
-
-    def by_branch(self, fusion: str, figure: str) -> pd.DataFrame:
-        """A figure of every branch or cut under a fusion, one row per seed."""
-        figures = self.of(fusion, figure)
-        return pd.DataFrame(figures.tolist(), index=figures.index)
-
-    def at(self, fusion: str, share: float) -> pd.DataFrame:
-        """Accuracy and operations within a budget, by seed; empty below the first exit."""
-        number = policy.SHARES.index(share)
-        figures = {seed: each[number] for seed, each in self.of(fusion, "budgets").items()}
-        known = {seed: each for seed, each in figures.items() if each is not None}
-        return pd.DataFrame.from_dict(known, orient="index")
-
-    @property
-    def operations(self) -> float:
-        return self.runs[EXITS].iloc[0]["operations"][-1]
+def recipes(base):
+    networks = grid(base, method=("Normal",), depth=(13, 11, 9, 7))
+    ways = [
+        base.replace(method="S1"),
+        base.replace(method="S1", auxiliary_mean=1.0),
+        base.replace(method="DSN"),
+    ]
+    seven = [
+        way.replace(taps=_SEVEN, learning_rate=_RATE_OF_SEVEN)
+        for way in (*ways, base.replace(method="S1", fusion="geometric"))
+    ]
+    return [
+        *(each for way in (*networks, *ways) for each in grid(way, learning_rate=(1e-2, 3e-2))),
+        *seven,
+    ]
 
 
-def measure(planned: Planned) -> None:
+def measure(folder, data_dir):
     """Adds to a finished run's folder what its exits can do, once, if its checkpoints are there."""
-    folder = planned.folder
-    if not folder.has_checkpoints() or (folder.path / f"{EXITS}.json").exists():
+    run_folder = RunFolder(folder)
+    if (folder / f"{EXITS}.json").exists() or not run_folder.has_checkpoints():
         return
-    print(f"measuring the exits of {planned} ...", flush=True)
-    run = ij.load_run(folder.path)
-    folder.write_json(f"{EXITS}.json", policy.by_fusion(run, planned.flags.data_dir))
+    print(f"measuring the exits of {folder} ...", flush=True)
+    run = load_run(folder)
+    measured = depths.Depths(run)
+    fusions = {}
+    if len(run.labels) > 1:
+        measured.predict(depths.load(run, data_dir), depths.HELD_OUT)
+        fusions = measured.by_fusion()
+    run_folder.write_json(f"{EXITS}.json", {"operations": measured.operations, "fusions": fusions})
 
 
-def _at_best_rates(choice: Choice, record: Record, out: Path) -> Choice:
-    """With only the seed that chooses, every rate; else each way at the rate chosen for it."""
-    if choice.seeds == CHOOSES:
-        return choice
-    results = Results(TABLE.cells(choice), CHOOSES, record, out)
-    advice = f"first train --table=exits --seeds={CHOOSES[0]} with the same flags"
-    names = {name for axis in (*TABLE.axes, *choice.axes) for name in axis.split()}
-    return rates.at_best_rates(choice, results, tuple(sorted(names)), advice)
+def report(runs):
+    yield from compare(runs, _ROWS)
+    measured = labelled(runs, _ROWS).dropna(subset=[EXITS])
+    measured = measured.assign(operations=[each["operations"][-1] for each in measured[EXITS]])
+    branched = measured["branches"].str.len() > 1
+    ways = _by_fusion(measured[branched])
+    for section, inside in ways.groupby("section", sort=False):
+        networks = measured[~branched & (measured["section"] == section)]
+        best, own = inside[inside["by"] == inside["best"]], inside[inside["by"] == OWN]
+        yield _budgets(section, inside)
+        if len(networks):
+            yield _to_networks(section, best, networks)
+        yield _branches(section, own, inside[inside["by"] == inside["refit"]])
+        yield from _weights(section, own)
+        apart = [section] if ways["section"].nunique() > 1 else []
+        yield _picture(pictures.stem("exits", *apart), best, networks)
 
 
-def _measured(results: Results) -> Iterator[tuple[str, list[_Way], list[_Way]]]:
-    """Per section, the ways with branches, and the networks of one depth."""
-    sections: dict[str, list[_Way]] = {}
-    for cell, runs in results.with_runs():
-        runs = runs[runs[EXITS].notna()]
-        if len(runs):
-            sections.setdefault(cell.section, []).append(_Way(cell, runs))
-    for section, ways in sections.items():
-        branched = [way for way in ways if way.is_branched]
-        yield section, branched, [way for way in ways if not way.is_branched]
+def _by_fusion(runs):
+    """A row per run and fusion `by`, the best first, with its figures.
+
+    `best` is the best fusion of the run's row on held-out examples, by the mean over cuts and
+    seeds; `refit` is the best that is fitted.
+    """
+    rows = [
+        {**run, "by": name, **figures}
+        for run in runs.to_dict("records")
+        for name, figures in run[EXITS]["fusions"].items()
+    ]
+    if not rows:
+        return runs
+    ways = pd.DataFrame(rows)
+    ways["mean"] = ways.groupby(["section", "row", "by"])["held_out_accuracy"].transform("mean")
+    ways["place"] = ways.groupby(["section", "row"], sort=False).ngroup()
+    ways = ways.sort_values(["place", "mean"], ascending=[True, False], kind="stable")
+    fitted = ways[ways["by"] != OWN]
+    for name, among in (("best", ways), ("refit", fitted)):
+        ways[name] = ways["place"].map(among.groupby("place")["by"].first())
+    return ways
 
 
-def _rates_of(flags: Configuration) -> tuple[float, ...]:
-    return _RATES if flags.taps is None else ()
+def _in_words(fusion):
+    return "its own fusion" if fusion == OWN else f"{fusion} fitted"
 
 
-def _details(results: Results) -> Iterator[Detail]:
-    names = tuple(name for name in TABLE.rows if name != "learning_rate")
-    yield from rates.how_chosen(results, _rates_of, CHOOSES, names)
-    for section, ways, networks in _measured(results):
-        yield _budgets(section, ways)
-        if networks:
-            yield _networks(section, networks)
-            yield _less_networks(section, ways, networks)
-        yield _branches(section, ways)
-        yield _weights(section, ways)
-
-
-def _share(share: float) -> str:
-    return f"{share:.0%} of operations"
-
-
-def _budgets(section: str, ways: list[_Way]) -> Detail:
+def _budgets(section, ways):
     rows = [
         {
-            "row": f"{way.cell.row}: {_in_words(fusion)}",
-            "held-out accuracy": statistics.spread(way.of(fusion, "held_out_accuracy")),
+            "row": f"{row}: {_in_words(by)}",
+            "held-out accuracy": spread(inside["held_out_accuracy"]),
             **{
-                _share(share): statistics.spread(figures["accuracy"]) if len(figures) else None
-                for share in policy.SHARES
-                for figures in [way.at(fusion, share)]
+                share: spread(
+                    each[number]["accuracy"] for each in inside["budgets"] if each[number]
+                )
+                for number, share in enumerate(_SHARES)
             },
         }
-        for way in ways
-        for fusion in way.fusions
+        for (row, by), inside in ways.groupby(["row", "by"], sort=False)
     ]
     note = "Test accuracy of early exits whose mean image takes that share of the network's own "
     note += "operations; thresholds, temperatures and fitted fusions are of held-out training "
     note += "examples. The held-out accuracy is the mean over cuts."
-    return Detail("budgets", f"{section}: accuracy within a budget", rows, note)
+    return Section(f"{section}: accuracy within a budget", rows, "budgets", note)
 
 
-def _in_words(fusion: str) -> str:
-    return "its own fusion" if fusion == OWN else f"{fusion} fitted"
+def _to_networks(section, ways, networks):
+    """Early exits minus networks of one depth: a family per budget, whose control these are.
+
+    What a way's own mean operations are worth above or below the budget is taken from its
+    accuracies first, so that all have one control.
+    """
+    rows = {
+        row: {"row": row, "fusion": _in_words(inside["by"].iloc[0])}
+        for row, inside in ways.groupby("row", sort=False)
+    }
+    notes = []
+    for number, share in enumerate(_SHARES):
+        static = _as_large(networks, SHARES[number] * networks["operations"].max())
+        groups: dict[str | None, Any] = {None: static}
+        for row, inside in ways.groupby("row", sort=False):
+            budgets = [each[number] for each in inside["budgets"] if each[number]]
+            groups[row] = [
+                each["accuracy"] - _as_large(networks, each["operations"]).mean() + static.mean()
+                for each in budgets
+            ]
+        family = Family(groups)
+        differences = family.to(None)
+        notes += [f"{share}: {family}"] if differences else []
+        for row in rows:
+            rows[row][share] = differences.get(row)
+    note = "Accuracy of the last epoch, minus that on the line between the two networks of one "
+    note += "depth that take the next fewer and the next more operations. Each way has the fusion "
+    note += f"of the best held-out accuracy. {' '.join(notes)} Millions of operations: "
+    sizes = networks.groupby("row", sort=False)["operations"].first() / 1e6
+    note += ", ".join(f"{row} {size:.2f}" for row, size in sizes.items())
+    title = f"{section}: early exits minus networks trained for one depth, at equal operations"
+    return Section(title, list(rows.values()), "to_networks", note)
 
 
-def _networks(section: str, networks: list[_Way]) -> Detail:
-    whole = max(each.operations for each in networks)
-    rows = [
-        {
-            "row": each.cell.row,
-            "operations (10^6)": each.operations / 1e6,
-            "of the deepest's": f"{each.operations / whole:.0%}",
-            "accuracy": statistics.spread(each.runs["test_accuracy"]),
-        }
-        for each in networks
-    ]
-    return Detail("networks", f"{section}: networks trained for one depth", rows)
-
-
-def _less_networks(section: str, ways: list[_Way], networks: list[_Way]) -> Detail:
-    rows = []
-    for way in ways:
-        row: dict[str, Any] = {"row": way.cell.row, "fusion": _in_words(way.fusion)}
-        for share in policy.SHARES:
-            figures = way.at(way.fusion, share)
-            row[_share(share)] = None
-            if len(figures):
-                static = _as_large(networks, figures["operations"])
-                row[_share(share)] = statistics.difference(figures["accuracy"], static)
-        rows.append(row)
-    note = "In points, of paired seeds; on the line between the two networks of one depth that "
-    note += "take the next fewer and the next more operations. Each way has the fusion of the best "
-    note += "held-out accuracy."
-    title = f"{section}: early exits less networks trained for one depth, at equal operations"
-    return Detail("less networks", title, rows, note)
-
-
-def _as_large(networks: list[_Way], operations: pd.Series) -> pd.Series:
-    """The accuracy that networks of one depth would have at so many operations, by seed."""
-    by_size = sorted(networks, key=lambda each: each.operations)
-    sizes = [each.operations for each in by_size]
-    figures = pd.concat([each.runs["test_accuracy"] for each in by_size], axis=1).dropna()
-    return pd.Series(
-        {
-            seed: np.interp(operations[seed], sizes, accuracies, left=np.nan)
-            for seed, accuracies in zip(figures.index, figures.to_numpy(float), strict=True)
-            if seed in operations
-        },
-        dtype=float,
+def _as_large(networks, operations):
+    """The accuracies that networks of one depth would have at so many operations, one per seed."""
+    sizes = networks.pivot_table("test_accuracy", "seed", "operations").dropna()
+    return np.array(
+        [np.interp(operations, sizes.columns, each, left=np.nan) for each in sizes.to_numpy()]
     )
 
 
-def _branches(section: str, ways: list[_Way]) -> Detail:
+def _branches(section, own, refit):
+    """What every branch and every cut is worth, by the run's own fusion and by a fitted one."""
     rows = []
-    for way in ways:
-        weights = np.stack(way.runs["weights"].map(_sizes).tolist())
-        own, refit = (way.by_branch(fusion, "cuts") for fusion in (OWN, way.fitted))
-        left_out, fused = way.by_branch(OWN, "left_out"), own.iloc[:, -1]
-        for number, after in enumerate(way.runs["branches"].iloc[0]):
-            costs = {
-                "leaving it out costs": left_out[number],
-                "cutting there costs": fused - own[number],
-                "with a fitted fusion": fused - refit[number],
-            }
+    for (row, inside), (_, fitted) in zip(
+        own.groupby("row", sort=False), refit.groupby("row", sort=False), strict=True
+    ):
+        figures = inside["weights"].map(_sizes), inside["left_out"], inside["cuts"], fitted["cuts"]
+        weights, left_out, cuts, refit_cuts = (np.array(each.tolist()) for each in figures)
+        for number, after in enumerate(inside["branches"].iloc[0]):
             rows.append(
                 {
-                    "row": f"{way.cell.row}: after {after}",
+                    "row": f"{row}: after {after}",
                     "share of weights": f"{weights[:, number].mean():.0%}",
-                    **{name: statistics.spread(figures) for name, figures in costs.items()},
+                    "leaving it out costs": spread(left_out[:, number]),
+                    "cutting there costs": spread(cuts[:, -1] - cuts[:, number]),
+                    "with a fitted fusion": spread(cuts[:, -1] - refit_cuts[:, number]),
                 }
             )
     note = "Points of test accuracy. Shares are of the weights' absolute values; the fitted fusion "
     note += "is the best on held-out examples."
-    return Detail("branches", f"{section}: what each depth is worth", rows, note)
+    return Section(f"{section}: what each depth is worth", rows, "branches", note)
 
 
-def _weights(section: str, ways: list[_Way]) -> Detail:
+def _weights(section, own):
     rows = []
-    for way in ways:
-        method = (ij.METHODS | ij.BASELINES)[way.cell.flags.method]
-        if (way.cell.flags.fusion or method.fusion) == "fixed":
-            continue
-        sizes = pd.DataFrame(way.runs["weights"].map(_sizes).tolist(), way.runs.index)
-        ranks = sizes.corrwith(way.by_branch(OWN, "left_out"), axis=1, method="spearman")
-        rows.append({"row": way.cell.row, "rank correlation": statistics.spread(ranks.dropna())})
+    for row, inside in own.groupby("row", sort=False):
+        model = inside["config"].iloc[0].model
+        if (model.fusion or look_up(model.method).fusion) != "fixed":
+            pairs = zip(inside["weights"].map(_sizes), inside["left_out"], strict=True)
+            ranks = [pd.Series(sizes).corr(pd.Series(costs), "spearman") for sizes, costs in pairs]
+            rows.append({"row": row, "rank correlation": spread(ranks)})
     note = "Spearman's rank correlation, over a run's branches, of the weight's absolute value and "
     note += "of what leaving the branch out costs: 1 where the weights tell the redundant depths."
-    title = f"{section}: do the learned weights tell which depth is redundant?"
-    return Detail("weights", title, rows, note)
+    if rows:
+        title = f"{section}: do the learned weights tell which depth is redundant?"
+        yield Section(title, rows, "weights", note)
 
 
-def _sizes(weights: list) -> np.ndarray:
+def _sizes(weights):
     """The branches' shares of the absolute weights, averaged over any classes."""
     sizes = np.abs(np.array(weights, float)).reshape(len(weights), -1).mean(axis=1)
     return sizes / sizes.sum()
 
 
-def _pictures(results: Results) -> Iterator[Picture]:
-    sections = list(_measured(results))
-    if not sections:
-        return
-    figure, panels = plt.subplots(
-        *(1, len(sections)), figsize=(7.5 * len(sections), 6), layout="constrained", squeeze=False
-    )
-    for axes, (section, ways, networks) in zip(panels[0], sections, strict=True):
-        lowest = 100.0 if networks else 0.0
-        for way in ways:
-            curves = way.of(way.fusion, "curve")
-            points = np.array([[[*point.values()] for point in curve] for curve in curves])
-            operations, accuracy = points.mean(axis=0).T
-            name = words(way.cell.flags, [each for each in TABLE.rows if each != "learning_rate"])
-            label = f"{name}: {_in_words(way.fusion)}"
-            axes.plot(operations / 1e6, accuracy, label=label)
-        label = "trained for one depth"
-        for each in networks:
-            place = each.operations / 1e6, each.runs["test_accuracy"].mean()
-            deviation = each.runs["test_accuracy"].std()  # NaN for a single run
-            axes.errorbar(*place, deviation, fmt="k*", markersize=10, label=label)
-            axes.annotate(str(each.cell.flags.depth), place, (6, 6), textcoords="offset points")
-            label = None
-            lowest = min(lowest, place[1] - _BELOW_NETWORKS)
-        axes.set(title=section, ylabel="test accuracy (%)", ylim=(lowest, None))
-        axes.set_xlabel("mean operations per image (millions)")
-        axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.13))
+def _picture(name, ways, networks):
+    """Accuracy by operations of every way, beside networks trained for one depth."""
+    figure, axes = plt.subplots(figsize=(7.5, 6), layout="constrained")
+    for row, inside in ways.groupby("row", sort=False):
+        curves = [[(each["operations"], each["accuracy"]) for each in of] for of in inside["curve"]]
+        operations, accuracy = np.mean(curves, axis=0).T
+        count = f"{len(inside)} seed{'s' * (len(inside) > 1)}"
+        label = f"{row}: {_in_words(inside['by'].iloc[0])} ({count})"
+        axes.plot(operations / 1e6, accuracy, label=label)
+    means = networks.groupby("depth")[["operations", "test_accuracy"]].mean()
+    for depth, (operations, accuracy) in means.iterrows():
+        deviation = networks["test_accuracy"][networks["depth"] == depth].std()
+        axes.errorbar(operations / 1e6, accuracy, deviation, fmt="k*", markersize=10)
+        place = operations / 1e6, accuracy
+        axes.annotate(f"  {depth}", place, va="bottom")
+        axes.plot(*place, "k*", label=None if depth > means.index[0] else "trained for one depth")
+        axes.set(ylim=(means["test_accuracy"].min() - _BELOW_NETWORKS, None))
+    axes.set(xlabel="mean operations per image (millions)", ylabel="test accuracy (%)")
+    axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.13))
+    pictures.entitle(figure, "Early exits", ways)
     shows = "Test accuracy by mean operations per image, early exits of several ways of training, "
     shows += "beside networks trained for one depth (stars, with their number of convolutions)"
-    yield "exits", f"{shows}; means over seeds", figure
-
-
-TABLE = Table(
-    name="exits",
-    title="Not in the paper: early exits, by the way of training and fusing",
-    seeds=3,
-    axes={
-        "dataset": ("cifar10",),
-        "method fusion auxiliary_mean taps depth learning_rate": (
-            *((*way, rate) for way in _WAYS for rate in _RATES),
-            *((*way, _RATE_OF_SEVEN) for way in _OF_SEVEN),
-        ),
-    },
-    rows=("method", "fusion", "auxiliary_mean", "taps", "learning_rate"),
-    decides=("method", "depth", "learning_rate"),
-    reference=("Normal",),
-    note="Each way is trained at the learning rate that did best on held-out examples with seed 0, "
-    f"those with seven branches at {_RATE_OF_SEVEN:g}, the best with four on CIFAR-10.",
-    holds_out=True,
-    narrow=_at_best_rates,
-    measure=measure,
-    details=_details,
-    pictures=_pictures,
-)
+    return Picture(name, f"{shows}; means over seeds", figure)

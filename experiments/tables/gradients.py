@@ -8,42 +8,39 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 from scipy import stats
 
 import interflow_jax as ij
-from experiments.cli.configuration import Configuration
-from experiments.page import markdown
-from experiments.runs import data
-from experiments.sweep.planning import Planned
 from experiments.tables import pictures, statistics
-from experiments.tables.table import Picture
+from interflow_jax.cli import data, markdown
+from interflow_jax.cli.config import RunConfig
 from interflow_jax.data import batches, splits
 from interflow_jax.data.preprocessing import Preprocessing, epoch_keys, initial_key, normalize
-from interflow_jax.training import make_initializer, mean_losses
+from interflow_jax.steps import make_initializer, mean_losses
 
 BATCHES = 8  # over which a norm is averaged
 
 
-def measure(group: list[list[Planned]]) -> dict[str, Any]:
+def measure(group: list[list[RunConfig]]) -> dict[str, Any]:
     """Norms of a network's finished runs, by epochs and seed, as one network of the report.
 
     `gradient`, means over batches, and `kernel` are [moments, seeds, convolutions], shallow to
     deep. The moments are `epochs`, the first of which is the start.
     """
-    flags = group[0][0].flags
-    trained = [[ij.load_run(run.folder.path) for run in by_seed] for by_seed in group]
+    config = group[0][0]
+    trained = [[ij.load_run(run.folder()) for run in by_seed] for by_seed in group]
     model, shape = trained[0][0].model, trained[0][0].image_shape
-    auxiliary_loss = {**ij.METHODS, **ij.BASELINES}[flags.method].auxiliary_loss
-    losses = {"auxiliary_loss": auxiliary_loss, "auxiliary_mean": flags.auxiliary_mean}
     norms = jax.jit(
-        partial(kernel_gradient_norms, model, **losses), compiler_options=ij.cpu_compiler_options()
+        partial(kernel_gradient_norms, model, **config.losses()),
+        compiler_options=ij.cpu_compiler_options(),
     )
-    initialize = make_initializer(model, flags.make_optimizer(1), shape)
-    starts = [initialize(initial_key(run.flags.seed)) for run in group[0]]
+    initialize = make_initializer(model, config.make_optimizer(1), shape)
+    starts = [initialize(initial_key(run.training.seed)) for run in group[0]]
     before = [{"params": each.params, "batch_stats": each.batch_stats} for each in starts]
     moments = [before, *([run.variables for run in by_seed] for by_seed in trained)]
     seeds = zip(group[0], trained[0], strict=True)
-    examples = [list(_batches(run.flags, finished.preprocessing)) for run, finished in seeds]
+    examples = [list(_batches(run, finished.preprocessing)) for run, finished in seeds]
     gradient = [
         [
             np.mean([norms(variables, *batch) for batch in of_seed], axis=0).tolist()
@@ -56,11 +53,11 @@ def measure(group: list[list[Planned]]) -> dict[str, Any]:
         for by_seed in moments
     ]
     return {
-        "method": flags.method,
-        "depth": flags.depth,
-        "seeds": [run.flags.seed for run in group[0]],
-        "epochs": [0, *(by_seed[0].flags.epochs for by_seed in group)],
-        "learning_rate": flags.learning_rate,
+        "method": config.model.method,
+        "depth": config.model.depth,
+        "seeds": [run.training.seed for run in group[0]],
+        "epochs": [0, *(by_seed[0].epochs() for by_seed in group)],
+        "learning_rate": config.training.learning_rate,
         "batches": len(examples[0]),
         "gradient": gradient,
         "kernel": kernel,
@@ -99,15 +96,17 @@ def relative_steps(network: dict[str, Any]) -> np.ndarray:
 
 
 def _batches(
-    flags: Configuration, preprocessing: Preprocessing
+    config: RunConfig, preprocessing: Preprocessing
 ) -> Iterator[tuple[jax.Array, np.ndarray]]:
     """The first training batches of the first epoch, without augmentation."""
-    train = data.load(flags.dataset, flags.data_dir, flags.image_size).train
-    if flags.train_size is not None:
-        train = splits.take(train, flags.train_size)
-    order = batches.training_order(epoch_keys(flags.seed, 0), len(train))
-    for number in range(min(BATCHES, len(order) // flags.batch_size)):
-        images, labels = train.read(order[number * flags.batch_size :][: flags.batch_size])
+    given = config.data
+    train = data.load(given.dataset, config.places.data_dir, given.image_size).train
+    if given.train_size is not None:
+        train = splits.take(train, given.train_size)
+    order = batches.training_order(epoch_keys(config.training.seed, 0), len(train))
+    size = config.training.batch_size
+    for number in range(min(BATCHES, len(order) // size)):
+        images, labels = train.read(order[number * size :][:size])
         yield normalize(preprocessing, jnp.asarray(images)), labels
 
 
@@ -115,8 +114,8 @@ def _when(epochs: int) -> str:
     return f"after {epochs} epoch{'s' if epochs > 1 else ''}" if epochs else "at start"
 
 
-def picture(stem: str, report: dict[str, Any]) -> Iterator[Picture]:
-    """Relative steps by convolution, a panel per depth."""
+def picture(report: dict[str, Any]) -> tuple[Figure, str]:
+    """Relative steps by convolution, a panel per depth, and what the picture shows."""
     rows = pd.DataFrame(
         [
             {**network, "when": _when(epochs), "convolution": convolution, "step": step}
@@ -132,7 +131,7 @@ def picture(stem: str, report: dict[str, Any]) -> Iterator[Picture]:
     grid.set(yscale="log", ylabel="a step / the kernel's norm").set_titles("depth {col_name}")
     grid.refline(y=1.0, color="0.4")
     shows = "What a step moves a kernel by, as a part of its norm, by convolution; lines are "
-    yield stem, f"{shows}geometric means over seeds, bands their range", grid.figure
+    return grid.figure, f"{shows}geometric means over seeds, bands their range"
 
 
 def _factor(ratios: np.ndarray) -> str:

@@ -17,7 +17,7 @@ TABLES: dict[str, dict[str, Any]] = _FILE
 def table(number: str) -> dict[str, Any]:
     """One table of the paper: title and unit, in words, and cells, {row: {column: number}}.
 
-    Rows and columns are methods, dataset names as in `interflow_jax.data.datasets`, depths, or
+    Rows and columns are methods, dataset names as in `interflow_jax.data.recipes`, depths, or
     branches, classes and runs, numbered as printed. "figure 4" is what the text says of its runs.
 
     Raises:
@@ -31,3 +31,9 @@ def table(number: str) -> dict[str, Any]:
 def value(number: str, row: str, column: str) -> float | None:
     """One cell, such as `value("3", "S7", "svhn")`; None if it is doubtful or missing."""
     return table(number)["cells"].get(row, {}).get(column)
+
+
+def repeated(number: str, method: str, config: Any) -> float | None:
+    """The mean accuracy of the runs of Table IV or VII, for a `RunConfig` that is theirs."""
+    place = config.data.dataset, config.model.method, config.model.depth, config.model.backbone
+    return value(number, "mean", "accuracy") if place == ("cifar10", method, 13, "vgg") else None

@@ -1,45 +1,29 @@
 """What the pictures of the tables share."""
 
 import re
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import matplotlib.pyplot as plt
-import numpy as np
-import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from experiments.runs import charts
-from experiments.tables.frame import Results
-from experiments.tables.table import Picture
+from experiments.tables.compare import in_words
+from experiments.tables.report import Picture, Section
+from experiments.tables.runs import Frame, finished
+from interflow_jax.cli.config import RunConfig
 
-MOST_NUMBERED = 20  # the most columns for which a heat map's cells have room for figures
 LABELS = {
     "depth": "convolutions",
     "after": "branch after convolution",
     "learning_rate": "learning rate",
+    "late_accuracy": "test accuracy (%),\nmean of the last ten epochs",
     **dict.fromkeys(("test_accuracy", "alone"), "test accuracy (%)"),
 }
-OVER_SEEDS = {"errorbar": "sd", "err_style": "bars"}
-"""Options of `lines`: means over seeds, and their standard deviations as bars."""
-
-
-def save(pictures: Iterable[Picture], out: Path) -> list[dict[str, str]]:
-    """Writes pictures as PNG; returns their names in OUT, and what they show in words."""
-    saved = []
-    with plt.rc_context({"axes.grid": True, "grid.alpha": 0.3, "figure.dpi": 120}):
-        for stem, shows, chart in pictures:
-            charts.save(chart, out / f"{stem}.png")
-            saved.append({"file": f"{stem}.png", "shows": shows})
-    return saved
+BARS = "bars are standard deviations over seeds, hollow points single runs"
+_PAPER: dict[str, Any] = {"marker": "D", "mfc": "none", "ls": "--"}
 
 
 def stem(*parts: Any) -> str:
@@ -47,16 +31,33 @@ def stem(*parts: Any) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(map(str, parts))).strip("-")
 
 
+def entitle(figure: Figure, what: str, runs: Frame) -> None:
+    """Puts above a figure what it shows, what its runs have in common, and their seeds."""
+    runs, names = finished(runs), ("dataset", "method", "depth", "learning_rate")
+    common = [name for name in names if runs[name].nunique() == 1]
+    seeds = sorted(set(runs["seed"]))
+    shown = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 6 else ", ".join(map(str, seeds))
+    words = [in_words(runs.iloc[0].to_dict(), common), f"seed{'s' * (len(seeds) > 1)} {shown}"]
+    figure.suptitle(f"{what}\n{', '.join(filter(None, words))}", fontsize=10)
+    if not figure.get_constrained_layout():  # of seaborn, which leaves no room for it
+        figure.subplots_adjust(top=figure.subplotpars.top - 0.45 / figure.get_figheight())
+
+
 def whole_numbers(axes: Axes) -> None:
     """Puts ticks of x at whole numbers only."""
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def lines(runs: pd.DataFrame, x: str, y: str, line: str = "row", **options: Any) -> sns.FacetGrid:
+def lines(runs: Frame, x: str, y: str, line: str = "row", **options: Any) -> sns.FacetGrid:
     """Lines that differ by colour and marker, a panel per `col`, by default the section."""
     options = {
-        **{"hue": line, "style": line, "col": "section", "palette": "tab10"},
-        **{"markers": True, "dashes": False, "facet_kws": {"sharex": False}},
+        "hue": line,
+        "style": line,
+        "col": "section",
+        "palette": "tab10",
+        "markers": True,
+        "dashes": False,
+        "facet_kws": {"sharex": False, "sharey": False},
     } | options
     panels = runs[options["col"]].nunique()
     rows = -(-panels // 3)  # more than three side by side would be unreadable
@@ -70,44 +71,63 @@ def lines(runs: pd.DataFrame, x: str, y: str, line: str = "row", **options: Any)
     return grid.tight_layout()
 
 
-def colors(names: pd.Series) -> dict[str, Any]:
+def colors(names: Any) -> dict[str, Any]:
     """The colours that `lines` gives to names."""
     return dict(zip(names.unique(), sns.color_palette("tab10"), strict=False))
 
 
+def over_seeds(runs: Frame, x: str, y: str = "late_accuracy") -> sns.FacetGrid:
+    """Means and standard deviations over seeds by row, with the points of single runs hollow."""
+    grid = lines(runs, x, y, errorbar="sd", err_style="bars")
+    color = colors(runs["row"])
+    for (section, row, place), group in runs.groupby(["section", "row", x], sort=False):
+        if len(group) == 1:
+            point: dict[str, Any] = {"marker": "o", "mfc": "white", "mec": color[row], "zorder": 9}
+            grid.axes_dict[section].plot(place, group[y].iloc[0], **point)
+            grid.set_xlabels(f"{LABELS[x]} (hollow points: one run)")
+    return grid
+
+
 def by_depth(
-    results: Results, line: str, *panels: str, printed_of: str = "the paper's"
-) -> tuple[str, Figure]:
-    """Accuracy by depth beside the paper's: what the picture shows, and the picture."""
-    runs = results.runs.assign(panel=results.runs[list(panels)].agg(", ".join, axis=1))
-    grid = lines(runs, "depth", "test_accuracy", line, col="panel", **OVER_SEEDS)
-    printed: dict[str, dict[int, float]] = {}
-    for cell in results.cells:
-        if cell.paper is not None:
-            printed.setdefault(getattr(cell, line), {})[cell.flags.depth] = cell.paper
-    common = len({str(each) for each in printed.values()}) == 1  # to all lines
-    for axes in grid.axes.flat:
-        for name, each in printed.items():
-            color = "black" if common else colors(runs[line]).get(name)
-            axes.plot(list(each), list(each.values()), "D--", mfc="none", color=color)
-        axes.set_xticks(sorted({cell.flags.depth for cell in results.cells}))
-    names = ", ".join(runs[line].unique())
-    shows = f"Test accuracy by number of convolutions, a line each for {names}; dashed diamonds, "
-    return f"{shows}{printed_of}; bars are standard deviations over seeds", grid.figure
+    runs: Frame, name: str, paper: Callable[[RunConfig], float | None], whose: str = "the paper's"
+) -> Picture:
+    """Accuracy by depth of labelled runs, beside the paper's."""
+    grid = over_seeds(runs, "depth").set(xticks=sorted(set(runs["depth"])))
+    printed = runs.assign(paper=[paper(config) for config in runs["config"]]).dropna(subset="paper")
+    for (section, row), points in printed.groupby(["section", "row"], sort=False):
+        points = points.drop_duplicates("depth").sort_values("depth")
+        color = colors(runs["row"])[row]
+        grid.axes_dict[section].plot(points["depth"], points["paper"], color=color, **_PAPER)
+    entitle(grid.figure, "Accuracy by number of convolutions", runs)
+    shows = "Test accuracy by number of convolutions, a line per row; dashed diamonds, "
+    return Picture(name, f"{shows}{whose}; {BARS}", grid.figure)
 
 
-def heatmap(axes: Axes, values: pd.DataFrame, bound: float | None = None) -> None:
-    """Colours and, where there is room, figures; without a bound, all values are positive."""
-    high = float(np.nanmax(values)) if bound is None else bound
-    sns.heatmap(
-        values,
-        ax=axes,
-        vmin=0.0 if bound is None else -bound,
-        vmax=high,
-        cmap="Blues" if bound is None else "RdBu_r",
-        annot=values.shape[1] <= MOST_NUMBERED,
-        fmt=f"z.{1 if high >= 10 else 2}f",
-        annot_kws={"fontsize": 8},
-    )
-    axes.tick_params(axis="y", rotation=0)
-    axes.grid(visible=False)  # it would cross out the figures
+def differences(sections: Sequence[Section], runs: Frame, name: str) -> Iterator[Picture]:
+    """The differences in sections of `compare` with their intervals, beside the paper's."""
+    panels = [each for each in sections if any(row["difference"] for row in each.rows)]
+    if not panels:
+        return
+    most = max(len(section.rows) for section in panels)
+    size = {"figsize": (4.5 * len(panels) + 1.5, 1.6 + 0.3 * most), "layout": "constrained"}
+    figure, every = plt.subplots(1, len(panels), squeeze=False, **size)
+    for axes, section in zip(every[0], panels, strict=True):
+        papers = {row["row"]: row.get("paper") for row in section.rows}
+        rows = [row for row in section.rows if row["difference"]]
+        for place, row in enumerate(rows):
+            points, control = row["difference"], papers[row["to"]]
+            if points.low is None:
+                axes.plot(points.mean, place, "o", mfc="white", mec="C0")
+            else:
+                ends = [[points.mean - points.low], [points.high - points.mean]]
+                axes.errorbar(points.mean, place, xerr=ends, fmt="o", color="C0")
+            if control and papers[row["row"]]:
+                axes.plot(papers[row["row"]] - control, place, color="k", **_PAPER)
+        axes.axvline(0, color="0.4", ls="--")
+        axes.set_yticks(range(len(rows)), [row["row"] for row in rows])
+        diamonds = "\n(diamonds: the paper's)" if any(papers.values()) else ""
+        label = f"points of accuracy minus {rows[0]['to']}'s{diamonds}"
+        axes.set(title=section.title, xlabel=label, ylim=(len(rows) - 0.5, -0.5))
+    entitle(figure, "Differences", runs)
+    shows = "Differences in accuracy and their simultaneous 95 % intervals; hollow points have "
+    yield Picture(name, f"{shows}none, diamonds are the paper's", figure)

@@ -1,16 +1,30 @@
-"""Comparing runs: intervals, verdicts, counts, outlying runs, and weights with comparable signs."""
+"""How tables judge: simultaneous intervals and verdicts; shares, outlying runs, weights' signs."""
 
-from collections.abc import Sequence
+import contextlib
+import math
+import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
-import pandas as pd
 from scipy import stats
 
 CONFIDENCE = 0.95
-MARGIN = 0.3  # points, within which methods are equal; the paper's differ by less than 1 (IV-D)
+MARGIN = 0.5  # points, within which methods are no different; the paper's differ by under 1 (IV-D)
 CHANCES = 3  # times chance accuracy: from there on, a run has begun to learn
 _OUTLYING = 3.5
+_TRIES = 5
+_MOST_RUNS = 10_000  # per row, that a verdict is said to need
+
+RULE = f"""\
+A difference is in points, of means over runs, which are not paired, of the last ten epochs. Its
+95 % interval is simultaneous for all rows of its table: Dunnett's with one control, Tukey's for
+other pairs, of the variance that all rows share; where Bartlett's test rejects that they share it
+(p below 0.05), Games and Howell's. *Ahead* or *behind*: the interval excludes zero.
+*No different*: it lies within {MARGIN} points of zero. Else *undecided*, with the runs per row at
+which its half-width would be {MARGIN} points."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +38,11 @@ class Spread:
         return f"{self.mean:.2f}" + ("" if self.deviation is None else f" ± {self.deviation:.2f}")
 
 
-def spread(runs: pd.Series) -> Spread | None:
-    """The spread of a figure over several runs; None without a run."""
-    values = runs.to_numpy(float)
-    if len(values) == 0:
-        return None
-    return Spread(float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None)
+def spread(figures: Iterable[float]) -> Spread | None:
+    """The spread of a figure over the runs that have it; None if none has."""
+    values = _present(figures)
+    deviation = float(values.std(ddof=1)) if values.size > 1 else None
+    return Spread(float(values.mean()), deviation) if values.size else None
 
 
 @dataclass(frozen=True)
@@ -39,20 +52,13 @@ class Share:
     count: int
     runs: int
 
-    @property
-    def interval(self) -> tuple[float, float]:
-        rest, tail = self.runs - self.count, (1 - CONFIDENCE) / 2
-        low = stats.beta.ppf(tail, self.count, rest + 1) if self.count else 0.0
-        high = stats.beta.ppf(1 - tail, self.count + 1, rest) if rest else 1.0
-        return float(low), float(high)
-
     def __str__(self) -> str:
-        low, high = self.interval
-        return f"{self.count} of {self.runs} ({100 * low:.0f} to {100 * high:.0f} %)"
+        ends = stats.binomtest(self.count, self.runs).proportion_ci(CONFIDENCE, method="exact")
+        return f"{self.count} of {self.runs} ({100 * ends.low:.0f} to {100 * ends.high:.0f} %)"
 
 
-def learned(runs: pd.DataFrame) -> pd.Series:
-    """Marks runs that have begun to learn: their test accuracy is at least `CHANCES` times chance.
+def has_begun(runs: Any) -> Any:
+    """Marks the runs that have begun to learn: by the last epoch, `CHANCES` times chance.
 
     With few classes, it is at least halfway from chance to 100 %.
     """
@@ -61,126 +67,156 @@ def learned(runs: pd.DataFrame) -> pd.Series:
 
 
 @dataclass(frozen=True)
-class Interval:
-    """A mean in points, and its 95 % confidence interval."""
-
-    mean: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.mean:+.2f} ({self.low:+.2f} to {self.high:+.2f})"
-
-
-@dataclass
 class Difference:
-    """A mean of differences of paired seeds, and its 95 % confidence interval (Student's t)."""
+    """Points between two rows, the interval and the verdict that `RULE` gives.
+
+    `low` and `high` have two decimals; they are None where nothing tells the deviation.
+    """
 
     mean: float
-    low: float | None  # None for fewer than two pairs
+    low: float | None
     high: float | None
-    pairs: int  # seeds that both have
-    runs: int  # of the first; in words, the number of pairs is given where it is smaller
-    welch: Interval | None = None  # of all runs, paired or not; None for fewer than two of either
-    p: float | None = None  # of the pairs, without correction
-    holm: float | None = None  # the same, corrected by `judge`
-    verdict: str | None = None  # by `judge`: ahead, behind, equal or undecided
+    verdict: str
+    needed: int | None  # runs per row, where it is undecided
 
     def __str__(self) -> str:
-        interval = "" if self.low is None else f" ({self.low:+.2f} to {self.high:+.2f})"
-        pairs = f", {self.pairs} pair{'s' if self.pairs > 1 else ''}"
-        verdict = f", {self.verdict}" if self.verdict else ""
-        return f"{self.mean:+.2f}{interval}{pairs if self.pairs < self.runs else ''}{verdict}"
+        interval = "" if self.low is None else f" ({self.low:+z.2f} to {self.high:+z.2f})"
+        needed = f" ({self.needed:,} runs per row)" if self.needed else ""
+        return f"{self.mean:+z.2f}{interval}, {self.verdict}{needed}"
 
 
-def difference(ours: pd.Series, reference: pd.Series) -> Difference | None:
-    """Compares two configurations' accuracies, by seed; None without a common seed."""
-    ours, reference = ours.dropna(), reference.dropna()
-    values = (ours - reference).dropna().to_numpy(float)
-    if len(values) == 0:
-        return None
-    low, high = interval(values) if len(values) > 1 else (None, None)
-    whole = welch(ours.to_numpy(float), reference.to_numpy(float))
-    mean, runs = float(values.mean()), len(ours)
-    return Difference(mean, low, high, len(values), runs, whole, _p(values))
+class Family:
+    """The rows of one table: by their names, the accuracies of their runs in percent.
 
-
-def _p(values: np.ndarray) -> float | None:
-    """How likely a mean at least as far from zero would be, were the true one zero (t test)."""
-    if len(values) < 2:
-        return None
-    error = values.std(ddof=1) / np.sqrt(len(values))
-    if error == 0:  # runs of equal accuracies
-        return float(values.mean() == 0)
-    return float(2 * stats.t.sf(abs(values.mean()) / error, len(values) - 1))
-
-
-def welch(ours: np.ndarray, reference: np.ndarray) -> Interval | None:
-    """The difference of two means of unpaired runs (Welch, 1947); None for fewer than two."""
-    if min(len(ours), len(reference)) < 2:
-        return None
-    # The variances of the two means, and the degrees of freedom of their sum.
-    parts = np.array([values.var(ddof=1) / len(values) for values in (ours, reference)])
-    mean, half = float(ours.mean() - reference.mean()), 0.0
-    if parts.any():
-        freedom = parts.sum() ** 2 / (parts**2 / [len(ours) - 1, len(reference) - 1]).sum()
-        half = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * np.sqrt(parts.sum()))
-    return Interval(mean, mean - half, mean + half)
-
-
-def judge(differences: Sequence[Difference]) -> None:
-    """Gives the differences of one table their corrected p and their verdicts.
-
-    Equal: the paired interval lies within `MARGIN` of zero. Ahead or behind: p, corrected by Holm's
-    method for the number of differences, is below 0.05. Else undecided.
+    Attributes:
+      rows: those that have runs.
+      deviation: the standard deviation that they share; None if none has two runs.
+      bartlett: p of Bartlett's test that they share it; None if fewer than two have two runs.
     """
-    tested = [(each.p, each) for each in differences if each.p is not None]
-    corrected = 0.0
-    for place, (p, each) in enumerate(sorted(tested, key=lambda pair: pair[0])):
-        corrected = max(corrected, min(1.0, p * (len(tested) - place)))
-        each.holm = corrected
-    for each in differences:
-        each.verdict = _verdict(each)
+
+    def __init__(self, rows: Mapping[Any, Iterable[float]]):
+        present = {name: _present(figures) for name, figures in rows.items()}
+        self.rows = {name: values for name, values in present.items() if values.size}
+        repeated = [values for values in self.rows.values() if values.size > 1]
+        self._freedom = sum(values.size - 1 for values in repeated)
+        squares = sum(values.var() * values.size for values in repeated)
+        self.deviation = math.sqrt(squares / self._freedom) if repeated else None
+        self.bartlett = None
+        if len(repeated) > 1 and self.deviation:
+            with np.errstate(divide="ignore"):  # of a row of equal runs
+                self.bartlett = float(stats.bartlett(*repeated).pvalue)
+        self._is_equal = self.bartlett is None or self.bartlett >= 1 - CONFIDENCE
+
+    def __str__(self) -> str:
+        if self.deviation is None:
+            return "No row has two runs." if self.rows else "Nothing is compared."
+        test = "" if self.bartlett is None else f"; Bartlett's test p = {self.bartlett:.3f}"
+        games = "" if self._is_equal else ": Games and Howell's intervals"
+        return f"Standard deviation within rows {self.deviation:.2f}{test}{games}."
+
+    def to(self, control: Any) -> dict[Any, Difference]:
+        """Every other row minus the control; {} if that has no run."""
+        others = [name for name in self.rows if name != control]
+        if control not in self.rows or not (self.deviation and self._is_equal and others):
+            return self.between([(name, control) for name in others])
+        ends = _dunnett([self.rows[name] for name in others], self.rows[control])
+        places = zip(others, ends.low, ends.high, strict=True)
+        return {name: self._judged(name, control, low, high) for name, low, high in places}
+
+    def between(self, pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Difference]:
+        """By the first of each pair of rows that have runs, it minus the second."""
+        known = [pair for pair in pairs if {*pair} <= self.rows.keys()]
+        return {pair[0]: self._judged(*pair, *self._tukey(*pair)) for pair in known}
+
+    def _tukey(self, first: Any, second: Any) -> tuple[float, float]:
+        """Tukey and Kramer's interval, or Games and Howell's; NaN where nothing gives one."""
+        samples = self.rows[first], self.rows[second]
+        counts, freedom = np.array([values.size for values in samples]), float(self._freedom)
+        if self._is_equal:
+            variances = np.full(2, math.nan if self.deviation is None else self.deviation**2)
+        else:
+            known = [values.var(ddof=1) if values.size > 1 else math.nan for values in samples]
+            variances = np.array(known)
+        parts = variances / counts
+        if not self._is_equal and parts.sum() > 0:
+            freedom = float(parts.sum() ** 2 / (parts**2 / (counts - 1)).sum())  # Welch's
+        half = math.sqrt(parts.sum())
+        if half > 0:
+            half *= _tukey_quantile(len(self.rows), freedom)
+        mean = float(samples[0].mean() - samples[1].mean())
+        return mean - half, mean + half
+
+    def _judged(self, first: Any, second: Any, low: float, high: float) -> Difference:
+        """The verdict on a difference, by its interval as it is printed."""
+        mean = float(self.rows[first].mean() - self.rows[second].mean())
+        if math.isnan(low):
+            return Difference(mean, None, None, "undecided", self._needed)
+        low, high = round(float(low), 2), round(float(high), 2)
+        if low > 0 or high < 0:
+            return Difference(mean, low, high, "ahead" if low > 0 else "behind", None)
+        if low >= -MARGIN and high <= MARGIN:
+            return Difference(mean, low, high, "no different", None)
+        return Difference(mean, low, high, "undecided", self._needed)
+
+    @cached_property
+    def _needed(self) -> int | None:
+        """Runs of every row at which Dunnett's interval would reach `MARGIN` to either side."""
+        if not self.deviation:
+            return None
+        runs = 10
+        for _ in range(4):  # the quantile hardly depends on it
+            quantile = _dunnett_quantile(len(self.rows) - 1, runs)
+            runs = math.ceil(2 * (quantile * self.deviation / MARGIN) ** 2)
+            runs = min(max(2, runs), _MOST_RUNS)
+        return runs
 
 
-def _verdict(of: Difference) -> str:
-    if of.low is None or of.high is None or of.holm is None:
-        return "undecided"
-    if of.low > -MARGIN and of.high < MARGIN:
-        return "equal"
-    if of.holm < 1 - CONFIDENCE:
-        return "ahead" if of.mean > 0 else "behind"
-    return "undecided"
+def _dunnett(samples: list[np.ndarray], control: np.ndarray) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of rows of a single run
+        for seed in range(_TRIES):
+            warnings.simplefilter("default" if seed == _TRIES - 1 else "error", UserWarning)
+            test = stats.dunnett(*samples, control=control, rng=np.random.default_rng(seed))
+            with contextlib.suppress(UserWarning):  # that its noisy search did not converge
+                return test.confidence_interval(CONFIDENCE)
+
+
+@lru_cache
+def _dunnett_quantile(others: int, runs: int) -> float:
+    """Half an interval's width in standard errors, with so many runs in every row."""
+    values = np.resize([-1.0, 1.0], runs)
+    values = (values - values.mean()) / values.std(ddof=1)
+    return float(_dunnett([values] * others, values).high[0] / math.sqrt(2 / runs))
+
+
+@lru_cache
+def _tukey_quantile(rows: int, freedom: float) -> float:
+    return float(stats.studentized_range.ppf(CONFIDENCE, rows, freedom) / math.sqrt(2))
+
+
+def _present(figures: Iterable[float]) -> np.ndarray:
+    values = np.asarray(list(figures), float)
+    return values[np.isfinite(values)]
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
     """The ends of a mean's 95 % confidence interval; for a single value, the value itself."""
-    mean, half = float(values.mean()), float(half_interval(values)) if len(values) > 1 else 0.0
-    return mean - half, mean + half
+    half = float(half_interval(values)) if len(values) > 1 else 0.0
+    return float(values.mean()) - half, float(values.mean()) + half
 
 
 def half_interval(values: np.ndarray) -> np.ndarray:
-    """Half the width of a mean's 95 % confidence interval (Student's t), [...].
-
-    Args:
-      values: [runs, ...], at least two runs.
-    """
+    """Half the width of the 95 % confidence interval of means over runs: [runs, ...] to [...]."""
     quantile = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)
     return quantile * values.std(axis=0, ddof=1) / np.sqrt(len(values))
 
 
 def outlying(values: np.ndarray) -> np.ndarray:
-    """Marks runs that lie far from the others in some figure.
+    """Marks runs that lie far from the others in some figure: [runs, figures] to [runs].
 
     A run is outlying if one of its figures is farther from that figure's median than 3.5 times the
     median distance, scaled to a normal distribution's deviation (Iglewicz and Hoaglin, 1993). Where
     more than half of the runs are equal, the mean distance takes the place of the median one.
-
-    Args:
-      values: [runs, figures].
-
-    Returns:
-      [runs], bool.
     """
     distances = np.abs(values - np.median(values, axis=0))
     scale = np.median(distances, axis=0) / stats.norm.ppf(0.75)
@@ -196,12 +232,10 @@ def with_comparable_signs(weights: np.ndarray, groups: list[list[int]]) -> np.nd
     fusion for every class separately. The paper's tables show weights as learned.
 
     Args:
-      weights: [..., branches] or, for `class` fusion, [..., branches, classes], moved so that
-        branches are the last axis.
+      weights: [..., branches]; of `class` fusion, moved so that branches are the last axis.
       groups: the branches, counted from 0, that share a fully connected layer.
     """
     turned = np.array(weights, dtype=float)
     for group in groups:
-        sign = np.where(turned[..., group[-1]] < 0, -1.0, 1.0)
-        turned[..., group] *= sign[..., None]
+        turned[..., group] *= np.where(turned[..., group[-1:]] < 0, -1.0, 1.0)
     return turned

@@ -9,7 +9,6 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -17,8 +16,8 @@ import jax
 import jax.numpy as jnp
 
 import interflow_jax as ij
-from interflow_jax.backbones import StrideVGG, convolutions, forward_flops
 from interflow_jax.ops import memory
+from interflow_jax.vgg import StrideVGG, convolutions, forward_flops
 
 CLASSES = 10
 PRODUCT_SIZE = 2048  # rows and columns: large enough to reach the machine's best rate
@@ -48,8 +47,7 @@ class Network(NamedTuple):
 
     def build(self) -> ij.Interflow:
         """Our model of this network."""
-        model = ij.build(self.method, CLASSES, depth=self.depth, width=self.width)
-        return model.clone(backbone=model.backbone.clone(dtype=jnp.dtype(self.dtype)))
+        return ij.build(self.method, CLASSES, depth=self.depth, width=self.width, dtype=self.dtype)
 
     def flops(self) -> float:
         """Operations of a step's convolutions, two per multiply-add, padding counted as data."""
@@ -122,19 +120,19 @@ def epoch(network: Network) -> Step:
     """A whole training epoch of `experiments.run` on fashion_mini, and its checkpoint."""
     memory.keep_freed_memory()
     # Imported here: the other contenders' memory is measured without it.
-    from experiments.cli.configuration import Configuration
-    from experiments.cli.console import Progress
-    from experiments.runs import single
-    from experiments.runs.folder import RunFolder
-    from experiments.runs.stopping import StopSignals
-    from experiments.runs.training import Position, TrainingRun
+    from interflow_jax.cli.config import RunConfig
+    from interflow_jax.cli.console import Progress
+    from interflow_jax.cli.single import Runs
+    from interflow_jax.cli.stopping import StopSignals
+    from interflow_jax.cli.training import Position, TrainingRun
 
-    flags = network._asdict()
-    del flags["image_shape"]
-    folder = RunFolder(Path(tempfile.mkdtemp()))
-    atexit.register(shutil.rmtree, folder.path, ignore_errors=True)
-    trainer = single.prepare(Configuration(**flags), {0: folder}, "")
-    training = TrainingRun(trainer, 1, 0, folder, Configuration.checkpoint_minutes)
+    values = network._asdict()
+    del values["image_shape"]
+    out = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, out, ignore_errors=True)
+    runs = Runs(RunConfig().replace(**values, out=out), "")
+    trainer = runs.prepare()
+    training = TrainingRun(trainer, *runs.seeds[0])
     stop = StopSignals().__enter__()
     epochs = 0
 

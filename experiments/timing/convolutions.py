@@ -1,9 +1,10 @@
-"""Times the three passes of `conv3x3` against XLA's own convolution, size by size."""
+"""Times the three passes of a 3x3 convolution size by size: XLA's, our paths, and oneDNN."""
 
 import re
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -13,11 +14,12 @@ from jax import Array
 import interflow_jax as ij
 from experiments.timing.report import origin
 from experiments.timing.turns import processor_time
-from interflow_jax.ops import convolution
-from interflow_jax.training import BATCH_SIZE
+from interflow_jax.ops import cpu_convolution, onednn, xla_convolution
+from interflow_jax.steps import BATCH_SIZE
 
 REPETITION_SECONDS = 0.01  # a repetition is as many calls as fit, at least one
-SECONDS = 0.6  # of repetitions of a pass, ours and XLA's together, but ...
+SECONDS = 0.8  # of repetitions of a pass, by all of them together, but ...
+DTYPE = "float32"
 FEWEST, MOST = 3, 100  # ... at least and at most so many
 
 
@@ -44,61 +46,70 @@ SIZES = tuple(
         *((8, 256, 256), (8, 256, 512, 2), (4, 512, 512), (2, 512, 512)),
         # ... of a quarter ...
         *((32, 3, 16), (28, 1, 16), (32, 16, 16), (32, 16, 32, 2), (16, 32, 32)),
-        *((8, 64, 64), (2, 128, 128)),
+        *((16, 32, 64, 2), (8, 64, 64), (8, 64, 128, 2), (4, 128, 128), (2, 128, 128)),
         # ... and of an eighth.
-        *((28, 8, 8), (28, 8, 16, 2), (4, 64, 64), (2, 64, 64)),
+        *((32, 3, 8), (28, 1, 8), (32, 8, 8), (28, 8, 8), (28, 8, 16, 2), (16, 16, 16)),
+        *((14, 16, 16), (14, 16, 32, 2), (7, 32, 32), (7, 32, 64, 2), (4, 64, 64), (2, 64, 64)),
     )
 )
 
 
-Pass = Callable[[Array, Array, Array], Array]
+PASSES = ("forward", "input gradient", "kernel gradient")
+LIBRARIES = {"xla": "XLA", "ours": "ours", "onednn": "oneDNN"}
 
 
-def _passes(convolve: Callable, stride: int) -> dict[str, Pass]:
-    """Functions of the input, the kernel and the output's gradient."""
+def _programs(name: str, shapes: list[tuple[int, ...]], stride: int) -> dict[str, Any]:
+    """A pass by each library, as functions of the input, the kernel and the output's gradient."""
+    ways: dict[str, Callable] = {
+        "xla": xla_convolution.forward,
+        "ours": partial(ij.conv3x3, library="xla"),
+    }
+    if onednn.package():
+        ways["onednn"] = partial(ij.conv3x3, library="onednn")
 
-    def forward(x: Array, kernel: Array, _: Array) -> Array:
-        return convolve(x, kernel, stride)
+    def run(convolve: Callable, x: Array, kernel: Array, gradient: Array) -> Array:
+        output, vjp = jax.vjp(lambda x, kernel: convolve(x, kernel, stride), x, kernel)
+        return (output, *vjp(gradient))[PASSES.index(name)]
 
-    def input_gradient(x: Array, kernel: Array, gradient: Array) -> Array:
-        return jax.vjp(lambda x: convolve(x, kernel, stride), x)[1](gradient)[0]
-
-    def kernel_gradient(x: Array, kernel: Array, gradient: Array) -> Array:
-        return jax.vjp(lambda kernel: convolve(x, kernel, stride), kernel)[1](gradient)[0]
-
-    passes = (forward, input_gradient, kernel_gradient)
-    return {one.__name__.replace("_", " "): one for one in passes}
-
-
-PASSES = tuple(_passes(ij.conv3x3, 1))
+    inputs = [jax.ShapeDtypeStruct(shape, DTYPE) for shape in shapes]
+    return {
+        library: jax.jit(partial(run, convolve), compiler_options=ij.cpu_compiler_options())
+        .lower(*inputs)
+        .compile()
+        for library, convolve in ways.items()
+    }
 
 
 def measure(size: Size) -> dict[str, Any]:
-    """Times the passes of one size, ours and XLA's alternating: a row of convolutions.json.
+    """Times the passes of one size, the libraries taking turns: a row of convolutions.json.
 
-    Its `way` is the forward pass's, and its figures are those of `figure`.
+    Its `way` is the path of our forward pass, `choice` what `conv3x3` takes, and its figures are
+    those of `figure`.
     """
     pixels, channels_in, channels_out, stride = size
     outputs = -(-pixels // stride)
     input_shape = (BATCH_SIZE, pixels, pixels, channels_in)
+    kernel_shape = (3, 3, channels_in, channels_out)
     output_shape = (BATCH_SIZE, outputs, outputs, channels_out)
-    shapes = (input_shape, (3, 3, channels_in, channels_out), output_shape)
+    shapes = [input_shape, kernel_shape, output_shape]
     keys = jax.random.split(jax.random.key(0), 3)
-    arrays = x, kernel, _ = list(map(jax.random.normal, keys, shapes))
-    xla, ours = (_passes(convolve, stride) for convolve in (convolution._xla, ij.conv3x3))
+    arrays = list(map(jax.random.normal, keys, shapes))
+    way = cpu_convolution.path(input_shape, kernel_shape, stride).__name__
     row = {
         "size": str(size),
         **size._asdict(),
-        "way": convolution._choice(x, kernel, stride).__name__.strip("_").replace("_", " "),
+        "way": "xla" if way == "forward" else way.strip("_").replace("_", " "),
         "passes": {},
     }
     for name in PASSES:
-        programs = {}
-        for whose, passes in (("xla", xla), ("ours", ours)):
-            program = jax.jit(passes[name], compiler_options=ij.cpu_compiler_options())
-            programs[whose] = program.lower(*arrays).compile()
-        contents = {"compiled_to": _contents(programs["ours"])}
-        row["passes"][name] = _alternate(programs, arrays) | contents
+        programs = _programs(name, shapes, stride)
+        shape = input_shape, kernel_shape, stride, DTYPE
+        pays = onednn.pays(name.replace(" ", "_"), *shape)
+        row["passes"][name] = {
+            **_alternate(programs, arrays),
+            "compiled_to": _contents(programs["ours"]),
+            "choice": "onednn" if pays and "onednn" in programs else "ours",
+        }
     return row
 
 
@@ -148,9 +159,9 @@ def _contents(compiled: jax.stages.Compiled) -> str:
 
 HEAD = (
     f"| {'size':<16} | {'way':<13} |"
-    + "".join(f" {name}: XLA, ms | ours, ms | ratio | compiled to |" for name in PASSES)
+    + "".join(f" {name}: {', '.join(LIBRARIES.values())}, ms | XLA / choice |" for name in PASSES)
     + "\n| --- | --- |"
-    + " ---: | ---: | ---: | --- |" * len(PASSES)
+    + " ---: | ---: |" * len(PASSES)
 )
 
 
@@ -158,10 +169,15 @@ def table_row(row: dict[str, Any]) -> str:
     """One size as a row of the report's table."""
     cells = [f"{row['size']:<16}", f"{row['way']:<13}"]
     for one in row["passes"].values():
-        for whose in ("xla", "ours"):
-            mark = "" if one[f"{whose}_repetitions"] else "*"
-            cells.append(f"{one[f'{whose}_ms']:.2f}{mark}".rjust(7))
-        cells += [f"{one['xla_ms'] / one['ours_ms']:6.2f}", f"{one['compiled_to']:<14}"]
+        times = []
+        for library in LIBRARIES:
+            if f"{library}_ms" in one:
+                mark = "" if one[f"{library}_repetitions"] else "*"
+                bold = "**" * (library == one["choice"])
+                times.append(f"{bold}{one[f'{library}_ms']:.2f}{mark}{bold}")
+            else:
+                times.append("-")
+        cells += [", ".join(times), f"{one['xla_ms'] / one[one['choice'] + '_ms']:.2f}"]
     return f"| {' | '.join(cells)} |"
 
 
@@ -170,10 +186,11 @@ def markdown(report: dict[str, Any]) -> str:
     return f"""\
 # The 3x3 convolution on CPU, pass by pass
 
-{origin(report)}; float32, batch {BATCH_SIZE}. Ours and XLA's take turns, both with
-`ij.cpu_compiler_options()`; medians of the repetitions in which the hypervisor took
-no time away (*: there were none; their minimum). The ratio is XLA's time over ours.
-A size is the input's channels, map and stride; the way is the forward pass's.
+{origin(report)}; oneDNN {onednn.onednn_version() or "not installed"}; {DTYPE}, batch {BATCH_SIZE}.
+XLA's convolution, our paths and oneDNN take turns, with `ij.cpu_compiler_options()`;
+medians of the repetitions in which the hypervisor took no time away (*: there were none;
+their minimum). Bold is what `ij.conv3x3` takes.
+A size is the input's channels, map and stride; the way is that of our forward pass.
 
 {HEAD}
 """ + "".join(f"{table_row(row)}\n" for row in report["rows"])

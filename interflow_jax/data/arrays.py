@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from interflow_jax.data.datasets import Dataset
+from interflow_jax.data.dataset import Dataset, check_labels, clean_names
 from interflow_jax.data.splits import ArraySplit
 
 
@@ -23,24 +23,25 @@ def from_arrays(
       name: the dataset's name.
 
     Raises:
-      ValueError: for other shapes or types, no examples, test images of another shape than those
-        of train, labels below 0 or beyond the class names, or fewer than two classes.
+      ValueError: for other shapes or types, channels before height and width, no examples, test
+        images of another shape than those of train, labels below 0 or beyond the class names, or
+        fewer than two classes.
     """
-    splits = _split("train", *train), _split("test", *test)
+    known = None if class_names is None else len(class_names)
+    splits = _split("train", *train, known), _split("test", *test, known)
     shape, test_shape = (split.images.shape[1:] for split in splits)
     if shape != test_shape:
         raise ValueError(f"images of train are {shape}, of test {test_shape}")
-    classes = 1 + max(int(split.labels.max()) for split in splits)
-    names = tuple(map(str, range(classes) if class_names is None else class_names))
+    if class_names is None:
+        class_names = [str(label) for label in range(max(s.labels.max() for s in splits) + 1)]
+    names, notes = clean_names(class_names)
     if len(names) < 2:
-        raise ValueError(f"there is one class, {', '.join(names)}; give two or more")
-    if len(names) < classes:
-        raise ValueError(f"labels go to {classes - 1}, but there are {len(names)} class names")
-    return Dataset(name, *splits, "test", names, shape)
+        raise ValueError(f"the classes are {', '.join(names) or 'none'}; give two or more")
+    return Dataset(name, *splits, "test", names, shape, notes=notes)
 
 
-def _split(part: str, images: np.ndarray, labels: np.ndarray) -> ArraySplit:
-    images, labels = np.asarray(images), np.asarray(labels)
+def _split(part: str, images: np.ndarray, labels: np.ndarray, classes: int | None) -> ArraySplit:
+    images = np.asarray(images)
     if images.ndim == 3:
         images = images[..., None]
     if images.ndim != 4 or images.dtype != np.uint8 or not images.size:
@@ -49,11 +50,12 @@ def _split(part: str, images: np.ndarray, labels: np.ndarray) -> ArraySplit:
             "[examples, height, width] or [examples, height, width, channels]; scale floats to "
             "0 to 255 first"
         )
-    if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
+    if images.shape[1] in (1, 3) and min(images.shape[2:]) > 4:
         raise ValueError(
-            f"{part} labels have shape {labels.shape} and type {labels.dtype}; give one "
-            f"integer for each of the {len(images)} images"
+            f"{part} images of shape {images.shape} have their channels first; give "
+            "images.transpose(0, 2, 3, 1), [examples, height, width, channels]"
         )
-    if labels.min() < 0:
-        raise ValueError(f"{part} labels begin at {labels.min()}; number the classes from 0 on")
-    return ArraySplit(images, labels.astype(np.int32))
+    labels = check_labels(labels, classes, f"{part} labels")
+    if len(labels) != len(images):
+        raise ValueError(f"{part} has {len(labels)} labels for {len(images)} images; give one each")
+    return ArraySplit(images, labels)

@@ -1,12 +1,10 @@
 """Batches where the step runs: from splits that the devices hold, or read ahead from the host."""
 
-import contextlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise, repeat
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +14,7 @@ from jax import Array
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from interflow_jax.data.memory import host_memory
 from interflow_jax.data.preprocessing import EpochKeys
 from interflow_jax.data.splits import ArraySplit, Split, read
 
@@ -78,27 +77,15 @@ def fits(nbytes: int) -> bool:
     At most a quarter of the memory of each device and of the host; CPU devices share the host's.
     All processes must ask together, and get the answer of the one with the least memory.
     """
-    host_memory = _host_memory()
+    memory = host_memory()
     copies = jax.local_device_count() if jax.default_backend() == "cpu" else 1
     statistics = jax.local_devices()[0].memory_stats() or {}
-    device_memory = statistics.get("bytes_limit", host_memory)
-    enough = nbytes <= min(host_memory // copies, device_memory) // 4
+    device_memory = statistics.get("bytes_limit", memory)
+    enough = nbytes <= min(memory // copies, device_memory) // 4
     return bool(multihost_utils.process_allgather(np.array(enough)).all())
 
 
-def _host_memory() -> int:
-    """This host's memory in bytes, or less under a container or batch system limit (cgroup v2)."""
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    with contextlib.suppress(OSError):  # only Linux has such a file
-        group = Path("/proc/self/cgroup").read_text().rpartition("0::")[2].strip()
-        place = Path("/sys/fs/cgroup") / group.lstrip("/")
-        for folder in (place, *place.parents):
-            with contextlib.suppress(OSError, ValueError):  # a limit may be "max"
-                limits.append(int((folder / "memory.max").read_text()))
-    return min(limits)
-
-
-def _cores() -> int:
+def cores() -> int:
     """The cores that this process may use, where the system tells."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
@@ -156,7 +143,7 @@ def streamed_batches(
         images.
       readers: how many examples to read at once; None for one per core.
     """
-    readers = readers or _cores()
+    readers = readers or cores()
     sharding = NamedSharding(mesh, PartitionSpec(None, "batch"))
     own = own_examples(mesh, batch_size)
 

@@ -1,16 +1,18 @@
 """Datasets from pictures in folders, one folder per class."""
 
+import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from interflow_jax.data import pictures
-from interflow_jax.data.datasets import VARYING_SIZE, Dataset
-from interflow_jax.data.splits import each
-
-ENDINGS = (".png", ".jpg", ".jpeg")
-_HELD_OUT = 10  # without a test folder, every tenth picture of a class is for testing
+from interflow_jax.data.dataset import VARYING_SIZE, Dataset, clean_names
+from interflow_jax.data.listing import Files, list_pictures
+from interflow_jax.data.memory import check_image_size
+from interflow_jax.data.pictures import Resize
+from interflow_jax.data.splits import per_example
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,7 @@ class PictureSplit:
     files: list[Path]
     labels: np.ndarray  # [examples], int32
     image_shape: tuple[int, int, int]
+    resize: Resize = "squash"
 
     def __len__(self) -> int:
         return len(self.files)
@@ -28,72 +31,90 @@ class PictureSplit:
         self, indices: np.ndarray, draws: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         images = []
-        for index, draw in zip(indices.tolist(), each(draws, indices), strict=True):
+        for index, draw in zip(indices.tolist(), per_example(draws, indices), strict=True):
             with pictures.opened(self.files[index]) as picture:
-                images.append(pictures.fit(picture, self.image_shape, draw))
+                images.append(pictures.fit(picture, self.image_shape, draw, self.resize))
         return np.stack(images), self.labels[indices]
 
 
-def from_folder(path: str | Path, image_size: int | None = None) -> Dataset:
-    """A dataset of the pictures (PNG, JPEG) in PATH/train/CLASS and PATH/test/CLASS.
+def from_folder(
+    path: str | Path, image_size: int | None = None, resize: Resize = "squash"
+) -> Dataset:
+    """A dataset of the pictures in and below PATH/train/CLASS and PATH/test/CLASS.
 
-    Without those two, of PATH/CLASS, where every tenth picture of a class, by name, is for testing.
-    Images are grey if all pictures are.
+    The test pictures' folder may be called val, valid or validation; capitals do not matter.
+    Without one, every tenth picture of a class, by name, is for testing, or, where no class has
+    ten, each class's last. Without train, the classes are PATH/CLASS. Images are grey if all
+    pictures are. Names that begin with "." and __MACOSX are skipped; what else is not read is
+    counted in the dataset's notes.
 
     Args:
       path: the path of the folder.
       image_size: height and width to resize to; None for the pictures' own, or 32 if it varies.
+      resize: how (see `pictures.fit`).
 
     Raises:
       ValueError: if there is no such folder, and for fewer than two classes, a class without
-        pictures, a class in test that train lacks, or a file that is not a picture or is grey with
-        more than 8 bits.
+        pictures, a class in test that train lacks, no test pictures, a file that is not a picture
+        or is grey with more than 8 bits, or a size beyond this host's memory.
     """
-    root = Path(path).expanduser()
-    if not root.is_dir():
-        raise ValueError(f"{root} is no folder; give one with a folder of pictures per class")
-    if (root / "train").is_dir() and (root / "test").is_dir():
-        train, test, test_name = _files(root / "train"), _files(root / "test"), "test"
-        if unknown := sorted(set(test) - set(train)):
-            raise ValueError(f"{root / 'test'} has the class {unknown[0]}, which train lacks")
-    else:
-        train, test_name = _files(root), f"every {_HELD_OUT}th picture of a class"
-        test = {name: files[_HELD_OUT - 1 :: _HELD_OUT] for name, files in train.items()}
-        train = {name: sorted({*files} - {*test[name]}) for name, files in train.items()}
-    if len(train) < 2 or not all(train.values()) or not any(test.values()):
-        counts = ", ".join(f"{name} {len(files)}" for name, files in train.items()) or "none"
+    pictures.check_resize(resize)
+    check_image_size(image_size)
+    root = Path(os.path.expanduser(path))
+    if not str(path) or not root.is_dir():
         raise ValueError(
-            f"{root} has classes with training pictures as follows: {counts}; there must be two or "
-            f"more, each with some ({', '.join(ENDINGS)}), and test pictures"
+            f"{str(path)!r} is no folder; give one with a folder of pictures per class"
         )
-    classes = tuple(train)
-    parts = [
-        [(file, label) for label, name in enumerate(classes) for file in part.get(name, ())]
-        for part in (train, test)
-    ]
-    shape = _shape([file for part in parts for file, _ in part], image_size)
-    train_split, test_split = (
-        PictureSplit([file for file, _ in part], np.array([c for _, c in part], np.int32), shape)
-        for part in parts
+    listing = list_pictures(root)
+    classes, renamed = clean_names(tuple(listing.train))
+    files = [file for part in listing[:2] for in_class in part.values() for file in in_class]
+    shape, resized = _shape(files, image_size, resize)
+    train, test = (_split(part, tuple(listing.train), shape, resize) for part in listing[:2])
+    return Dataset(
+        f"folder:{path}",
+        train,
+        test,
+        listing.test_name,
+        classes,
+        shape,
+        notes=(*resized, *listing.notes, *renamed),
+        source=_source(root, train, test),
     )
-    return Dataset(f"folder:{path}", train_split, test_split, test_name, classes, shape)
 
 
-def _files(folder: Path) -> dict[str, list[Path]]:
-    """The pictures of every class, by name; hidden folders are not classes."""
-    return {
-        place.name: sorted(file for file in place.iterdir() if file.suffix.lower() in ENDINGS)
-        for place in sorted(folder.iterdir())
-        if place.is_dir() and not place.name.startswith(".")
-    }
+def _split(
+    part: Files, classes: tuple[str, ...], shape: tuple[int, int, int], resize: Resize
+) -> PictureSplit:
+    examples = [(file, c) for c, name in enumerate(classes) for file in part.get(name, ())]
+    files, labels = zip(*examples, strict=True)
+    return PictureSplit([*files], np.array(labels, np.int32), shape, resize)
 
 
-def _shape(files: list[Path], image_size: int | None) -> tuple[int, int, int]:
+def _shape(
+    files: list[Path], image_size: int | None, resize: Resize
+) -> tuple[tuple[int, int, int], list[str]]:
+    """(height, width, channels) for all pictures, and a note if that resizes them."""
     sizes, modes = set(), set()
     for file in files:
         with pictures.opened(file) as picture:  # reads only the file's header
-            sizes.add(picture.size)
+            sizes.add(pictures.upright_size(picture))
             modes.add(picture.mode)
     side = image_size or VARYING_SIZE
-    width, height = sizes.pop() if image_size is None and len(sizes) == 1 else (side, side)
-    return height, width, 1 if modes <= {"1", "L", "LA"} else 3
+    size = next(iter(sizes)) if image_size is None and len(sizes) == 1 else (side, side)
+    width, height = size
+    notes = []
+    if sizes != {size}:
+        old = f"{len(sizes)} sizes" if len(sizes) > 1 else "x".join(map(str, *sizes))
+        notes.append(pictures.resized_note(old, size, resize))
+    return (height, width, 1 if modes <= {"1", "L", "LA"} else 3), notes
+
+
+def _source(root: Path, *splits: PictureSplit) -> str:
+    """Changes with the files' names, by which they have their classes, and sizes; reads none."""
+    listing = hashlib.sha256()
+    for split in splits:
+        for file in split.files:
+            name = os.fsencode(file.relative_to(root).as_posix())
+            listing.update(b"%d %s\0" % (file.stat().st_size, name))
+        listing.update(b"\n")
+    return f"folder {listing.hexdigest()}"

@@ -1,13 +1,11 @@
-"""Examples of one split, in memory or in tfds's files, read in any order."""
+"""Examples of one split, in memory or in files, read in any order."""
 
-import io
 from collections.abc import Callable, Iterable, Sized
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import numpy as np
-from PIL import Image
 
 from interflow_jax.data import pictures
 
@@ -54,27 +52,6 @@ class ArraySplit:
 
 
 @dataclass(frozen=True)
-class RecordSplit:
-    """Examples in a tfds data source that leaves images encoded; decoded when they are read."""
-
-    source: Any
-    image_shape: tuple[int, int, int]
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def read(
-        self, indices: np.ndarray, draws: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        examples = self.source.__getitems__(indices.tolist())
-        images = []
-        for example, draw in zip(examples, each(draws, examples), strict=True):
-            with Image.open(io.BytesIO(example["image"])) as picture:
-                images.append(pictures.fit(picture, self.image_shape, draw))
-        return np.stack(images), np.array([example["label"] for example in examples], np.int32)
-
-
-@dataclass(frozen=True)
 class Subset:
     """The examples of a split at `indices`, [n]."""
 
@@ -94,7 +71,12 @@ class UnreadableExamplesError(RuntimeError):
     """Examples of a split cannot be read or decoded."""
 
 
-def each(draws: np.ndarray | None, examples: Sized) -> Iterable[np.ndarray | None]:
+def one_line(error: Exception) -> str:
+    """The reason of an error of any type, in a line of at most 300 characters."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def per_example(draws: np.ndarray | None, examples: Sized) -> Iterable[np.ndarray | None]:
     """The draws of every example, None if there are none."""
     return [None] * len(examples) if draws is None else draws
 
@@ -108,8 +90,7 @@ def read(
     except MemoryError:
         raise
     except Exception as error:  # array_record, tfds and the decoders raise errors of any type
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise UnreadableExamplesError(reason) from error
+        raise UnreadableExamplesError(one_line(error)) from error
 
 
 def take(split: Split, size: int, after: int = 0) -> Split:
@@ -131,7 +112,7 @@ def take(split: Split, size: int, after: int = 0) -> Split:
 
 def into_memory(split: Split, progress: Progress = iter) -> ArraySplit:
     """Reads a whole split into arrays, in order."""
-    parts = zip(*(read(split, chunk) for chunk in progress(_chunks(split))), strict=True)
+    parts = zip(*(read(split, chunk) for chunk in progress(chunks(split))), strict=True)
     return ArraySplit(*map(np.concatenate, parts))
 
 
@@ -148,7 +129,7 @@ def channel_statistics(
     if len(split) * height * width * channels > _READ_WHOLE:
         split = take(split, min(len(split), _SAMPLE))
     levels = np.arange(256) / 255
-    counts = sum(_level_counts(read(split, chunk)[0]) for chunk in progress(_chunks(split)))
+    counts = sum(_level_counts(read(split, chunk)[0]) for chunk in progress(chunks(split)))
     shares = counts / np.sum(counts, axis=1, keepdims=True)
     mean = shares @ levels
     deviation = np.sqrt(np.maximum(shares @ levels**2 - mean**2, 0))
@@ -162,5 +143,6 @@ def _level_counts(images: np.ndarray) -> np.ndarray:
     return np.stack([np.bincount(channel, minlength=256) for channel in channels])
 
 
-def _chunks(split: Split, size: int = 1024) -> list[np.ndarray]:
+def chunks(split: Split, size: int = 1024) -> list[np.ndarray]:
+    """Indices of all examples of a split, in order, in parts of at most `size`."""
     return [np.arange(start, min(start + size, len(split))) for start in range(0, len(split), size)]

@@ -1,11 +1,12 @@
-"""The jobs that need TensorFlow, run in a child process by `tfds_folders`.
+"""The jobs that need TensorFlow, run in a child process by `interflow_jax.data.tfds`.
 
-    python -m interflow_jax.data.with_tensorflow prepare NAME DATA_DIR DOWNLOAD_DIR
-    python -m interflow_jax.data.with_tensorflow decode FOLDER SPLIT HEIGHT WIDTH CHANNELS TARGET
+    python -m interflow_jax.data.with_tensorflow JOB ARGUMENTS
 
-Progress goes to standard error. A failure is the last line on standard output, with exit status 1.
+The jobs are `prepare` and `decode`. Progress goes to standard error. A failure is the last line on
+standard output, with exit status 1.
 """
 
+import io
 import os
 import sys
 import tempfile
@@ -25,28 +26,43 @@ def prepare(name: str, data_dir: str, download_dir: str) -> None:
     builder.download_and_prepare(download_dir=download_dir, download_config=config)
 
 
-def decode(folder: str, split: str, height: str, width: str, channels: str, target: str) -> None:
-    """Decodes a split to images.npy (uint8) and labels.npy (int32) in a new folder `target`."""
+def decode(
+    folder: str, height: str, width: str, channels: str, resize: Any, *splits_and_targets: str
+) -> None:
+    """Decodes splits to images.npy (uint8) and labels.npy (int32), each in its new folder."""
     builder: Any = tfds.builder_from_directory(folder)
     shape = (int(height), int(width), int(channels))
+    half = len(splits_and_targets) // 2
+    for split, target in zip(splits_and_targets[:half], splits_and_targets[half:], strict=True):
+        _decode(builder, split, shape, resize, Path(target))
+
+
+def _decode(
+    builder: Any, split: str, shape: tuple[int, int, int], resize: Any, target: Path
+) -> None:
     count = builder.info.splits[split].num_examples
     # One file after another, so that the order is that of an array_record folder.
     config = tfds.ReadConfig(interleave_cycle_length=1)
-    examples = builder.as_dataset(split=split, shuffle_files=False, read_config=config)
-    with tempfile.TemporaryDirectory(dir=Path(target).parent) as draft:
+    # Pillow decodes, as it does an array_record folder's images, to the same pixels.
+    encoded = {"image": tfds.decode.SkipDecoding()}
+    examples = builder.as_dataset(
+        split=split, shuffle_files=False, read_config=config, decoders=encoded
+    )
+    with tempfile.TemporaryDirectory(dir=target.parent) as draft:
         arrays = Path(draft) / "arrays"
         arrays.mkdir()
         images = np.lib.format.open_memmap(arrays / "images.npy", "w+", np.uint8, (count, *shape))
         labels = np.empty(count, np.int32)
         for index, example in enumerate(tfds.as_numpy(examples)):
-            images[index] = pictures.fit(example["image"], shape)
+            with pictures.opened(io.BytesIO(example["image"]), f"example {index}") as picture:
+                images[index] = pictures.fit(picture, shape, resize=resize)
             labels[index] = example["label"]
         images.flush()
         np.save(arrays / "labels.npy", labels)
         try:
             arrays.rename(target)
         except OSError:
-            if not Path(target).exists():  # else another process was faster
+            if not target.exists():  # else another process was faster
                 raise
 
 

@@ -1,38 +1,25 @@
-"""The 3x3 convolution behind every layer, with CPU paths where XLA's is slow.
+"""The 3x3 convolution behind every layer: one operation, with what is fastest for it by platform.
 
-`_choice` picks one by size while XLA lowers for a platform, so that an exported program is right on
-each; GPU and TPU always get `lax.conv_general_dilated`. All times: results/convolutions.md.
-
-- `_sum_over_taps`, for the smallest maps: products that skip the padding (XLA's convolution is up
-  to seventy times slower there); `_dense`, with fewer channels: one product for all pixels;
-- `_multiples`, for few input channels, as images have: no matrix product, half to an eighth of
-  XLA's time;
-- `_winograd`, for many channels: F(4x4, 3x3), 36 products in place of 144. At 64 channels, 32x32,
-  it saves nothing in a whole step; at 16 its transforms take 2 to 3 times XLA's time;
-- `_input_gradient_by_phases`, for stride 2: down to half of XLA's time, which multiplies zeros;
-- `_xla` elsewhere, best through Eigen (`cpu_compiler_options`): YNNPACK, its default, takes two to
-  three times as long for kernel gradients.
-
-To delete this file's CPU paths once XLA is faster, let `conv3x3` return `_xla`.
+JAX sees three primitives, the convolution and its two gradients. What computes them is picked while
+XLA lowers for a platform, so that an exported program is right on each: XLA's convolution on a GPU
+or TPU (`xla_convolution`); on a CPU what is fastest for the size, oneDNN where it is installed
+(`onednn`) or a path of our own (`cpu_convolution`).
 """
 
-from collections.abc import Callable
-from functools import partial, reduce
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
+from jax.core import ShapedArray
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 
-# Channels, of input and of output, from which fewer products are worth more operations.
-_MANY_CHANNELS = 128
-# Input channels (at stride 2: half as many) up to which a product has too little to do for its
-# cost, and the largest product of input and output channels for which adding multiples is faster.
-_FEW_CHANNELS = 8
-_FEW_MULTIPLES = 256
-# Height and width up to which a map is mostly border.
-_SMALL = 4
+from interflow_jax.ops import cpu_convolution, onednn, xla_convolution
+
+Library = Literal["auto", "xla", "onednn"]
 
 
 def cpu_compiler_options() -> dict[str, str] | None:
@@ -47,24 +34,28 @@ def cpu_compiler_options() -> dict[str, str] | None:
     return {"xla_cpu_experimental_ynn_fusion_type": libraries}
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def conv3x3(x: Array, kernel: Array, stride: int = 1) -> Array:
+def conv3x3(x: Array, kernel: Array, stride: int = 1, library: Library = "auto") -> Array:
     """Convolves with a 3x3 kernel and one pixel of zero padding on every side.
 
     Unlike "SAME" padding, output pixel (0, 0) is centred on input pixel (0, 0) for either stride
-    and any size, as with `padding=1` in other frameworks.
+    and any size, as with `padding=1` in other frameworks. It can be differentiated any number of
+    times, in either mode.
 
     Args:
-      x: [batch, height, width, channels_in], float32 or bfloat16.
+      x: [batch, height, width, channels_in], any floating dtype.
       kernel: [3, 3, channels_in, channels_out], the dtype of `x`.
       stride: 1 or 2.
+      library: what computes it on a CPU: "auto" is oneDNN where it is installed and faster for the
+        size, "onednn" is oneDNN for every size, "xla" never is. Exported programs, and those that
+        XLA divides between devices, are XLA's alone.
 
     Returns:
       [batch, ceil(height / stride), ceil(width / stride), channels_out], the dtype of `x`.
 
     Raises:
-      ValueError: for another stride or a kernel that does not fit `x`.
+      ValueError: for another stride, dtype or library, or a kernel that does not fit `x`.
     """
+    x, kernel = jnp.asarray(x), jnp.asarray(kernel)
     if stride not in (1, 2):
         raise ValueError(f"stride is {stride}; conv3x3 takes 1 or 2")
     if x.ndim != 4 or kernel.ndim != 4 or kernel.shape[:3] != (3, 3, x.shape[-1]):
@@ -72,267 +63,128 @@ def conv3x3(x: Array, kernel: Array, stride: int = 1) -> Array:
             f"kernel has shape {kernel.shape} and x {x.shape}; conv3x3 takes x of [batch, height, "
             "width, channels_in] and a kernel of [3, 3, channels_in, channels_out]"
         )
-    everywhere = partial(_xla, stride=stride)
-    on_cpu = _choice(x, kernel, stride)
-    if on_cpu is _xla:
-        return everywhere(x, kernel)
-    return lax.platform_dependent(x, kernel, cpu=partial(on_cpu, stride=stride), default=everywhere)
-
-
-def _forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
-    return conv3x3(x, kernel, stride), (x, kernel)
-
-
-def _backward(stride: int, inputs: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    # A convolution is linear in each argument, so XLA drops the forward passes that vjp traces.
-    def everywhere(x: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
-        return jax.vjp(partial(_xla, stride=stride), x, kernel)[1](gradient)
-
-    def on_cpu(x: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
-        choice = _choice(x, kernel, stride)
-        if choice is _dense:
-            return jax.vjp(partial(_dense, stride=stride), x, kernel)[1](gradient)
-        if stride == 1:
-            turned = kernel[::-1, ::-1].swapaxes(2, 3)
-            choice_of_x = _choice(gradient, turned, stride)
-            if choice_of_x is _multiples:
-                turned = _in_order(turned)
-            of_x = choice_of_x(gradient, turned, stride)
-        elif max(gradient.shape[1:3]) > _SMALL and min(kernel.shape[2:]) < _MANY_CHANNELS:
-            of_x = _input_gradient_by_phases(kernel, gradient, *x.shape[1:3])
-        else:
-            (of_x,) = jax.vjp(lambda x: choice(x, kernel, stride), x)[1](gradient)
-        if choice is _winograd:
-            of_kernel = _winograd_kernel_gradient(x, gradient)
-        else:
-            (of_kernel,) = jax.vjp(lambda kernel: _xla(x, kernel, stride), kernel)[1](gradient)
-        return of_x, of_kernel
-
-    return lax.platform_dependent(*inputs, gradient, cpu=on_cpu, default=everywhere)
-
-
-conv3x3.defvjp(_forward, _backward)
-
-
-def _choice(x: Array, kernel: Array, stride: int) -> Callable[..., Array]:
-    """The path on CPU, by sizes alone."""
-    channels_in, channels_out = kernel.shape[2:]
-    size = _output_size(max(x.shape[1:3]), stride)
-    many_channels = min(channels_in, channels_out) >= _MANY_CHANNELS
-    if size <= 2 and stride == 1 and max(channels_in, channels_out) <= _MANY_CHANNELS:
-        return _dense
-    if size <= 2 or (size <= _SMALL and many_channels):
-        return _sum_over_taps
-    few_multiples = channels_in * channels_out <= _FEW_MULTIPLES
-    if channels_in * stride <= _FEW_CHANNELS and few_multiples:
-        return _multiples
-    if stride == 1 and size > _SMALL and many_channels:
-        return _winograd
-    return _xla
-
-
-def _xla(x: Array, kernel: Array, stride: int) -> Array:
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        window_strides=(stride, stride),
-        padding=((1, 1), (1, 1)),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-
-
-def _sum_over_taps(x: Array, kernel: Array, stride: int) -> Array:
-    """Sums, over taps, each one's product with its pixels: at 2x2, 16 of 36 are not padding."""
-    batch, height, width, _ = x.shape
-    dtype, x, kernel = x.dtype, x.astype(jnp.float32), kernel.astype(jnp.float32)
-    shape = batch, _output_size(height, stride), _output_size(width, stride), kernel.shape[-1]
-    total = jnp.zeros(shape, jnp.float32)
-    for i, j in np.ndindex(3, 3):
-        rows, above_and_below = _reach(i, height, stride)
-        columns, left_and_right = _reach(j, width, stride)
-        pixels = x[:, rows, columns]
-        if pixels.size:
-            product = jnp.einsum("bhwi,io->bhwo", pixels, kernel[i, j])
-            total += jnp.pad(product, ((0, 0), above_and_below, left_and_right, (0, 0)))
-    return total.astype(dtype)
-
-
-def _output_size(size: int, stride: int) -> int:
-    return -(-size // stride)
-
-
-def _reach(tap: int, size: int, stride: int) -> tuple[slice, tuple[int, int]]:
-    """Along one axis, the pixels that `tap` meets, and how many outputs before and after them.
-
-    Those outputs have padding under the tap.
-    """
-    first, outputs = int(tap == 0), _output_size(size, stride)
-    last = min(outputs - 1, (size - tap) // stride)
-    pixels = slice(first * stride + tap - 1, max(last * stride + tap, 0), stride)
-    return pixels, (first, outputs - 1 - last)
-
-
-def _multiples(x: Array, kernel: Array, stride: int) -> Array:
-    """Sums, over taps and input channels, that channel's pixels times a row of the kernel."""
-    batch, height, width, _ = x.shape
-    rows, columns = ((_output_size(size, stride) - 1) * stride + 1 for size in (height, width))
-    padded = jnp.pad(x.astype(jnp.float32), ((0, 0), (1, 1), (1, 1), (0, 0)))
-    kernel = kernel.astype(jnp.float32)
-    terms = []
-    for i, j, channel in np.ndindex(kernel.shape[:3]):
-        pixels = padded[..., channel : channel + 1]
-        # Sliced after the product: XLA takes the middle of a padded map from the map itself, and
-        # where that is a sum of multiples too, recomputes it for each channel.
-        products = pixels * kernel[i : i + 1, j : j + 1, channel : channel + 1]
-        last = (batch, i + rows, j + columns, products.shape[-1])
-        terms.append(lax.slice(products, (0, i, j, 0), last, (1, stride, stride, 1)))
-    # Short chains that do not wait for each other: a single one takes up to half again as long.
-    chains = [reduce(jnp.add, terms[first : first + 8]) for first in range(0, len(terms), 8)]
-    while len(chains) > 1:
-        chains = [reduce(jnp.add, chains[first : first + 2]) for first in range(0, len(chains), 2)]
-    return chains[0].astype(x.dtype)
-
-
-def _in_order(kernel: Array) -> Array:
-    """The same kernel by a product with the identity, which XLA does not fuse.
-
-    A plain transposition would join the loop of `_multiples`, which then takes four times as long.
-    """
-    identity = jnp.eye(kernel.shape[2], dtype=kernel.dtype)
-    return jnp.einsum("ijcd,ce->ijed", kernel, identity, precision="highest")
-
-
-def _input_gradient_by_phases(kernel: Array, gradient: Array, height: int, width: int) -> Array:
-    """The input's gradient for stride 2, where XLA convolves a gradient that is 3/4 zeros.
-
-    Even rows of the input meet only the kernel's middle row, odd ones the other two. The same holds
-    for the columns, which become channels here.
-    """
-    batch, rows, columns, _ = gradient.shape
-
-    def convolve(kernel_rows: list[int]) -> Array:
-        taps = kernel[jnp.array(kernel_rows)]
-        none = jnp.zeros_like(taps[:, 0])
-        even = jnp.stack([taps[:, 1], none], axis=1)
-        odd = jnp.stack([taps[:, 2], taps[:, 0]], axis=1)
-        both = jnp.stack([even, odd], axis=3)  # [rows, 2 columns, channels_in, 2, channels_out]
-        both = both.transpose(0, 1, 4, 3, 2).reshape(len(kernel_rows), 2, kernel.shape[3], -1)
-        return lax.conv_general_dilated(
-            gradient,
-            both,
-            window_strides=(1, 1),
-            padding=((0, len(kernel_rows) - 1), (0, 1)),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    if x.dtype != kernel.dtype or not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(
+            f"x has dtype {x.dtype} and kernel {kernel.dtype}; conv3x3 takes the same floating "
+            "dtype for both: convert one with astype"
         )
+    if library not in get_args(Library):
+        raise ValueError(f"library is {library!r}; choose one of {', '.join(get_args(Library))}")
+    if library == "onednn" and onednn.package() is None:
+        raise ValueError(f'library is "onednn", which is not installed: {onednn.INSTALL}')
+    return _forward.bind(*_equally_varying(x, kernel), stride=int(stride), library=library)
 
-    interleaved = jnp.stack([convolve([1]), convolve([2, 0])], axis=2)
-    return interleaved.reshape(batch, rows * 2, columns * 2, -1)[:, :height, :width]
 
+def _equally_varying(x: Array, kernel: Array) -> tuple[Array, Array]:
+    """Inside `shard_map`, marks both as varying over the mesh axes over which either does.
 
-def _dense(x: Array, kernel: Array, stride: int) -> Array:
-    """One product with a matrix from every pixel to every other, for maps up to 2x2, stride 1.
-
-    With more channels, building the matrix costs more than the products of `_sum_over_taps`.
+    The transpose of that mark is the sum over these axes.
     """
-    assert (stride, max(x.shape[1:3])) in ((1, 1), (1, 2))
-    batch, height, width, channels = x.shape
-    rows = jnp.stack([kernel[1 - i : 1 - i + height] for i in range(height)])
-    blocks = jnp.stack([rows[:, :, 1 - j : 1 - j + width] for j in range(width)], axis=2)
-    # [output row, input row, output column, input column, channels_in, channels_out]
-    matrix = blocks.transpose(1, 3, 4, 0, 2, 5).reshape(height * width * channels, -1)
-    return (x.reshape(batch, -1) @ matrix).reshape(batch, height, width, -1)
+    x_axes, kernel_axes = (jax.typeof(array).mat.varying for array in (x, kernel))
+    x = lax.pcast(x, tuple(kernel_axes - x_axes), to="varying")
+    return x, lax.pcast(kernel, tuple(x_axes - kernel_axes), to="varying")
 
 
-class _Tile(NamedTuple):
-    """Winograd's algorithm along one axis: 4 outputs of 3 taps from 6 products, not 12.
+def _primitive(name: str, output: Callable[..., Any]) -> Primitive:
+    """An operation with an implementation of this name per platform.
 
-    outputs = output @ ((kernel @ taps) * (pixels @ input)).
+    Args:
+      output: makes the type of its output from those of its inputs.
     """
-
-    pixels: np.ndarray  # [products, input pixels]
-    kernel: np.ndarray  # [products, taps]
-    output: np.ndarray  # [outputs, products]
-
-
-def _toom_cook(outputs: int, taps: int, points: tuple[float, ...]) -> _Tile:
-    """The transposed product of polynomials, evaluated at the points and at infinity."""
-
-    def evaluate(coefficients: int) -> np.ndarray:
-        at_infinity = np.arange(coefficients) == coefficients - 1
-        return np.vstack([np.vander(points, coefficients, increasing=True), at_infinity])
-
-    pixels = np.linalg.inv(evaluate(len(points) + 1)).T
-    return _Tile(pixels, evaluate(taps), evaluate(outputs).T)
+    primitive = Primitive(f"conv3x3_{name}")
+    primitive.def_impl(jax.jit(primitive.bind, static_argnames=("stride", "size", "library")))
+    primitive.def_abstract_eval(output)
+    batching.primitive_batchers[primitive] = partial(_batch, primitive, name)
+    mlir.register_lowering(primitive, partial(_lower, name))
+    mlir.register_lowering(primitive, partial(_lower_for_cpu, name), platform="cpu")
+    return primitive
 
 
-_OUTPUTS = 4
-# At these points the error (float32, root mean square, relative to the outputs') is 7e-7; at the
-# usual 0, 1, -1, 2, -2 it is 14e-7. A plain sum has 1e-7.
-_TILE = _toom_cook(_OUTPUTS, 3, (0, 3 / 4, -3 / 4, 3 / 2, -3 / 2))
+def _batch(
+    primitive: Primitive,
+    name: str,
+    inputs: Sequence[Array],
+    axes: Sequence,
+    library: Library,
+    **sizes: Any,
+) -> tuple[Array, int]:
+    """Joins the mapped axis with the batch; several kernels are left to XLA."""
+    if name == "kernel_gradient" or axes[1] is not None:
+        return jax.vmap(partial(getattr(xla_convolution, name), **sizes), axes)(*inputs), 0
+    x = jnp.moveaxis(inputs[0], axes[0], 0)
+    joined = x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
+    output = primitive.bind(joined, inputs[1], library=library, **sizes)
+    return output.reshape(*x.shape[:2], *output.shape[1:]), 0
 
 
-def _winograd(x: Array, kernel: Array, stride: int) -> Array:
-    """The convolution, of stride 1 only, in float32, by tiles of 4x4 outputs."""
-    assert stride == 1
-    batch, height, width, _ = x.shape
-    rows, columns = -(-height // _OUTPUTS), -(-width // _OUTPUTS)
-    pixels = _tiles(x, _TILE.pixels, before=1)
-    taps = _transform(_TILE.kernel, list(kernel.astype(jnp.float32)))
-    taps = _transform(_TILE.kernel, [taps[:, j] for j in range(3)])
-    products = jnp.einsum("ptc,pcd->ptd", pixels, taps.reshape(-1, *kernel.shape[2:]))
-    products = products.reshape(6, 6, batch, rows, columns, -1)
-    by_column = [_combine(weights, list(products)) for weights in _TILE.output]
-    outputs = [
-        jnp.stack([_combine(weights, list(column)) for column in by_column], axis=3)
-        for weights in _TILE.output
-    ]
-    shape = (batch, rows * _OUTPUTS, columns * _OUTPUTS, kernel.shape[-1])
-    return jnp.stack(outputs, axis=2).reshape(shape)[:, :height, :width].astype(x.dtype)
+def _lower_for_cpu(
+    name: str, context: Any, *inputs: Any, library: Library, **sizes: Any
+) -> Sequence:
+    dtype = context.avals_in[0].dtype
+    implementation = cpu_convolution
+    if dtype == jnp.float64:
+        implementation = xla_convolution  # the CPU's paths sum in float32
+    elif library != "xla" and (package := onednn.package()) and package.passes.usable(context):
+        first, second, output = (aval.shape for aval in (*context.avals_in, *context.avals_out))
+        x = output if name == "input_gradient" else first
+        kernel = output if name == "kernel_gradient" else second
+        if library == "onednn" or onednn.pays(name, x, kernel, sizes["stride"], dtype):
+            implementation = package.passes
+    return _lower(name, context, *inputs, implementation=implementation, **sizes)
 
 
-def _winograd_kernel_gradient(x: Array, gradient: Array) -> Array:
-    """The kernel's gradient: the transposes of the same transforms."""
-    pixels = _tiles(x, _TILE.pixels, before=1)
-    outputs = _tiles(gradient, _TILE.output.T, before=0)
-    products = jnp.einsum("ptc,ptd->pcd", pixels, outputs)
-    products = products.reshape(6, 6, *products.shape[1:])
-    taps = _transform(_TILE.kernel.T, list(products))
-    taps = _transform(_TILE.kernel.T, [taps[:, row] for row in range(6)])
-    return taps.astype(x.dtype)
+def _lower(
+    name: str,
+    context: Any,
+    *inputs: Any,
+    implementation: Any = xla_convolution,
+    library: Library = "xla",
+    **sizes: Any,
+) -> Sequence:
+    unsharded = [ShapedArray(aval.shape, aval.dtype) for aval in context.avals_in]  # no mesh here
+    function = partial(getattr(implementation, name), **sizes)
+    lower = mlir.lower_fun(function, multiple_results=False)
+    return lower(context.replace(avals_in=unsharded), *inputs)
 
 
-def _tiles(x: Array, matrix: np.ndarray, before: int) -> Array:
-    """Cuts [batch, height, width, channels] into tiles and transforms their rows and columns.
-
-    Returns:
-      [products of columns x products of rows, batch x tiles, channels], float32.
-    """
-    _, height, width, channels = x.shape
-    x = x.astype(jnp.float32)
-    for axis, size in ((1, height), (3, width)):  # the first puts its products before the batch
-        tiles = -(-size // _OUTPUTS)
-        reach = (tiles - 1) * _OUTPUTS
-        padding = [(0, 0)] * x.ndim
-        padding[axis] = (before, reach + matrix.shape[1] - before - size)
-        padded = jnp.pad(x, padding)
-        windows = [
-            lax.slice_in_dim(padded, first, first + reach + 1, _OUTPUTS, axis)
-            for first in range(matrix.shape[1])
-        ]
-        x = _transform(matrix, windows)
-    return x.reshape(len(matrix) ** 2, -1, channels)
+def _output(x: Any, kernel: Any, *, stride: int, **_: Any) -> Any:
+    height, width = (-(-size // stride) for size in x.shape[1:3])
+    return x.update(shape=(x.shape[0], height, width, kernel.shape[3]), weak_type=False)
 
 
-def _transform(matrix: np.ndarray, parts: list[Array]) -> Array:
-    """Multiplies arrays by a constant matrix: one array per row, stacked along a new first axis."""
-    return jnp.stack([_combine(weights, parts) for weights in matrix])
+def _input_gradient_output(gradient: Any, kernel: Any, *, size: tuple[int, int], **_: Any) -> Any:
+    return gradient.update(shape=(gradient.shape[0], *size, kernel.shape[2]), weak_type=False)
 
 
-def _combine(weights: np.ndarray, parts: list[Array]) -> Array:
-    """The weighted sum, without the parts whose weight is zero (up to rounding)."""
-    terms = [
-        np.float32(weight) * part
-        for weight, part in zip(weights, parts, strict=True)
-        if abs(weight) > 1e-12
-    ]
-    return reduce(jnp.add, terms)
+def _kernel_gradient_output(x: Any, gradient: Any, **_: Any) -> Any:
+    shape = (3, 3, x.shape[3], gradient.shape[3])
+    replicated = x.sharding.update(spec=(None,) * 4)
+    return x.update(shape=shape, weak_type=False, sharding=replicated)
+
+
+# All three are derivatives of one sum, that of output times gradient, which is linear in x, kernel
+# and gradient: so each is linear in both of its inputs, and the other two are its transposes.
+_forward = _primitive("forward", _output)
+_input_gradient = _primitive("input_gradient", _input_gradient_output)
+_kernel_gradient = _primitive("kernel_gradient", _kernel_gradient_output)
+
+
+def _for_x(x: Any, gradient: Array, kernel: Array, **how: Any) -> Array:
+    return _input_gradient.bind(gradient, kernel, size=x.aval.shape[1:3], **how)
+
+
+ad.defbilinear(
+    _forward,
+    lambda gradient, x, kernel, **how: _for_x(x, gradient, kernel, **how),
+    lambda gradient, x, kernel, **how: _kernel_gradient.bind(x, gradient, **how),
+)
+ad.defbilinear(
+    _input_gradient,
+    lambda x, gradient, kernel, size, **how: _forward.bind(x, kernel, **how),
+    lambda x, gradient, kernel, size, **how: _kernel_gradient.bind(x, gradient, **how),
+)
+ad.defbilinear(
+    _kernel_gradient,
+    lambda kernel, x, gradient, **how: _for_x(x, gradient, kernel, **how),
+    lambda kernel, x, gradient, **how: _forward.bind(x, kernel, **how),
+)

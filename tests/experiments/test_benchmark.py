@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from experiments import benchmark
-from experiments.runs import stopping
-from experiments.timing import contenders, reading, turns
+from experiments.timing import contenders, turns
 from experiments.timing import report as timing_report
 from experiments.timing.contenders import FlaxVGG, Network, Step
+from interflow_jax.cli import stopping
 
 SMALL = Network("S1", 13, 1 / 16, (16, 16, 1), 8)
 
@@ -188,15 +188,3 @@ def test_what_does_not_fit_is_named(flag, message, capsys):
     with pytest.raises(SystemExit):
         benchmark.main([flag])
     assert message in capsys.readouterr().err
-
-
-def test_reading_is_timed_and_reported(tmp_path, monkeypatch):
-    for name, value in {"PICTURES": 1600, "TURNS": 1, "READERS": (2,)}.items():
-        monkeypatch.setattr(reading, name, value)
-    monkeypatch.setattr(benchmark, "PYTORCH", False)
-    assert benchmark.main(["--reading", f"--out={tmp_path}"]) == 0
-    report = json.loads((tmp_path / "reading.json").read_text())
-    (row,) = report["rows"]
-    assert row["images_per_second"] > 10
-    assert 0 < row["start_seconds"] < 60
-    assert reading.table_row(row) in (tmp_path / "reading.md").read_text()

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from tensorflow_datasets.core import hashing
 
-from interflow_jax.data import datasets, splits
+from interflow_jax.data import recipes, splits
 
 
 def main() -> None:
@@ -22,7 +22,7 @@ def main() -> None:
     default = Path(__file__).with_name("fashion_mini.npz")
     parser.add_argument("--out", type=Path, default=default, help="file to write")
     flags = parser.parse_args()
-    dataset = datasets.load("fashion_mnist", flags.data_dir)
+    dataset = recipes.load("fashion_mnist", flags.data_dir)
     arrays: dict[str, Any] = {"class_names": np.array(dataset.class_names)}
     for name, split, per_class in (("train", dataset.train, 600), ("test", dataset.test, 100)):
         order = original_order(name, len(split))

@@ -1,5 +1,6 @@
-"""Sweeps worked off in this process and in several."""
+"""Sweeps: command lines started, started again, stopped, recorded."""
 
+import json
 import os
 import shutil
 import signal
@@ -10,188 +11,241 @@ from pathlib import Path
 
 import pytest
 
-from experiments.cli.configuration import Configuration
-from experiments.runs import data
-from experiments.sweep import processes, work
-from experiments.sweep.planning import plan
-from experiments.sweep.record import Record
-from interflow_jax.data import datasets, tfds_folders
+from experiments.sweep import commands, pool, record, time_left, work
+from interflow_jax.cli.config import RunConfig
+from interflow_jax.cli.files import locked
+from interflow_jax.cli.flags import parse_run
+from interflow_jax.cli.main import LOCKED, guarded
 
-SMALL = Configuration(method="Normal", depth=4, width=0.0625, train_size=128, epochs=2)
-
-
-def sweep_in(out, seeds=(0, 1)):
-    return [plan(Configuration(**{**vars(SMALL), "seed": seed}), out / "runs") for seed in seeds]
+SMALL = RunConfig().replace(method="Normal", depth=4, width=0.0625, train_size=128, epochs=2)
+LONG = SMALL.replace(train_size=5000, epochs=500)
 
 
-def fingerprints(record, sweep):
-    return [record.result(planned)["fingerprint"] for planned in sweep]
+def by_seed(config=SMALL, seeds=(0, 1)):
+    return [config.replace(seed=seed) for seed in seeds]
 
 
-@pytest.fixture(scope="module")
-def by_one_worker(tmp_path_factory):
-    """Two runs by one worker of one core."""
-    out = tmp_path_factory.mktemp("one")
-    sweep, record = sweep_in(out), Record(out)
+def results(out):
+    return {line["seed"]: (line["fingerprint"], line["cores"]) for line in record.read(out)}
+
+
+def test_a_run_s_command_line_is_its_configuration(tmp_path):
+    run = commands.placed(SMALL.replace(taps=(4,), seed=3, learning_rate=0.01), tmp_path / "a b")
+    assert parse_run(run.arguments()) == run
+    other = commands.placed(SMALL.replace(taps=(4,), seed=3), tmp_path / "a b")
+    assert run.folder() != other.folder()
+    assert run.folder().name == "seed3"
+    job, *others = commands.jobs([run, run.replace(seed=4)], shared=True)
+    assert others == []
+    assert job.runs == [run, run.replace(seed=4)]
+    assert [each.runs for each in commands.jobs(job.runs, shared=False)] == [
+        [run],
+        [run.replace(seed=4)],
+    ]
+
+
+@pytest.mark.slow
+def test_two_workers_of_a_core_each_do_what_one_does(tmp_path, capsys):
+    if len(os.sched_getaffinity(0)) != 2:
+        pytest.skip("needs two cores")
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, cores[:1])
     try:
-        assert work.carry_out("one", sweep, record, out, workers=1) == []
+        assert work.carry_out("one", by_seed(), tmp_path / "one", workers=1) == []
     finally:
         os.sched_setaffinity(0, cores)
-    return fingerprints(record, sweep), record.result(sweep[0])["cores"]
-
-
-def test_two_workers_of_a_core_each_do_what_one_does(by_one_worker, tmp_path, capsys):
-    if len(os.sched_getaffinity(0)) != 2:
-        pytest.skip("needs two cores")
-    sweep, record = sweep_in(tmp_path), Record(tmp_path)
-    assert work.carry_out("two", sweep, record, tmp_path, workers=2) == []
-    assert (fingerprints(record, sweep), record.result(sweep[0])["cores"]) == by_one_worker
-    assert by_one_worker[1] == [1]
-    assert "[2/2] 100.0%" in capsys.readouterr().out
-    assert "worker" in (sweep[0].folder.path / "output.txt").read_text()
-    # What was recorded needs no folder, and is not done again.
-    shutil.rmtree(tmp_path / "runs")
-    assert work.carry_out("two", sweep, Record(tmp_path), tmp_path, workers=2) == []
-    assert not (tmp_path / "runs").exists() or not any((tmp_path / "runs").rglob("result.json"))
-
-
-def test_a_run_that_another_sweep_ends_meanwhile_stops_nothing(tmp_path, monkeypatch, capsys):
-    """Between the two looks at what is left: how long it takes is then not known."""
-    monkeypatch.setattr(work.time_left, "seconds_left", lambda sweep, record: {})
-    assert work.carry_out("two", sweep_in(tmp_path), Record(tmp_path), tmp_path) == []
+    assert work.carry_out("two", by_seed(), tmp_path / "two", workers=2) == []
+    assert results(tmp_path / "two") == results(tmp_path / "one")
+    assert {cores[0] for _, cores in results(tmp_path / "two").values()} == {1}
     assert "[2/2]" in capsys.readouterr().out
 
 
-class Dying:
-    """A pool whose workers die, leaving a new checkpoint or not."""
+def test_seeds_share_a_command_and_what_is_recorded_is_not_done_again(tmp_path, capsys):
+    config = SMALL.replace(epochs=1)
+    assert work.carry_out("first", by_seed(config), tmp_path) == []
+    said = capsys.readouterr().out
+    assert "first: 2 runs, 2 to do" in said
+    assert "Normal of depth 4 on fashion_mini, seed 0, 1: finished\n[2/2]\n" in said
+    lines = (tmp_path / "runs.jsonl").read_text().splitlines()
+    assert [json.loads(line)["seed"] for line in lines] == [0, 1]
+    assert len(json.loads(lines[0])["history"]) == 1
+    shutil.rmtree(tmp_path / "runs")
+    assert work.carry_out("again", by_seed(config), tmp_path) == []
+    assert "none to do" in capsys.readouterr().out
+    assert not (tmp_path / "runs").exists()
+    # Seconds of a run like it; of another width by the operations.
+    paces = time_left.Paces(record.read(tmp_path))
+    rate = json.loads(lines[0])["images_per_second"], json.loads(lines[1])["images_per_second"]
+    seconds = paces.seconds(config.replace(seed=7, epochs=3))
+    assert seconds == pytest.approx(3 * (128 + 1000 / 3) / (sum(rate) / 2))
+    assert paces.seconds(config.replace(width=0.25)) > seconds
+    listing = time_left.listing([*by_seed(config), config.replace(seed=7)], tmp_path)
+    assert "--seed=7 --epochs=1  # about 0:00" in listing
+    assert listing.splitlines()[-1].startswith("3 runs, 2 finished, 1 to do, about")
+
+
+class Invented:
+    """A pool whose command lines end as told: an exit status, and the checkpoint they leave."""
 
     slots = 1
 
-    def __init__(self, checkpoints):
-        self.checkpoints, self.starts = iter(checkpoints), []
+    def __init__(self, ends):
+        self.ends, self.started = iter(ends), []
 
-    def start(self, planned, wait):
-        self.starts.append(wait)
-        (planned.folder.checkpoints / str(next(self.checkpoints))).mkdir(
-            parents=True, exist_ok=True
-        )
-        return planned.name
+    def start(self, arguments, output):
+        self.started.append(arguments)
+        status, checkpoint, words = next(self.ends)
+        with output.open("a") as stream:
+            stream.write(words)
+        if checkpoint is not None:
+            (output.parent / "checkpoints" / str(checkpoint)).mkdir(parents=True, exist_ok=True)
+        if status == 0:
+            (output.parent / "result.json").write_text("{}")
+        return status
 
     def ended(self, running):
-        return [(handle, processes.WorkerDiedError("gone")) for handle in running]
+        return [(handle, handle) for handle in running]
 
     def interrupt(self, running):
-        raise AssertionError("nothing trains any longer")
+        raise AssertionError("nothing runs any longer")
 
 
-def test_a_run_whose_workers_die_without_a_checkpoint_between_has_failed(tmp_path):
-    (planned,) = sweep_in(tmp_path, (0,))
-    pool, lines = Dying([0, 1, 1, 1]), []
-    ((failed, reason),) = processes.work([planned], lines.append, pool)
-    assert failed == planned
-    assert reason == "3 of its workers died, the last of: gone"
-    assert pool.starts[0] == 0
-    assert all(wait > 0 for wait in pool.starts[1:])
-    assert sum("another takes up its checkpoint" in line for line in lines) == 3
+def outcome(tmp_path, ends, seeds=(0,)):
+    runs = [commands.placed(run, tmp_path) for run in by_seed(seeds=seeds)]
+    lines, made = [], Invented(ends)
+    failed = pool.work(commands.jobs(runs, True), made, lines.append, lambda left: "some to go")
+    return [(run.training.seed, reason) for run, reason in failed], lines, made.started
 
 
-def test_more_workers_than_cores_are_refused(tmp_path):
-    sweep = sweep_in(tmp_path)
-    with pytest.raises(ValueError, match=r"--workers=99: this machine has \d+ core"):
-        work.carry_out("many", sweep, Record(tmp_path), tmp_path, workers=99)
+@pytest.mark.parametrize("death", [-signal.SIGKILL, -signal.SIGSEGV, 128 + signal.SIGTERM])
+def test_a_run_that_dies_thrice_without_a_new_checkpoint_has_failed(tmp_path, death):
+    ends = [(death, 0, ""), (death, 1, ""), (death, 1, ""), (death, 1, "")]
+    ((seed, reason),), lines, started = outcome(tmp_path, ends)
+    assert (seed, len(started)) == (0, 4)
+    assert reason.startswith(f"3 of its processes ended by signal {abs(death) % 128}")
+    assert sum("starting it again" in line for line in lines) == 3
 
 
-INTERRUPTED = """
+def test_a_run_that_dies_goes_on(tmp_path):
+    ends = [(-9, 0, ""), (-9, 1, ""), (-9, 2, ""), (-9, 3, ""), (0, 4, "")]
+    failed, lines, started = outcome(tmp_path, ends)
+    assert (failed, len(started)) == ([], 5)
+    assert lines[-1] == "[1/1]"
+
+
+def test_a_failure_is_told_by_its_line_and_other_seeds_go_on(tmp_path):
+    ends = [(1, None, "epoch 1\nrun: stopped: the loss is nan\n"), (0, None, "")]
+    failed, lines, started = outcome(tmp_path, ends, seeds=(0, 1))
+    assert failed == [(0, "run: stopped: the loss is nan")]
+    assert "--seeds=0,1" in started[0]
+    assert "--seeds=1" in started[1]
+    assert any(line.startswith("  failed: ") for line in lines)
+
+
+def test_a_folder_that_another_process_holds_is_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    failed, *_ = outcome(tmp_path / "a", [(LOCKED, None, "")] * 3 + [(0, None, "")])
+    assert failed == []
+    monkeypatch.setattr(pool, "LOCK_SECONDS", 0.0)
+    ((_, reason),), *_ = outcome(tmp_path / "b", [(LOCKED, None, "run: error: held by A\n")])
+    assert reason == "run: error: held by A"
+
+
+def test_wrong_input_is_told_before_any_work(tmp_path):
+    for configs, options, words in (
+        (by_seed(), {"workers": 99}, r"--workers=99: this machine has \d+ core"),
+        ([SMALL.replace(train_size=6001)], {}, "--train_size=6001: fashion_mini has 6000"),
+        ([SMALL.replace(depth=3)], {}, "depth is 3"),
+        ([SMALL.replace(dataset="svnh")], {}, "close: svhn"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            work.carry_out("wrong", configs, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("text", ['{"run": "a"}\n{"ru\n', "[]\n", "3\n", "\0\n", "[" * 99_999])
+def test_a_line_that_is_no_run_is_named_and_the_others_kept(tmp_path, text):
+    (tmp_path / "runs.jsonl").write_text(text)
+    with pytest.raises(ValueError, match=r"runs\.jsonl, line \d, is not a run .* mend that line"):
+        record.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("result.json", "[]"), ("result.json", "{"), ("metrics.csv", "epoch\nx\n")],
+)
+def test_a_damaged_folder_is_named_with_the_remedy(tmp_path, name, text):
+    folder = tmp_path / "runs" / "a" / "seed0"
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text("{}")
+    (folder / name).write_text(text)
+    with pytest.raises(ValueError, match=rf"{folder / name} .* move it away"):
+        record.read(tmp_path)
+
+
+DRIVER = """
 import sys
 from pathlib import Path
 from experiments.sweep import work
-from experiments.sweep.record import Record
-from tests.experiments.sweep.test_work import long_sweep_in
+from interflow_jax.cli.main import guarded
+from tests.experiments.sweep.test_work import LONG, by_seed
 
-out = Path(sys.argv[1])
-sys.exit(work.exit_status("test", "again", lambda: len(
-    work.carry_out("long", long_sweep_in(out), Record(out), out, workers=2))))
+sys.exit(guarded("test", "again", lambda: len(
+    work.carry_out("long", by_seed(LONG), Path(sys.argv[1]), workers=2))))
 """
 
 
-def long_sweep_in(out):
-    flags = {**vars(SMALL), "train_size": 5000, "epochs": 500}
-    return [plan(Configuration(**{**flags, "seed": seed}), out / "runs") for seed in (0, 1)]
+def children(process):
+    """The processes of a sweep's runs, by their parent."""
+    return [
+        int(place.name)
+        for place in Path("/proc").iterdir()
+        if place.name.isdigit()
+        and (place / "stat").exists()
+        and int((place / "stat").read_text().rpartition(")")[2].split()[1]) == process.pid
+    ]
 
 
 def wait_for(condition, seconds):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
-        time.sleep(0.2)
+        time.sleep(0.1)
 
 
-def training_driver(out):
-    """A driver whose two workers train, and the folders of their runs."""
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_a_signal_saves_what_trains_and_a_kill_leaves_no_orphan(number, tmp_path):
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("needs two cores")
     driver = subprocess.Popen(
-        [sys.executable, "-c", INTERRUPTED, str(out)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", DRIVER, str(tmp_path)], stdout=subprocess.PIPE, text=True
     )
-    folders = [planned.folder for planned in long_sweep_in(out)]
-    wait_for(lambda: all((folder.path / "metrics.csv").exists() for folder in folders), 120)
-    return driver, folders
-
-
-def test_workers_end_with_a_driver_that_is_killed(tmp_path):
-    driver, folders = training_driver(tmp_path)
-    workers = [
-        Path("/proc") / (folder.path / "output.txt").read_text().split()[1] for folder in folders
-    ]
-    assert all(worker.exists() for worker in workers)
-    driver.kill()
-    driver.wait()
-    wait_for(lambda: not any(worker.exists() for worker in workers), 20)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_what_trains(number, tmp_path):
-    driver, folders = training_driver(tmp_path)
+    runs = [commands.placed(run, tmp_path / "runs") for run in by_seed(LONG)]
+    wait_for(lambda: all((run.folder() / "metrics.csv").exists() for run in runs), 120)
+    workers = children(driver)
+    assert len(workers) == 2
     driver.send_signal(number)
     output, _ = driver.communicate(timeout=60)
+    wait_for(lambda: not any(Path(f"/proc/{worker}/stat").exists() for worker in workers), 20)
+    if number == signal.SIGKILL:
+        return
     assert driver.returncode == 128 + number
     assert "stopping 2 run(s)" in output
     assert "stopped and saved" in output
-    for folder in folders:
-        assert folder.has_checkpoints()
-        assert "result.json" not in os.listdir(folder.path)
+    for run in runs:
+        with locked(run.folder()):
+            assert "stopped and saved" in (run.folder() / "output.txt").read_text()
+        assert not (run.folder() / "result.json").exists()
 
 
 def test_ctrl_c_before_training_says_that_nothing_was_saved(tmp_path, monkeypatch, capsys):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(data, "load", interrupted)
-    sweep = sweep_in(tmp_path)
-
-    def body():
-        return len(work.carry_out("none", sweep, Record(tmp_path), tmp_path))
-
-    assert work.exit_status("test", "the command", body) == 130
+    monkeypatch.setattr(work.data, "load", interrupted)
+    body = lambda: len(work.carry_out("none", by_seed(), tmp_path))  # noqa: E731
+    assert guarded("test", "the command", body) == 130
     assert capsys.readouterr().out == (
         "stopped before training; to begin, run the same command again: the command\n"
     )
-
-
-def test_a_dataset_that_only_this_machine_has_is_taken(tmp_path, monkeypatch):
-    prepared = tmp_path / "my_own_set" / "1.0.0"
-    prepared.mkdir(parents=True)
-    (prepared / "dataset_info.json").write_text("{}")
-    flags = Configuration(**{**vars(SMALL), "dataset": "my_own_set", "data_dir": str(tmp_path)})
-    work.check_without_data([plan(flags, tmp_path / "runs")])
-    unknown = Configuration(**{**vars(SMALL), "dataset": "my_own_sett", "data_dir": str(tmp_path)})
-    with pytest.raises(ValueError, match="there is no dataset 'my_own_sett'"):
-        work.check_without_data([plan(unknown, tmp_path / "runs")])
-
-
-@pytest.mark.parametrize(("name", "close"), [("svnh", "svhn"), ("cifar_10", "cifar10")])
-def test_the_closest_of_our_names_and_of_tfds_s_are_named(name, close, tmp_path):
-    with pytest.raises(ValueError, match=f"close: .*{close}"):
-        tfds_folders.find(datasets.recipe(name).tfds_name, tmp_path)

@@ -3,9 +3,11 @@
 The expectations are worked out by hand from the text and from the printed tables.
 """
 
+import hashlib
 import subprocess
 import sys
 from itertools import pairwise
+from pathlib import Path
 from statistics import fmean, pvariance
 
 import pytest
@@ -25,12 +27,6 @@ def cell(number: str, row: str, column: str) -> float:
     found = value(number, row, column)
     assert found is not None, (number, row, column)
     return found
-
-
-def weights(number: str, row: str) -> list[float]:
-    """The learned weights in a row, in order: the columns whose names are numbers."""
-    cells = table(number)["cells"][row]
-    return [weight for name, weight in cells.items() if name.isdigit()]
 
 
 def column(number: str, name: str, rows: list[str]) -> list[float]:
@@ -62,6 +58,12 @@ def dimensions() -> dict[str, dict[str, list[str]]]:
 def test_no_cell_is_missing(number):
     cells = table(number)["cells"]
     assert {row: list(columns) for row, columns in cells.items()} == dimensions()[number]
+
+
+def test_the_numbers_are_those_that_were_checked_against_the_print():
+    """Twice, by hand; whoever corrects one checks the whole table again, and changes this."""
+    digest = hashlib.sha256(Path(paper.__file__).with_name("paper.json").read_bytes()).hexdigest()
+    assert digest == "763853f0d1431b9a938b5b7700f6bb270c1d4b6f166e446cf816252c8b5c3ecb"
 
 
 def test_doubtful_cells_have_no_value():
@@ -115,57 +117,6 @@ def test_interflow_beats_normal_everywhere_and_most_on_cifar():
         assert ranked[:2] == ["cifar100", "cifar10"]
 
 
-def test_soft_attention_beats_hard():
-    """IV-D says that it always does; its best does, but 15 of the 48 cells are not ahead."""
-    not_ahead = {dataset: [] for dataset in DATASETS}
-    for hard, soft in (("S0", METHODS[2:6]), ("S5", METHODS[7:11])):
-        for dataset, behind in not_ahead.items():
-            to_beat = cell("3", hard, dataset)
-            assert max(cell("3", method, dataset) for method in soft) > to_beat
-            behind += [method for method in soft if cell("3", method, dataset) <= to_beat]
-    assert not_ahead == {
-        "cifar10": ["S2", "S7", "S8"],
-        "cifar100": ["S1", "S2", "S3"],
-        "svhn": ["S1"],
-        "mnist": ["S8"],
-        "kmnist": ["S1", "S3", "S6", "S7"],
-        "fashion_mnist": ["S2", "S3", "S7"],
-    }
-
-
-@pytest.mark.parametrize(
-    ("second", "first", "better_on"),
-    [
-        # More learned weights need not help on the easier sets. The text also counts
-        # Fashion-MNIST, where S4 is printed 0.32 above S2.
-        ("S2", "S4", "svhn mnist"),
-        # Initial weights: slightly better is true of some.
-        ("S2", "S1", "svhn mnist kmnist"),
-        ("S4", "S3", "cifar100 svhn kmnist fashion_mnist"),
-        ("S7", "S6", "mnist"),
-        ("S9", "S8", "cifar10 svhn mnist kmnist"),
-        # Seven branches are not always better than four.
-        ("S6", "S1", "svhn mnist kmnist"),
-        ("S7", "S2", "fashion_mnist"),
-        ("S8", "S3", "kmnist fashion_mnist"),
-        ("S9", "S4", "mnist"),
-    ],
-)
-def test_pairs_of_methods(second, first, better_on):
-    """The comparisons of IV-D: where the second method is ahead of the first."""
-    ahead = [d for d in DATASETS if cell("3", second, d) > cell("3", first, d)]
-    assert ahead == better_on.split()
-
-
-def test_methods_differ_little():
-    """IV-D: the ten ways differ by less than a percent point."""
-    spread = [
-        max(of_dataset) - min(of_dataset)
-        for of_dataset in (column("3", dataset, METHODS[1:]) for dataset in DATASETS)
-    ]
-    assert spread == pytest.approx([0.48, 0.94, 0.17, 0.08, 0.09, 0.32])
-
-
 RUNS = 30  # IV-E, of S1 on CIFAR-10
 
 
@@ -178,14 +129,6 @@ def variance_with(name: str, without: float) -> float:
     """The variance (over n) of all runs by that of the others and the 13th run's distance."""
     distance = outlier(name) - cell("4", "mean_without_13", name)
     return (RUNS - 1) / RUNS * without + (RUNS - 1) / RUNS**2 * distance**2
-
-
-def test_the_thirteenth_run():
-    """IV-E: a good run; deeper branches' weights are negative, the third is the strongest."""
-    run = [outlier(branch) for branch in numbered(1, 4)]
-    assert run == pytest.approx([0.4371, 0.1919, -2.3600, -1.1921])
-    assert outlier("accuracy") == pytest.approx(92.1)
-    assert table("figure 4")["cells"]["runs"] == {"count": RUNS, "outlier": 13}
 
 
 @pytest.mark.parametrize(
@@ -207,67 +150,8 @@ def test_the_doubtful_variances_contradict_the_means():
     assert variance_with("2", without_13) == pytest.approx(0.0220, abs=5e-5)
 
 
-def test_weights_of_s1():
-    """IV-E: the deepest weighs most, the shallow one is negative; close to no variance."""
-    for row in ("mean", "mean_without_13"):
-        learned = weights("4", row)
-        assert max(learned) == learned[3]
-        assert [weight < 0 for weight in learned] == [True, False, False, False]
-    assert max(weights("4", "variance_without_13")) == 0.0049
-
-
-def test_weights_of_s3():
-    """IV-E: the deeper the stronger; branch 2 is strong for classes 7 and 9."""
-    strength = {row: [abs(weight) for weight in weights("5", row)] for row in numbered(1, 4)}
-    means = [fmean(strength[row]) for row in numbered(1, 4)]
-    assert means == pytest.approx([0.26244, 0.50235, 0.74713, 1.04485])
-    ranked = sorted(range(1, 11), key=lambda number: -strength["2"][number - 1])
-    assert ranked[:3] == [6, 9, 7]
-    for number in (7, 9):
-        assert strength["2"][number - 1] > strength["3"][number - 1]
-
-
 def test_runs_of_s3():
     """Table VII: the mean and the variance (over n) of the ten runs above them."""
     runs = column("7", "accuracy", numbered(0, 9))
     assert round(fmean(runs), 2) == cell("7", "mean", "accuracy") == 91.89
     assert round(pvariance(runs), 2) == cell("7", "variance", "accuracy") == 0.01
-
-
-def test_accuracy_of_very_deep_networks():
-    """IV-F: good at 60 layers with Interflow, poor without; beyond 80 a guess without."""
-    depths = numbered(40, 100, 10)
-    assert list(table("6")["cells"]) == depths
-    normal, interflow = column("6", "Normal", depths), column("6", "Interflow", depths)
-    gains = [ours - plain for ours, plain in zip(interflow, normal, strict=True)]
-    expected = [0.57, 9.34, 58.91, 60.48, 52.76, 77.55, 75.90]
-    assert gains == pytest.approx(expected, abs=1e-9)
-    assert interflow == sorted(interflow, reverse=True)
-    assert normal[5:] == pytest.approx([10, 10], abs=0.015)
-
-
-@pytest.mark.parametrize(
-    ("depth", "in_the_first_two"),
-    [
-        ("40", 0.68),
-        ("50", 0.75),
-        ("60", 0.66),
-        ("70", 0.77),
-        ("80", 0.63),
-        ("90", 0.56),
-        ("100", 0.57),
-    ],
-)
-def test_weights_of_very_deep_networks(depth, in_the_first_two):
-    """Table VI: a weight a branch; IV-F: most of the weight is in the shallowest branches."""
-    strength = [abs(weight) for weight in weights("6", depth)]
-    assert len(strength) == cell("6", depth, "branches")
-    assert max(strength) == strength[0]
-    assert sum(strength[:2]) / sum(strength) == pytest.approx(in_the_first_two, abs=0.005)
-
-
-@pytest.mark.parametrize(("depth", "branch"), [("80", 13), ("90", 14), ("100", 15)])
-def test_a_deep_branch_keeps_a_weight(depth, branch):
-    """IV-F explains what is lost at these depths by weights of the deepest branches."""
-    strength = [abs(weight) for weight in weights("6", depth)]
-    assert sorted(strength)[-2] == strength[branch - 1]

@@ -1,33 +1,36 @@
 """The convolutions' times in small."""
 
-import json
+import pytest
 
-from experiments import benchmark
 from experiments.timing import convolutions
-from experiments.timing.convolutions import Size
+from experiments.timing.convolutions import LIBRARIES, PASSES, Size
+from interflow_jax.ops import onednn
 
 
-def test_from_end_to_end(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(convolutions, "SIZES", (Size(5, 4, 6), Size(12, 16, 32, 2)))
+@pytest.mark.parametrize(
+    ("size", "way", "compiled_to"),
+    [
+        (Size(5, 4, 6), "multiples", ["loops", "1 product", "1 convolution"]),
+        (Size(12, 16, 32, 2), "xla", ["1 convolution", "2 convolutions", "1 convolution"]),
+    ],
+)
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_row_of_the_report(size, way, compiled_to, installed, monkeypatch):
+    if installed and onednn.package() is None:
+        pytest.skip("oneDNN is not installed")
+    if not installed:
+        monkeypatch.setattr(onednn, "package", lambda: None)
     monkeypatch.setattr(convolutions, "SECONDS", 0.0)
-    assert benchmark.main(["--convolutions", f"--out={tmp_path}"]) == 0
-    rows = json.loads((tmp_path / "convolutions.json").read_text())["rows"]
-    assert [(row["size"], row["way"]) for row in rows] == [
-        ("4->6@5x5", "multiples"),
-        ("16->32@12x12/2", "xla"),
-    ]
-    printed, written = capsys.readouterr().out, (tmp_path / "convolutions.md").read_text()
-    for row in rows:
-        assert list(row["passes"]) == ["forward", "input gradient", "kernel gradient"]
-        for one in row["passes"].values():
-            assert 0 < one["ours_ms"] < 1e3
-            assert 0 < one["xla_ms"] < 1e3
-        line = convolutions.table_row(row)
-        assert line in printed
-        assert line in written
-    compiled_to = [one["compiled_to"] for row in rows for one in row["passes"].values()]
-    assert compiled_to[0] == "loops"
-    assert compiled_to[3:] == ["1 convolution", "2 convolutions", "1 convolution"]
+    row = convolutions.measure(size)
+    assert (row["size"], row["way"], tuple(row["passes"])) == (str(size), way, PASSES)
+    line = convolutions.table_row(row)
+    for one, contents in zip(row["passes"].values(), compiled_to, strict=True):
+        libraries = [library for library in LIBRARIES if f"{library}_ms" in one]
+        assert libraries == ["xla", "ours", "onednn"][: 3 if installed else 2]
+        assert all(0 < one[f"{library}_ms"] < 1e3 for library in libraries)
+        assert one["choice"] == ("onednn" if installed else "ours")
+        assert f"**{one[one['choice'] + '_ms']:.2f}" in line
+        assert one["compiled_to"] == contents
 
 
 def test_disturbed_repetitions_do_not_count():
@@ -38,6 +41,7 @@ def test_disturbed_repetitions_do_not_count():
 
 def test_what_was_only_disturbed_is_marked():
     one = {"xla_ms": 3.0, "xla_repetitions": 0, "ours_ms": 1.5, "ours_repetitions": 4}
-    passes = {name: {**one, "compiled_to": "loops"} for name in convolutions.PASSES}
+    one |= {"compiled_to": "loops", "choice": "ours"}
+    passes = {name: one for name in PASSES}
     row = convolutions.table_row({"size": "8@8x8", "way": "xla", "passes": passes})
-    assert row.count("3.00* |") == row.count("1.50 |") == row.count("2.00 |") == 3
+    assert row.count("3.00*, **1.50**, - | 2.00 |") == 3

@@ -1,0 +1,98 @@
+"""All finished runs as one frame; those of a table are found in it by what they compute."""
+
+import string
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from experiments.sweep import record
+from interflow_jax.cli.config import RunConfig, recorded, recorded_identity
+from interflow_jax.cli.machine import versions_line
+
+Frame = Any
+"""A `pandas.DataFrame`, whose own annotations make every result a union of all types."""
+
+FIELDS = tuple(RunConfig().flat())
+"""The columns that say what a run computes."""
+
+OLDER = "older_branch_accuracy"
+"""Marks a line whose branches were measured by an older definition; that is not used."""
+
+LATE_EPOCHS = 10
+_RESULTS = ("run", "test_accuracy", "branch_accuracy", "branches", "weights", "class_names")
+_NEEDED = (*_RESULTS, "image_shape", "device", "versions")
+_OPTIONAL = ("validation_accuracy", "history", record.EXITS, OLDER)
+_MEASURED = (*_NEEDED, *_OPTIONAL, "late_accuracy", "machine", "key")
+
+
+def load(out: Path) -> Frame:
+    """A row per run that OUT/runs.jsonl or a folder below OUT/runs has finished.
+
+    Its columns are `FIELDS`, with their defaults where a run is older than the field, and what the
+    run measured: `late_accuracy` is the mean test accuracy of the last ten epochs, or of all if
+    there are fewer. Accuracies are in percent.
+
+    Raises:
+      ValueError: for a run without one of its figures.
+    """
+    rows = [_row(line, out) for line in record.read(out)]
+    return pd.DataFrame(rows, columns=[*FIELDS, *_MEASURED]).drop_duplicates("key", keep="last")
+
+
+def _row(line: dict[str, Any], out: Path) -> dict[str, Any]:
+    for name in _NEEDED:
+        if name not in line:
+            raise ValueError(
+                f"{line['run']} in {out} has no {name}: it is of another version; move its folder "
+                "and its line in runs.jsonl elsewhere, and the run is made again"
+            )
+    row = {**recorded(line).flat(), **{name: line.get(name) for name in (*_NEEDED, *_OPTIONAL)}}
+    late = [epoch["test_accuracy"] for epoch in (row["history"] or ())[-LATE_EPOCHS:]]
+    row["late_accuracy"] = float(np.mean(late or row["test_accuracy"]))
+    row["machine"] = f"{row['device']}; {versions_line(row['versions'])}"
+    row["branch_accuracy"] = None if row[OLDER] else row["branch_accuracy"]
+    return row | {"key": record.key(recorded_identity(line))}
+
+
+def match(runs: Frame, configs: Iterable[RunConfig]) -> Frame:
+    """A row per configuration, in order, with what its run measured; `run` is None without one.
+
+    Beside the columns of `load` there are `config`, and `letter`, which tells the machines of the
+    runs apart if there are several.
+    """
+    rows = [
+        {**fields(config), "config": config, "key": record.key(config.identity())}
+        for config in configs
+    ]
+    matched = pd.DataFrame(rows).merge(runs[[*_MEASURED]], on="key", how="left")
+    floats = ["test_accuracy", "late_accuracy", "validation_accuracy"]
+    matched = matched.astype(dict.fromkeys(floats, float)).astype({"run": object})
+    machines = sorted({*matched["machine"].dropna()})
+    letters = dict(zip(machines, string.ascii_letters, strict=False)) if len(machines) > 1 else {}
+    return matched.assign(letter=[letters.get(name, "") for name in matched["machine"]])
+
+
+def fields(config: RunConfig) -> dict[str, Any]:
+    """A run's fields as it would record them: with the taps and epochs that it has."""
+    return recorded(config.identity()).flat()
+
+
+def finished(runs: Frame) -> Frame:
+    """The rows of a matched frame that have a run."""
+    return runs[runs["run"].notna()]
+
+
+def by_epoch(runs: Frame) -> Frame:
+    """A row per run and epoch: the run's columns, and those of its metrics.csv."""
+    rows = runs.drop(columns=["test_accuracy", "validation_accuracy"]).to_dict("records")
+    return pd.DataFrame([row | epoch for row in rows for epoch in row["history"] or ()])
+
+
+def by_branch(runs: Frame) -> Frame:
+    """A row per run and branch: `branch`, from 1 on, `after`, `alone` and `weight`."""
+    names = {"branches": "after", "branch_accuracy": "alone", "weights": "weight"}
+    rows = runs.dropna(subset=["branch_accuracy"]).explode(list(names)).rename(columns=names)
+    return rows.assign(branch=rows.groupby("run").cumcount() + 1).astype({"alone": float})

@@ -1,0 +1,36 @@
+"""Table VII: S3 ten times."""
+
+from functools import partial
+
+from experiments.tables import paper, pictures
+from experiments.tables.compare import compare, labelled
+from experiments.tables.presets import grid
+from experiments.tables.report import Picture, Section
+
+TITLE = "Table VII: S3 ten times"
+SEEDS = tuple(range(10))
+DATASETS = ("cifar10",)
+
+_paper = partial(paper.repeated, "7", "S3")
+
+
+def recipes(base, methods=("S3",)):
+    return grid(base, method=methods)
+
+
+def report(runs):
+    yield from compare(runs, paper=_paper)
+    runs = labelled(runs)
+    for (section, row), inside in runs.groupby(["section", "row"], sort=False):
+        printed = paper.table("7")["cells"] if _paper(inside["config"].iloc[0]) else {}
+        ours = dict(zip(map(str, inside["seed"]), inside["test_accuracy"], strict=True))
+        if len(inside) > 1:
+            ours["variance"] = float(inside["test_accuracy"].var())
+        rows = [
+            {"row": run, "paper": printed.get(run, {}).get("accuracy"), "ours": value}
+            for run, value in ours.items()
+        ]
+        yield Section(f"Every run of {row} on {section}", rows, "every_run")
+    grid = pictures.lines(runs, "seed", "test_accuracy")
+    pictures.entitle(grid.figure, "Every run", runs)
+    yield Picture("table7", "Test accuracy of every run, by seed", grid.figure)

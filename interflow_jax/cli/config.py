@@ -1,0 +1,338 @@
+"""What a run is: its model, its data, its training, and the places where it happens."""
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import optax
+
+from interflow_jax import networks
+from interflow_jax.config import VGG, ModelConfig, check_choices, from_record
+from interflow_jax.data.pictures import Resize
+from interflow_jax.data.recipes import recipe
+from interflow_jax.methods import losses
+from interflow_jax.optimizer import (
+    LEARNING_RATE,
+    WEIGHT_DECAY,
+    Optimizer,
+    Schedule,
+    learning_rate_schedule,
+    make_optimizer,
+)
+from interflow_jax.steps import BATCH_SIZE
+from interflow_jax.vgg import StrideVGG
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What a run trains on.
+
+    Attributes:
+      dataset: cifar10, cifar100, svhn, mnist, kmnist, fashion_mnist, fashion_mini (a sample that
+        ships), folder:PATH for PATH/train/CLASS/*.png and PATH/test/..., or the tfds name of any
+        dataset with image and label.
+      train_size: train on the first n examples of the split's fixed permutation; None for all.
+      image_size: resize images to n x n; None for the dataset's own size.
+      resize: of images of another shape, squash changes the aspect ratio, crop cuts to the centre,
+        pad keeps all and adds borders.
+      normalize: by the mean and deviation of the training images, or of ImageNet's.
+      augment: random flips of training images, and crops of their padded form or of resized boxes;
+        None for the paper's, crop_flip for CIFAR.
+    """
+
+    dataset: str = "fashion_mini"
+    train_size: int | None = None
+    image_size: int | None = None
+    resize: Resize = "squash"
+    normalize: Literal["dataset", "imagenet"] = "dataset"
+    augment: Literal["none", "crop_flip", "random_resized_crop"] | None = None
+
+    def augments(self) -> bool:
+        """Whether training images are cropped and flipped at random."""
+        return recipe(self.dataset).augment if self.augment is None else self.augment != "none"
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a run trains.
+
+    Attributes:
+      seed: of the initial parameters, the order of examples, the augmentation.
+      epochs: passes over the training split; None for the paper's, CIFAR 100, others 40, and
+        fashion_mini 3.
+      batch_size: examples per step, over all devices.
+      optimizer: of the parameters.
+      learning_rate: at the start, or after the warmup.
+      momentum: of sgd, not Nesterov's; None for 0.95.
+      weight_decay: of every parameter; of adamw decoupled.
+      schedule: of the learning rate, a drop to a tenth, or half a cosine.
+      drop_after: share of the training before the drop; None for the paper's, CIFAR 0.8, others
+        0.5.
+      warmup_epochs: over which the learning rate rises from zero.
+      auxiliary_mean: weight of the mean of all branches' own losses, added to the loss; of Aux and
+        DSN in place of their sum.
+      pretrained: file of the backbone's parameters to start from, *.safetensors or Flax msgpack.
+    """
+
+    seed: int = 0
+    epochs: int | None = None
+    batch_size: int = BATCH_SIZE
+    optimizer: Optimizer = "sgd"
+    learning_rate: float = LEARNING_RATE
+    momentum: float | None = None
+    weight_decay: float = WEIGHT_DECAY
+    schedule: Schedule = "step"
+    drop_after: float | None = None
+    warmup_epochs: float = 0.0
+    auxiliary_mean: float = 0.0
+    pretrained: str | None = None
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a run happens, how often it saves and what it prints; nothing of what it computes.
+
+    Attributes:
+      out: results go to OUT/DATASET/METHOD/seedN.
+      data_dir: folder of prepared tfds datasets; None for $TFDS_DATA_DIR, then
+        ~/tensorflow_datasets.
+      seeds: several, as 0,1,2, one run after the other, in place of --seed.
+      checkpoint_minutes: between checkpoints within an epoch.
+      list_layers: print what can be tapped in the backbone, and end.
+      coordinator: of a run on several hosts, address of process 0 and a free port, as
+        10.0.0.1:1234.
+      processes: how many such processes there are; None for those that Slurm, Open MPI, Kubernetes
+        or Cloud TPU started, else 1.
+      process: which of them this is, from 0.
+    """
+
+    out: str = "runs"
+    data_dir: str | None = None
+    seeds: tuple[int, ...] | None = None
+    checkpoint_minutes: float = 3.0
+    list_layers: bool = False
+    coordinator: str | None = None
+    processes: int | None = None
+    process: int | None = None
+
+
+_BOUNDS = {  # lowest and highest value; memory or patience would end a run beyond the latter
+    "epochs": (1, 1_000_000),
+    "batch_size": (1, 1_000_000),
+    "train_size": (1, math.inf),
+    "image_size": (1, 4096),
+    "checkpoint_minutes": (1e-6, 1e6),
+    "learning_rate": (0.0, 1e6),
+    "momentum": (0.0, 1.0),
+    "weight_decay": (0.0, 1e6),
+    "drop_after": (0.0, 1.0),
+    "auxiliary_mean": (0.0, 1e6),
+    "width": (1e-6, 64),
+    "seed": (0, 2**32 - 1),
+}
+_VGG_ONLY = {field.name for field in dataclasses.fields(StrideVGG)} & {
+    field.name for field in dataclasses.fields(ModelConfig) if field.name != "taps"
+}
+_DIGESTS = ("backbone_sha256", "pretrained_sha256")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run, or with `places.seeds` several; every field of its parts is a flag."""
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    training: TrainingConfig = TrainingConfig()
+    places: Places = Places()
+
+    def replace(self, **values: Any) -> "RunConfig":
+        """A copy with other values of any fields, whichever part they are of."""
+        parts = {}
+        for part in PARTS:
+            owned = {name: values.pop(name) for name in fields(part) & values.keys()}
+            parts[part] = dataclasses.replace(getattr(self, part), **owned)
+        if values:
+            raise TypeError(f"a run has no {', '.join(values)}")
+        return RunConfig(**parts)
+
+    def flat(self) -> dict[str, Any]:
+        """The fields that say what is computed: of model, data and training."""
+        return {**vars(self.model), **vars(self.data), **vars(self.training)}
+
+    def changes(self) -> dict[str, Any]:
+        """The values of all parts that are not the flags' defaults."""
+        defaults = {**DEFAULT.flat(), **vars(DEFAULT.places)}
+        values = {**self.flat(), **vars(self.places)}
+        return {name: value for name, value in values.items() if value != defaults[name]}
+
+    def by_seed(self) -> list["RunConfig"]:
+        """A configuration per seed, in order."""
+        seeds = self.places.seeds
+        return [self.replace(seed=seed, seeds=None) for seed in seeds or (self.training.seed,)]
+
+    def folder(self) -> Path:
+        """Where the run goes: OUT/DATASET/METHOD/seedN."""
+        dataset = self.data.dataset
+        if dataset.startswith("folder:"):  # a path cannot name a folder below OUT
+            name = Path(dataset.removeprefix("folder:")).expanduser().resolve().name
+            dataset = f"folder-{name}"
+        out = Path(self.places.out).expanduser()
+        return out / dataset / self.model.method / f"seed{self.training.seed}"
+
+    def epochs(self) -> int:
+        """The epochs as given, or else the dataset's."""
+        return self.training.epochs or recipe(self.data.dataset).epochs
+
+    def identity(self) -> dict[str, Any]:
+        """What the run computes, JSON-able; resuming requires an equal one."""
+        taps = self.model.resolved_taps()
+        return _listed(self.replace(taps=taps, epochs=self.epochs()).flat()) | self._digests()
+
+    def signature(self) -> str:
+        """A digest of `identity`, the same before and after a flag with a default is added."""
+        defaults = _listed(DEFAULT.flat())
+        told = {key: each for key, each in self.identity().items() if each != defaults.get(key)}
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+    def _digests(self) -> dict[str, str]:
+        """Digests that tell a backbone's source and pretrained parameters from their namesakes."""
+        digests = {}
+        if self.model.backbone != VGG:
+            digests["backbone_sha256"] = networks.source(self.model.backbone)["sha256"]
+        if self.training.pretrained is not None:
+            digests["pretrained_sha256"] = file_digest(self.training.pretrained)
+        return digests
+
+    def losses(self) -> dict[str, float]:
+        """The branches' own losses (see `methods.losses`)."""
+        return losses(self.model.method, self.training.auxiliary_mean)
+
+    def make_optimizer(self, steps: int) -> optax.GradientTransformation:
+        """The optimizer, with its schedule, for a training of so many steps per epoch."""
+        training = self.training
+        drop_after = training.drop_after
+        schedule = learning_rate_schedule(
+            steps * self.epochs(),
+            recipe(self.data.dataset).drop_after if drop_after is None else drop_after,
+            training.learning_rate,
+            training.schedule,
+            round(steps * training.warmup_epochs),
+        )
+        frozen = ("backbone",) if self.model.frozen else ()
+        return make_optimizer(
+            schedule, training.optimizer, training.momentum, training.weight_decay, frozen=frozen
+        )
+
+    def check(self) -> None:
+        """Raises ValueError for what is wrong without a look at the data."""
+        values = {**self.flat(), **vars(self.places)}
+        for part in PARTS:
+            check_choices(getattr(self, part))
+        for name, (low, high) in _BOUNDS.items() | {("warmup_epochs", (0.0, self.epochs()))}:
+            value = values[name]
+            if value is not None and not low <= value <= high:
+                most = " on" if high == math.inf else f" to {high:,}"
+                raise ValueError(f"--{name}={value}: choose a number from {low:g}{most}")
+        if self.training.schedule == "cosine" and self.training.drop_after is not None:
+            raise ValueError(
+                f"--drop_after={self.training.drop_after}: a cosine has no drop; leave it out, or "
+                "choose --schedule=step"
+            )
+        self.make_optimizer(1)
+        if self.places.seeds is not None:
+            if (seed := self.training.seed) != 0:
+                seeds = as_flag(self.places.seeds)
+                raise ValueError(f"--seed={seed} and --seeds={seeds} together: give one")
+            for seed in self.places.seeds:
+                self.replace(seed=seed, seeds=None).check()
+            return
+        self._check_backbone()
+        self.model.build(num_classes=2)
+
+    def _check_backbone(self) -> None:
+        model = self.model
+        if model.backbone == VGG:
+            if model.backbone_options is not None:
+                raise ValueError(
+                    f"--backbone_options={model.backbone_options} is for another --backbone than "
+                    f"vgg, which has --{', --'.join(sorted(_VGG_ONLY))}"
+                )
+            if any(isinstance(tap, str) for tap in model.taps or ()):
+                raise ValueError(
+                    f"--taps={as_flag(model.taps)}: vgg has convolutions, as 7,9,11,13; names are "
+                    "for another --backbone"
+                )
+            return
+        for name in _VGG_ONLY & self.changes().keys():
+            raise ValueError(
+                f"--{name}={getattr(model, name)} is for --backbone=vgg; give {model.backbone} "
+                "what it takes by --backbone_options"
+            )
+        if model.taps is None:
+            raise ValueError(
+                f"--backbone={model.backbone} needs --taps; --list_layers prints what can be tapped"
+            )
+
+    def arguments(self) -> list[str]:
+        """The main command's flags for this run."""
+        given = {"method": self.model.method, "dataset": self.data.dataset, **self.changes()}
+        if self.places.seeds is None:
+            given["seed"] = self.training.seed
+        return [f"--{name}={as_flag(value)}" for name, value in given.items()]
+
+
+PARTS = tuple(field.name for field in dataclasses.fields(RunConfig))
+DEFAULT = RunConfig()
+
+
+def fields(part: str) -> set[str]:
+    """The names of the fields of one of `PARTS`."""
+    return {field.name for field in dataclasses.fields(getattr(DEFAULT, part))}
+
+
+def recorded(record: Mapping[str, Any]) -> RunConfig:
+    """The configuration that a run recorded, without its places."""
+    return RunConfig(
+        from_record(ModelConfig, record),
+        from_record(DataConfig, record),
+        from_record(TrainingConfig, record),
+    )
+
+
+def recorded_identity(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's `identity` as it recorded it; a field younger than the run has its default."""
+    digests = {name: record[name] for name in _DIGESTS if name in record}
+    return _listed(recorded(record).flat()) | digests
+
+
+def _listed(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: list(each) if isinstance(each, tuple) else each for key, each in values.items()}
+
+
+def as_flag(value: Any) -> str:
+    """Formats a value as the command line takes it."""
+    if isinstance(value, bool):
+        return "backbone" if value else "none"
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def file_digest(file: str) -> str:
+    """The SHA-256 of a file of parameters, which is read once while it does not change."""
+    try:
+        path = Path(file).expanduser()
+        status = path.stat()
+        return _digest(path, status.st_mtime_ns, status.st_size)
+    except OSError as error:
+        raise ValueError(f"--pretrained={file} cannot be read: {error}") from error
+
+
+@lru_cache(maxsize=8)
+def _digest(file: Path, modified: int, size: int) -> str:
+    del modified, size  # of the file whose digest is kept
+    return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -1,0 +1,130 @@
+"""Files that are written whole, folders that can be written to, and a lock on a folder."""
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+_DRAFT = ".draft-"  # how the names of unfinished files begin
+
+
+class LockedError(ValueError):
+    """Another process is at work in the folder."""
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Replaces a file atomically: whatever happens, it is the old one or the new one, whole.
+
+    Both the content and the new name are on disk when this returns, and survive a loss of power. A
+    link stays and its target is replaced; what is no regular file, such as a pipe, is written to.
+    """
+    content = content.encode() if isinstance(content, str) else content
+    if path.exists() and not path.is_file():
+        path.write_bytes(content)
+        return
+    path = path.resolve()
+    descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=_DRAFT)
+    try:
+        with open(descriptor, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(draft, path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask())
+        os.replace(draft, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(draft)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def remove_drafts(folder: Path) -> None:
+    """Deletes what a killed process was writing in a folder, which must be locked."""
+    for draft in folder.glob(f"{_DRAFT}*"):
+        with contextlib.suppress(OSError):
+            draft.unlink()
+
+
+def writable(folder: Path) -> None:
+    """Creates a folder and proves that files can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"cannot write to {folder} ({error.strerror}); give another folder by --out"
+        ) from error
+
+
+def output_file(name: str) -> Path:
+    """A file that can be written; raises ValueError for any other. Its folder is not made yet."""
+    path = Path(name).expanduser()
+    try:
+        if stat.S_ISDIR(path.stat().st_mode):
+            raise ValueError(f"--out={name} is a folder; give a file")
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise ValueError(
+            f"--out={name} cannot be written ({error.strerror}); give another file"
+        ) from error
+    made = [place for place in path.parents if not place.exists()]
+    try:
+        writable(path.parent)
+    finally:
+        for place in made:
+            with contextlib.suppress(OSError):
+                place.rmdir()
+    return path
+
+
+def read_json(path: Path, remedy: str) -> dict[str, Any]:
+    """Reads an object; raises ValueError with the file and what to do, whatever is wrong with it.
+
+    Args:
+      remedy: what to do, at the end of the error.
+    """
+    try:
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds a {type(content).__name__}, not names and values")
+        return content
+    except (OSError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(f"{path} cannot be read ({reason}); {remedy}") from error
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps other processes from working in a folder; a killed process releases the lock."""
+    with (folder / ".lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.seek(0)
+            holder = " ".join(lock.read(200).split()) or "another process"
+            raise LockedError(
+                f"{holder} is training in {folder}; wait for it, or stop it first"
+            ) from error
+        lock.truncate(0)
+        with contextlib.suppress(OSError):  # a full disk keeps nobody from training
+            lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+            lock.flush()
+        yield

@@ -1,0 +1,249 @@
+"""One run: trains, evaluates every epoch, keeps checkpoints, resumes where it stopped."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+
+from interflow_jax.checkpoints import Checkpoints, UnwritableError
+from interflow_jax.cli import hosts, machine
+from interflow_jax.cli.config import RunConfig
+from interflow_jax.cli.console import Progress, epoch_line
+from interflow_jax.cli.events import Events
+from interflow_jax.cli.folder import RunFolder
+from interflow_jax.cli.stopping import NonFiniteLossError, StoppedError, StopSignals
+from interflow_jax.data.batches import cores
+from interflow_jax.steps import TrainMetrics, TrainState
+from interflow_jax.trainer import Trainer
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Position:
+    """How far a run is, and what it has measured; saved with every checkpoint."""
+
+    epoch: int = 0  # finished epochs
+    step: int = 0  # steps taken in the epoch after those; the next three are sums over them
+    loss_sum: float = 0.0
+    correct: int = 0
+    count: int = 0
+    seconds: float = 0.0  # of training, without evaluation and dispatches that compile
+    timed: int = 0  # images trained on in that time
+    history: list[dict[str, Any]] = field(default_factory=list)  # a record per finished epoch
+    cores: list[int] = field(default_factory=list)  # as they change: sums round differently
+    software: list[str] = field(default_factory=list)  # likewise
+
+    def number(self, steps: int) -> int:
+        """A checkpoint number that grows with every step and every finished epoch."""
+        return self.epoch * (steps + 1) + self.step
+
+
+class TrainingRun:
+    """A run of one seed in its folder."""
+
+    def __init__(self, trainer: Trainer, config: RunConfig, folder: RunFolder):
+        self.trainer, self.folder = trainer, folder
+        self.epochs, self.seed = config.epochs(), config.training.seed
+        self._seconds_between_saves = 60 * config.places.checkpoint_minutes
+        self._checkpoints = Checkpoints(folder.checkpoints)
+        self.close = self._checkpoints.close
+        self._events = Events(folder.path / "events")
+        self.state: TrainState = trainer.init(self.seed)
+        self._signature = config.signature()
+        self.position = Position(cores=[cores()], software=[machine.software()])
+        self._saved = -1
+        self._compiled: set[int] = set()  # dispatch sizes; the first of each is not timed
+        self._last_save = time.monotonic()
+
+    def resume(self, say: Say) -> None:
+        """Resumes from the newest readable checkpoint, if there is one."""
+
+        state = self.state
+
+        def restore() -> tuple[int, dict] | None:
+            nonlocal state
+            self._checkpoints.remove_drafts()
+            restored = self._checkpoints.restore(self.state, say)
+            if restored is None:
+                return None
+            self._checkpoints.discard_after(restored.number)
+            state = restored.state
+            return restored.number, restored.notes
+
+        restored = hosts.once(restore)
+        if restored is None:
+            return
+        self.state = self.trainer.put(hosts.same(state))
+        self._saved, notes = restored
+        owner = notes.pop("run", None)
+        if owner is None:
+            say(f"{self.folder.path}: an older checkpoint, which does not name its run, is taken")
+        elif owner != self._signature:
+            raise ValueError(
+                f"checkpoint {self._saved} in {self.folder.checkpoints} is another run's; move it "
+                "away, or give another --out"
+            )
+        self.position = position = Position(**notes)
+        if position.cores[-1:] != [cores()]:
+            position.cores.append(cores())
+        if position.software and position.software[-1] != machine.software():
+            say(
+                f"trained with {position.software[-1]} before, now with {machine.software()}: the "
+                "figures may differ in their last digits"
+            )
+        if position.software[-1:] != [machine.software()]:
+            position.software.append(machine.software())
+        say(
+            f"taking up {self.folder.path} after epoch {self.position.epoch}, "
+            f"step {self.position.step} of {self.trainer.steps}"
+        )
+
+    def train(self, stop: StopSignals) -> None:
+        """Trains to the end; a signal raises StoppedError once the state is saved or cannot be.
+
+        A loss that is not finite ends it at once: the previous checkpoint stays the last one.
+        """
+        steps, batch_size, position = self.trainer.steps, self.trainer.batch_size, self.position
+        done = steps * position.epoch + position.step
+        progress = Progress(batch_size * steps * self.epochs, batch_size * done)
+        self._write_history(progress.say)  # a kill may have come between checkpoint and metrics
+        try:
+            while position.epoch < self.epochs:
+                self.train_epoch(stop, progress)
+                record = self._record(stop)
+                position.history.append(record)
+                self.position = position = dataclasses.replace(
+                    position, epoch=position.epoch + 1, step=0, loss_sum=0.0, correct=0, count=0
+                )
+                self.save(progress.say)
+                self._write_history(progress.say)
+                progress.say(epoch_line(record, self.epochs))
+        except StoppedError as stopped:
+            with hosts.everywhere():
+                try:
+                    self.save(progress.say)
+                    self._check_saved()
+                except (UnwritableError, NonFiniteLossError) as error:
+                    raise StoppedError(stopped.signal, str(error)) from error
+            raise
+        finally:
+            self._events.close()
+            progress.close()
+        with hosts.everywhere():
+            self._check_saved()
+
+    def _check_saved(self) -> None:
+        if self._saved != self.position.number(self.trainer.steps):
+            raise UnwritableError(
+                f"the last state could not be saved in {self.folder.checkpoints}; make room and "
+                "run the same command again: it goes on from the checkpoint before"
+            )
+
+    def _write_history(self, say: Say) -> None:
+        """Writes the metrics; a failure loses nothing, as every checkpoint has them too."""
+        try:
+            if self.position.history and hosts.is_first():
+                self.folder.write_history(self.position.history)
+                self._events.write(self.position.history)
+        except OSError as error:
+            say(f"could not write the metrics ({error})")
+
+    def train_epoch(self, stop: StopSignals, progress: Progress) -> None:
+        """Trains to the end of the current epoch, without evaluation."""
+        trainer, position = self.trainer, self.position
+        start = time.monotonic()
+        dispatches = trainer.dispatches(self.state, position.epoch, self.seed, position.step)
+        for self.state, metrics in dispatches:
+            steps = len(metrics.count)
+            images = steps * trainer.batch_size
+            with hosts.everywhere():
+                self._add(metrics)
+                if steps in self._compiled:
+                    position.seconds += time.monotonic() - start
+                    position.timed += images
+                self._compiled.add(steps)
+                progress.add(images, f"{position.epoch + 1}/{self.epochs}")
+                stop.check()
+            if position.step < trainer.steps and hosts.once(self._save_is_due):
+                self.save(progress.say)
+            start = time.monotonic()
+
+    def _save_is_due(self) -> bool:
+        return time.monotonic() - self._last_save >= self._seconds_between_saves
+
+    def _add(self, metrics: TrainMetrics) -> None:
+        """Adds a dispatch's sums, [steps] each, to the position."""
+        position = self.position
+        for step, loss in enumerate(metrics.loss_sum.tolist(), start=position.step + 1):
+            if not np.isfinite(loss):
+                kept = "no checkpoint is" if self._saved < 0 else "the checkpoint before it is"
+                raise NonFiniteLossError(
+                    f"the loss is {loss} in epoch {position.epoch + 1}, step {step} of "
+                    f"{self.trainer.steps}; {kept} kept. Try a lower --learning_rate, or "
+                    "--warmup_epochs=1, with another --out"
+                )
+        position.step += len(metrics.loss_sum)
+        position.loss_sum += float(np.sum(metrics.loss_sum, dtype=np.float64))
+        position.correct += int(np.sum(metrics.correct))
+        position.count += int(np.sum(metrics.count))
+
+    def _record(self, stop: StopSignals) -> dict[str, Any]:
+        """Evaluates: losses in nats, accuracies in percent, branches by their labels."""
+        position, trainer = self.position, self.trainer
+
+        def between() -> None:
+            with hosts.everywhere():
+                stop.check()
+
+        test = trainer.evaluate(self.state, "test", between)
+        validation = {}
+        # A run begun before this was measured goes on without it, so all epochs have equal figures.
+        before = all("validation_accuracy" in record for record in position.history)
+        if trainer.dataset.validation is not None and before:
+            metrics = trainer.evaluate(self.state, "validation", between)
+            validation["validation_accuracy"] = metrics.accuracy
+        labels = [str(label) for label in trainer.labels]
+        return {
+            "epoch": position.epoch + 1,
+            "train_loss": position.loss_sum / position.count,
+            "train_accuracy": 100 * position.correct / position.count,
+            "test_loss": test.loss,
+            "test_accuracy": test.accuracy,
+            **validation,
+            "branch_accuracy": dict(zip(labels, test.branch_accuracy, strict=True)),
+            "weights": dict(zip(labels, np.asarray(test.weights).tolist(), strict=True)),
+            "images_per_second": position.timed / position.seconds if position.seconds else 0.0,
+        }
+
+    def save(self, say: Say) -> None:
+        """Saves state and position; after a failure the next save tries again."""
+        self._last_save = time.monotonic()
+        number = self.position.number(self.trainer.steps)
+        if number == self._saved:
+            return
+
+        def write() -> None:
+            if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(self.state.params)):
+                raise NonFiniteLossError(
+                    f"parameters are not finite after epoch {self.position.epoch}, "
+                    f"step {self.position.step} of the next; the checkpoint before is kept. Try a "
+                    "lower --learning_rate, or --warmup_epochs=1, with another --out"
+                )
+            if not self.folder.path.is_dir():
+                raise FileNotFoundError(
+                    f"{self.folder.path} was deleted while it trained; the same command again "
+                    "begins anew"
+                )
+            notes = {**dataclasses.asdict(self.position), "run": self._signature}
+            self._checkpoints.save(number, self.state, notes)
+
+        try:
+            hosts.once(write)
+            self._saved = number
+        except UnwritableError as error:
+            say(f"could not save a checkpoint ({error}); trying again at the next one")

@@ -1,0 +1,152 @@
+"""Which files in a folder of folders are pictures, of which class, to train on or to test on."""
+
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import NamedTuple
+
+from interflow_jax.data.dataset import printable
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+_HELD_OUT = 10  # without a test folder, every tenth picture of a class is for testing
+_TEST_FOLDERS = ("test", "val", "valid", "validation")  # the first that is there, in any case
+_NAMED = 5  # names in a sentence
+
+Files = dict[str, list[Path]]
+"""Pictures by class, in order."""
+
+
+class Listing(NamedTuple):
+    """The pictures in a folder (see `folders.from_folder`), and notes on what is not read."""
+
+    train: Files
+    test: Files
+    test_name: str
+    notes: list[str]
+
+
+def list_pictures(root: Path) -> Listing:
+    """Lists a folder; raises ValueError where no dataset can be made of it."""
+    tree = _Tree(root)
+    folders, files = _visible(root)
+    parts: dict[str, Path] = {}
+    for folder in folders:
+        if (name := folder.name.lower()) in ("train", *_TEST_FOLDERS):
+            if name in parts:
+                raise ValueError(f"{root} has {parts[name].name} and {folder.name}; keep one")
+            parts[name] = folder
+    train = parts.get("train")
+    held_out = next((parts[name] for name in _TEST_FOLDERS if name in parts), None)
+    notes = []
+    if train and (held_out or len(folders) == 1 or _holds_folders_alone(train)):
+        tree.leave_out(root, files)
+        if others := [place.name for place in folders if place not in (train, held_out)]:
+            notes.append(f"beside {train.name}, folders that are not read: {_some(others)}")
+        in_train = tree.classes(train)
+    else:
+        if train:
+            notes.append(f"{train.name} holds pictures itself, and is taken for a class")
+        held_out, in_train = None, tree.classes(root)
+    if held_out:
+        listing = Listing(in_train, tree.classes(held_out), held_out.name, notes)
+    else:
+        listing = _hold_out(in_train, notes)
+    notes += tree.notes()
+    _check(root, listing)
+    if untested := [name for name in listing.train if not listing.test.get(name)]:
+        notes.append(f"classes without test pictures: {_some(untested)}")
+    return listing
+
+
+def _hold_out(files: Files, notes: list[str]) -> Listing:
+    test_name = f"every {_HELD_OUT}th picture of a class"
+    test = {name: pictures[_HELD_OUT - 1 :: _HELD_OUT] for name, pictures in files.items()}
+    if not any(test.values()):
+        test_name = "the last picture of a class"
+        test = {name: pictures[1:][-1:] for name, pictures in files.items()}
+    train = {name: sorted({*pictures} - {*test[name]}) for name, pictures in files.items()}
+    return Listing(train, test, test_name, notes)
+
+
+def _check(root: Path, listing: Listing) -> None:
+    train, test = listing.train, listing.test
+    if len(train) < 2:
+        raise ValueError(f"{root} has the classes {_some([*train]) or 'none'}; give two or more")
+    if empty := [name for name, files in train.items() if not files]:
+        raise ValueError(
+            f"{root} has no pictures ({', '.join(ENDINGS)}) to train on in the class "
+            + "; ".join([_some(empty), *listing.notes])
+        )
+    if unknown := sorted(set(test) - set(train)):
+        raise ValueError(
+            f"{root} has in {listing.test_name} the class {_some(unknown)}, which train lacks"
+        )
+    if not any(test.values()):
+        raise ValueError(
+            f"{root} has no pictures to test on; give each class two or more, or a folder test"
+        )
+
+
+class _Tree:
+    """A folder that is read, with a count of what in it is not, by folder and by ending."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.unread: defaultdict[str, Counter[str]] = defaultdict(Counter)
+
+    def classes(self, folder: Path) -> Files:
+        """The pictures in every folder of a folder, and below."""
+        folders, files = _visible(folder)
+        self.leave_out(folder, files)
+        return {place.name: sorted(self._pictures(place, place)) for place in folders}
+
+    def _pictures(self, folder: Path, label: Path) -> list[Path]:
+        folders, files = _visible(folder)
+        pictures = [file for file in files if _is_picture(file)]
+        self.leave_out(label, [file for file in files if not _is_picture(file)])
+        for below in folders:
+            if below.is_symlink():  # it may lead in a circle
+                self.leave_out(label, [below])
+            else:
+                pictures += self._pictures(below, label)
+        return pictures
+
+    def leave_out(self, folder: Path, places: list[Path]) -> None:
+        """Counts what is not read."""
+        name = self.root.name if folder == self.root else str(folder.relative_to(self.root))
+        self.unread[name].update(place.suffix.lower() or "no ending" for place in places)
+
+    def notes(self) -> list[str]:
+        """As "30 files in cat are not read (.svg)", of a few folders, or of all together."""
+        unread = {name: kinds for name, kinds in self.unread.items() if kinds}
+        if len(unread) > _NAMED:
+            unread = {f"{len(unread)} folders": sum(unread.values(), Counter())}
+        return [
+            f"{kinds.total()} file{'s' * (kinds.total() > 1)} in {printable(name)} "
+            f"{'are' if kinds.total() > 1 else 'is'} not read ({_some(sorted(kinds))})"
+            for name, kinds in unread.items()
+        ]
+
+
+def _visible(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Folders and files in a folder, by name, without hidden ones and those that macOS leaves."""
+    folders: list[Path] = []
+    files: list[Path] = []
+    for place in sorted(folder.iterdir()):
+        if not place.name.startswith(".") and place.name != "__MACOSX":
+            (folders if place.is_dir() else files).append(place)
+    return folders, files
+
+
+def _holds_folders_alone(folder: Path) -> bool:
+    folders, files = _visible(folder)
+    return bool(folders) and not any(map(_is_picture, files))
+
+
+def _is_picture(file: Path) -> bool:
+    return file.suffix.lower() in ENDINGS
+
+
+def _some(names: list[str]) -> str:
+    """A few of the names, and how many more there are."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(map(printable, names[:_NAMED])) + more

@@ -1,0 +1,133 @@
+"""Killed at any moment and run again, a run ends bit for bit as one never stopped."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from interflow_jax.cli.training import StoppedError, StopSignals
+from tests.cli.conftest import folder_in, result_in
+
+# An augmenting dataset would need a network; every draw of augmentation is of (seed, epoch, step)
+# by tests/test_preprocessing.py.
+COMMAND = [
+    *(sys.executable, "-m", "experiments.run"),
+    *("--method=S1", "--depth=4", "--taps=2,3,4", "--width=0.0625", "--train_size=1024"),
+    *("--epochs=2", "--checkpoint_minutes=0.005"),
+]
+
+
+def start(out, **options):
+    return subprocess.Popen(
+        [*COMMAND, f"--out={out}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def never_stopped(tmp_path_factory):
+    """The result of a run never stopped."""
+    out = tmp_path_factory.mktemp("never_stopped")
+    process = start(out)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    return result_in(out, "S1")
+
+
+def kill_and_resume(moment, never_stopped, out):
+    """Kills a run at a moment, a function of the process; returns what the second one printed."""
+    process = start(out)
+    moment(process)
+    process.send_signal(signal.SIGKILL)
+    last_words, _ = process.communicate()
+    assert "run: stopped" not in last_words  # such as of other hosts, which there are none of
+    again = start(out)
+    output, _ = again.communicate()
+    assert again.returncode == 0, output
+    result = result_in(out, "S1")
+    for figure in ("fingerprint", "train_loss", "test_accuracy", "branch_accuracy", "weights"):
+        assert result[figure] == never_stopped[figure]
+    return process.returncode == -signal.SIGKILL, "taking up" in output
+
+
+def a_checkpoint_is_there(out):
+    """Waits until the run has saved one."""
+
+    def wait(process):
+        while not list(folder_in(out, "S1").glob("checkpoints/*.sha256.json")):
+            assert process.poll() is None
+            time.sleep(0.02)
+
+    return wait
+
+
+def test_killed_and_run_again(never_stopped, tmp_path):
+    outcome = kill_and_resume(a_checkpoint_is_there(tmp_path), never_stopped, tmp_path)
+    assert outcome == (True, True)
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_random_moments(never_stopped, tmp_path):
+    generator = random.Random(0)
+
+    def at_random(out):
+        """A moment between the run's start and its end, by its progress: clocks lie under load."""
+        folder = folder_in(out, "S1")
+        last = 2 * (16 + 1)  # the number of the last checkpoint: two epochs of 16 steps
+        target = generator.randrange(last)
+
+        def progress():
+            files = folder.glob("checkpoints/*.sha256.json")
+            return max((int(file.name.partition(".")[0]) for file in files), default=0)
+
+        def wait(process):
+            while process.poll() is None and not (folder / "config.json").exists():
+                time.sleep(0.01)
+            while process.poll() is None and progress() < target:
+                time.sleep(0.01)
+            time.sleep(generator.random() * 0.5)
+
+        return wait
+
+    outcomes = [
+        kill_and_resume(at_random(tmp_path / str(trial)), never_stopped, tmp_path / str(trial))
+        for trial in range(20)
+    ]
+    killed, resumed = (sum(flags) for flags in zip(*outcomes, strict=True))
+    print(f"20 of 20 ended bit for bit the same; {killed} were killed, {resumed} from a checkpoint")
+    assert killed >= 18  # one that ends while the moment is awaited cannot be killed
+    assert resumed >= 12
+
+
+def test_a_signal_saves_and_says_how_to_go_on(never_stopped, tmp_path):
+    process = start(tmp_path)
+    a_checkpoint_is_there(tmp_path)(process)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM, output
+    assert "to go on, run the same command again: python -m interflow_jax run" in output
+    again = start(tmp_path)
+    output, _ = again.communicate()
+    assert again.returncode == 0, output
+    assert "taking up" in output
+    assert result_in(tmp_path, "S1")["fingerprint"] == never_stopped["fingerprint"]
+
+
+def test_a_second_signal_ends_the_process():
+    before = signal.getsignal(signal.SIGINT)
+    with StopSignals() as stop:
+        stop.check()
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(StoppedError) as stopped:
+            stop.check()
+        assert stopped.value.signal == signal.SIGINT
+        for number in (signal.SIGINT, signal.SIGTERM):
+            assert signal.getsignal(number) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) == before

@@ -1,0 +1,377 @@
+"""The main command from end to end, in small."""
+
+import csv
+import json
+import os
+import shutil
+import socket
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto import event_pb2
+
+from experiments import run
+from interflow_jax import optimizer, trainer
+from interflow_jax.checkpoints import Checkpoints, UnwritableError
+from interflow_jax.cli import charts, data, single
+from interflow_jax.cli.files import LockedError
+from interflow_jax.cli.folder import RunFolder
+from interflow_jax.cli.main import LOCKED
+from interflow_jax.cli.stopping import StoppedError, StopSignals
+from interflow_jax.cli.training import TrainingRun
+from interflow_jax.data import batches, splits
+from tests.cli.conftest import SMALL, folder_in, result_in
+
+CONTRACT = {
+    *("method", "dataset", "seed", "epochs", "depth", "width", "train_size", "test_accuracy"),
+    *("branch_accuracy", "branches", "weights", "train_seconds", "images_per_second", "device"),
+    *("versions", "command", "finished"),
+}
+
+
+def test_the_result_keeps_the_contract(finished):
+    result = result_in(finished)
+    assert set(result) >= CONTRACT
+    assert (result["method"], result["dataset"], result["seed"]) == ("S3", "fashion_mini", 0)
+    assert (result["epochs"], result["depth"], result["width"]) == (2, 5, 0.0625)
+    assert (result["train_size"], result["test_examples"]) == (256, 1000)
+    assert result["branches"] == [3, 4, 5]
+    assert np.shape(result["weights"]) == (3, 10)
+    assert len(result["branch_accuracy"]) == 3
+    assert result["command"].startswith("python -m interflow_jax run --method=S3")
+
+
+def test_csv_and_events_have_the_same_figures(finished):
+    folder = folder_in(finished)
+    rows = list(csv.DictReader((folder / "metrics.csv").open()))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    result = result_in(finished)
+    assert float(rows[-1]["test_accuracy"]) == result["test_accuracy"]
+    assert [float(rows[-1][f"branch_accuracy/{tap}"]) for tap in (3, 4, 5)] == result[
+        "branch_accuracy"
+    ]
+    assert float(rows[-1]["weights/5/4"]) == result["weights"][2][4]
+    (file,) = (folder / "events").iterdir()
+    scalars = {}
+    for event in read_events(file):
+        for value in event.summary.value:
+            scalars[event.step, value.tag] = value.simple_value
+    for row in rows:
+        for name, value in row.items():
+            if name != "epoch":
+                np.testing.assert_allclose(
+                    scalars[int(row["epoch"]), name], float(value), rtol=1e-6
+                )
+
+
+def read_events(file):
+    """TensorBoard's records: length (8 bytes), its checksum (4), the event, its checksum (4)."""
+    content = file.read_bytes()
+    position = 0
+    while position < len(content):
+        length = int.from_bytes(content[position : position + 8], "little")
+        event = event_pb2.Event()  # pyright: ignore[reportAttributeAccessIssue]
+        event.ParseFromString(content[position + 12 : position + 12 + length])
+        yield event
+        position += 12 + length + 4
+
+
+@pytest.mark.parametrize("name", ["learning_curves", "branch_accuracy", "fusion_weights"])
+def test_pictures_are_drawn(finished, name):
+    with Image.open(folder_in(finished) / "pictures" / f"{name}.png") as picture:
+        assert min(picture.size) > 200
+        extremes = picture.convert("L").getextrema()
+    assert extremes == (0, 255)
+
+
+def test_a_finished_run_returns_at_once(finished, monkeypatch, capsys):
+    monkeypatch.setattr(single, "Trainer", None)
+    assert run.main([*SMALL, f"--out={finished}"]) == 0
+    accuracy = result_in(finished)["test_accuracy"]
+    assert f"{accuracy:.2f}% of 1,000 test images" in capsys.readouterr().out
+
+
+def test_metrics_that_a_kill_left_unwritten_are_written(finished, tmp_path):
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    folder = folder_in(tmp_path)
+    (folder / "result.json").unlink()
+    (folder / "metrics.csv").unlink()
+    assert run.main([*SMALL, f"--out={tmp_path}"]) == 0
+    expected = (folder_in(finished) / "metrics.csv").read_text()
+    assert (folder / "metrics.csv").read_text() == expected
+
+
+def test_a_command_corrected_before_any_work_may_use_the_folder(tmp_path, capsys):
+    folder = RunFolder(tmp_path)
+    folder.claim({"batch_size": 1}, {})
+    folder.claim({"batch_size": 2}, {})
+    assert folder.fact("configuration") == {"batch_size": 2}
+    assert run.main([*SMALL, "--train_size=32", f"--out={tmp_path / 'runs'}"]) == 2
+    assert "--batch_size=64 is more than the 32 training examples" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_another_configuration_is_refused_with_the_difference(finished, capsys):
+    before = (folder_in(finished) / "config.json").read_text()
+    assert run.main([*SMALL, "--batch_size=32", f"--out={finished}"]) == 2
+    error = capsys.readouterr().err
+    assert "batch_size 64 there, 32 asked for" in error
+    assert len(error.splitlines()) == 1
+    assert (folder_in(finished) / "config.json").read_text() == before
+
+
+def test_seeds_run_one_after_the_other_and_skip_the_finished(tmp_path, capsys, monkeypatch):
+    flags = ["--method=Normal", "--depth=4", "--width=0.0625", "--train_size=64", "--epochs=1"]
+    out = f"--out={tmp_path}"
+    assert run.main([*flags, "--seed=1", out]) == 0
+    trained = []
+    resume = TrainingRun.resume
+    monkeypatch.setattr(
+        TrainingRun, "resume", lambda self, say: (trained.append(self.seed), resume(self, say))
+    )
+    assert run.main([*flags, "--seeds=0,1,2", out]) == 0
+    assert trained == [0, 2]
+    results = [result_in(tmp_path, "Normal", seed) for seed in range(3)]
+    accuracies = [result["test_accuracy"] for result in results]
+    assert len({result["fingerprint"] for result in results}) == 3
+    expected = f"3 seeds: {np.mean(accuracies):.2f} ± {np.std(accuracies, ddof=1):.2f}%"
+    assert expected in capsys.readouterr().out
+
+
+def test_baselines_train_on_the_losses_of_all_branches_and_predict_from_the_last(tmp_path):
+    flags = ["--depth=4", "--taps=2,4", "--width=0.0625", "--train_size=64", "--epochs=1"]
+    for method in ("Aux", "DSN"):
+        assert run.main([f"--method={method}", *flags, f"--out={tmp_path}"]) == 0
+    results = [result_in(tmp_path, method) for method in ("Aux", "DSN")]
+    for result in results:
+        assert result["weights"] == [0, 1]
+        assert result["test_accuracy"] == result["branch_accuracy"][-1]
+    # From one start and on the same images, only the weight of the other branch's loss differs.
+    assert results[0]["train_loss"] == results[1]["train_loss"]
+    assert results[0]["fingerprint"] != results[1]["fingerprint"]
+
+
+def test_streaming_trains_as_data_on_the_device_does(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(batches, "fits", lambda nbytes: False)
+    assert run.main([*SMALL, f"--out={tmp_path}"]) == 0
+    streamed, resident = result_in(tmp_path), result_in(finished)
+    assert streamed["mean"] == resident["mean"]
+    np.testing.assert_allclose(streamed["train_loss"], resident["train_loss"], rtol=1e-4)
+    np.testing.assert_allclose(streamed["weights"], resident["weights"], atol=1e-4)
+
+
+def test_a_resumed_run_reads_no_split_for_its_statistics(tmp_path, monkeypatch):
+    monkeypatch.setattr(batches, "fits", lambda nbytes: False)
+    evaluate = trainer.Trainer.evaluate
+
+    def signalled(self, *arguments):
+        raise StoppedError(15)
+
+    monkeypatch.setattr(trainer.Trainer, "evaluate", signalled)
+    assert run.main([*SMALL, f"--out={tmp_path}"]) == 128 + 15
+    monkeypatch.setattr(trainer.Trainer, "evaluate", evaluate)
+    monkeypatch.setattr(splits, "channel_statistics", None)
+    assert run.main([*SMALL, f"--out={tmp_path}"]) == 0
+    assert result_in(tmp_path)["mean"] == [pytest.approx(0.286, abs=0.02)]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: allocating 9 bytes\nat x")],
+)
+@pytest.mark.parametrize("place", ["__init__", "dispatches"])
+def test_too_little_memory_is_told_as_such(error, place, tmp_path, monkeypatch, capsys):
+    def too_large(*_, **__):
+        raise error
+
+    monkeypatch.setattr(trainer.Trainer, place, too_large)
+    assert run.main([*SMALL, f"--out={tmp_path}"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("run: stopped: out of memory (")
+    assert "smaller --batch_size, --width or --train_size" in line
+    assert "delete" not in line
+
+
+def test_held_out_examples_are_only_measured(finished, tmp_path):
+    result = result_in(finished)
+    assert result["validation_examples"] == 25  # a tenth of 256
+    assert 0 <= result["validation_accuracy"] <= 100
+    assert run.main([*SMALL, "--train_size=6000", "--epochs=1", f"--out={tmp_path}"]) == 0
+    whole = result_in(tmp_path)
+    assert (whole["validation_accuracy"], whole["validation_examples"]) == (None, None)
+
+
+def test_a_run_begun_before_validation_was_measured_goes_on_without(
+    finished, tmp_path, monkeypatch
+):
+    record, train_epoch = TrainingRun._record, TrainingRun.train_epoch
+
+    def without_validation(self, stop):
+        figures = record(self, stop)
+        del figures["validation_accuracy"]
+        return figures
+
+    def one_epoch(self, *arguments):
+        if self.position.epoch == 1:
+            raise StoppedError(15)
+        train_epoch(self, *arguments)
+
+    with monkeypatch.context() as older:
+        older.setattr(TrainingRun, "_record", without_validation)
+        older.setattr(TrainingRun, "train_epoch", one_epoch)
+        assert run.main([*SMALL, f"--out={tmp_path}"]) == 128 + 15
+    assert run.main([*SMALL, f"--out={tmp_path}"]) == 0
+    assert result_in(tmp_path)["validation_accuracy"] is None
+    assert result_in(tmp_path)["fingerprint"] == result_in(finished)["fingerprint"]
+
+
+def test_a_folder_that_is_older_than_a_flag_had_its_default(finished, tmp_path, capsys):
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    config = folder_in(copy) / "config.json"
+    facts = json.loads(config.read_text())
+    for flag in ("optimizer", "learning_rate", "schedule", "auxiliary_mean"):
+        del facts["configuration"][flag]
+    config.write_text(json.dumps(facts))
+    assert run.main([*SMALL, f"--out={copy}"]) == 0
+    assert run.main([*SMALL, "--learning_rate=0.01", f"--out={copy}"]) == 2
+    assert "learning_rate 0.001 there, 0.01 asked for" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(
+    finished, tmp_path, monkeypatch, capsys
+):
+    out = f"--out={tmp_path}"
+    with monkeypatch.context() as broken:
+        # The first epoch trains as it should; then a rate that no training survives.
+        original = optimizer.optax.piecewise_constant_schedule
+
+        def exploding(rate, boundaries):
+            schedule = original(rate, boundaries)
+            return lambda step: schedule(step) * (1.0 + 1e30 * (step >= 4))
+
+        broken.setattr(optimizer.optax, "piecewise_constant_schedule", exploding)
+        assert run.main([*SMALL, out]) == 1
+    error = capsys.readouterr().err
+    assert "run: stopped: the loss is" in error
+    assert "in epoch 2, step " in error
+    assert not (folder_in(tmp_path) / "result.json").exists()
+    assert run.main([*SMALL, out]) == 0
+    assert "after epoch 1, step 0 of 4" in capsys.readouterr().out
+    assert result_in(tmp_path)["fingerprint"] == result_in(finished)["fingerprint"]
+
+
+def test_a_disk_that_is_full_for_a_while_loses_nothing(finished, tmp_path, monkeypatch, capsys):
+    out = f"--out={tmp_path}"
+    with monkeypatch.context() as full:
+
+        def no_space(*_):
+            raise UnwritableError("No space left on device")
+
+        full.setattr(Checkpoints, "save", no_space)
+        assert run.main([*SMALL, out]) == 1
+    said = capsys.readouterr()
+    assert said.out.count("could not save a checkpoint (No space left on device)") == 2
+    assert "make room and run the same command again" in said.err
+    assert run.main([*SMALL, out]) == 0
+    assert result_in(tmp_path)["fingerprint"] == result_in(finished)["fingerprint"]
+
+
+def test_events_that_a_full_disk_refuses_are_written_later(finished, tmp_path, monkeypatch, capsys):
+    write, refused = EventsWriter.write_event, []
+
+    def full_in_the_first_epoch(writer, event):
+        if event.step == 1 and not refused:
+            refused.append(event)
+            raise OSError("No space left on device")
+        return write(writer, event)
+
+    monkeypatch.setattr(EventsWriter, "write_event", full_in_the_first_epoch)
+    assert run.main([*SMALL, f"--out={tmp_path}"]) == 0
+    assert "could not write the metrics (No space left on device)" in capsys.readouterr().out
+    there, whole = (
+        [
+            (event.step, value.tag, value.simple_value)
+            for file in (folder_in(out) / "events").iterdir()
+            for event in read_events(file)
+            for value in event.summary.value
+            if value.tag != "images_per_second"
+        ]
+        for out in (tmp_path, finished)
+    )
+    assert there == whole
+
+
+def test_a_signal_whose_state_cannot_be_saved_says_so(tmp_path, monkeypatch, capsys):
+    def no_space(*_):
+        raise UnwritableError("No space left on device")
+
+    def signalled(self, *_):
+        raise StoppedError(15)
+
+    monkeypatch.setattr(Checkpoints, "save", no_space)
+    monkeypatch.setattr(StopSignals, "check", signalled)
+    assert run.main([*SMALL, f"--out={tmp_path}"]) == 128 + 15
+    said = capsys.readouterr().out
+    assert "stopped, but the last state could not be saved" in said
+    assert "stopped and saved" not in said
+
+
+def test_a_run_is_held_until_its_result_is_written(tmp_path, monkeypatch):
+    folder, draw = RunFolder(folder_in(tmp_path)), charts.draw
+
+    def beside_another(*arguments):
+        with pytest.raises(LockedError), folder.locked():
+            pass
+        with pytest.raises(LockedError):
+            folder.claim({}, {})
+        return draw(*arguments)
+
+    monkeypatch.setattr(charts, "draw", beside_another)
+    assert run.main([*SMALL, f"--out={tmp_path}"]) == 0
+
+
+def test_one_process_at_a_time_trains_in_a_folder(tmp_path, capsys):
+    folder = folder_in(tmp_path)
+    folder.mkdir(parents=True)
+    with RunFolder(folder).locked():
+        assert run.main([*SMALL, f"--out={tmp_path}"]) == LOCKED
+    said = capsys.readouterr().err
+    assert f"process {os.getpid()} on {socket.gethostname()} is training in {folder}" in said
+    with RunFolder(folder).locked():
+        pass
+
+
+def test_folders_are_checked_before_a_download(tmp_path, monkeypatch, capsys):
+    def download(*_):
+        raise AssertionError("downloads first")
+
+    monkeypatch.setattr(data, "prepare", download)
+    (tmp_path / "file").write_text("")
+    flags = ["--dataset=mnist", f"--data_dir={tmp_path}", f"--out={tmp_path / 'file'}"]
+    assert run.main(flags) == 2
+    assert "cannot write to" in capsys.readouterr().err
+
+
+def test_broken_prepared_files_are_one_error(tmp_path, capsys):
+    folder = tmp_path / "mnist" / "3.0.1"
+    folder.mkdir(parents=True)
+    (folder / "dataset_info.json").write_text("{broken")
+    flags = ["--dataset=mnist", f"--data_dir={tmp_path}", f"--out={tmp_path / 'runs'}"]
+    assert run.main(flags) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("run: error: mnist cannot be read")
+    assert "interflow prepare --dataset=mnist" in line
+
+
+def test_checkpoints_that_cannot_be_read_are_not_thrown_away(finished, tmp_path, capsys):
+    folder = folder_in(tmp_path)
+    folder.mkdir(parents=True)
+    config = json.loads((folder_in(finished) / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "checkpoints" / "5").mkdir(parents=True)
+    assert run.main([*SMALL, f"--out={tmp_path}"]) == 1
+    assert "can be read" in capsys.readouterr().err
+    assert (folder / "checkpoints" / "5").exists()
