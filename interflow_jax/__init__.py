@@ -12,6 +12,7 @@ from interflow_jax.early_exit import EarlyExit, Exits, confidence
 from interflow_jax.export import load_exported, load_safetensors, to_safetensors, to_stablehlo
 from interflow_jax.fusion import Fusion, fit_fusion
 from interflow_jax.methods import BASELINES, METHODS, Method, default_taps
+from interflow_jax.metrics import EvalMetrics, TrainMetrics
 from interflow_jax.model import Interflow, Prediction
 from interflow_jax.networks import load_network, network_layers
 from interflow_jax.ops.convolution import conv3x3, cpu_compiler_options
@@ -32,6 +33,7 @@ __all__ = [
     "BASELINES",
     "METHODS",
     "EarlyExit",
+    "EvalMetrics",
     "ExitFrontier",
     "Exits",
     "Fusion",
@@ -43,6 +45,7 @@ __all__ = [
     "Prediction",
     "StrideVGG",
     "Taps",
+    "TrainMetrics",
     "TrainState",
     "TrainedRun",
     "Trainer",

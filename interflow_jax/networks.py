@@ -60,7 +60,8 @@ def recorded_network(
     if name == "vgg":
         if given not in (None, "vgg"):
             raise ValueError(
-                f"backbone is {_shown(given)}, but the run's is the paper's own network"
+                f"backbone is {_shown(given)}, but the run's is the paper's own network: leave it "
+                "out"
             )
         return None
     if given is None and not trust_code:

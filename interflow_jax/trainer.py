@@ -80,9 +80,9 @@ class Trainer:
 
         Raises:
           ValueError: for a batch size that is not a multiple of the number of devices or exceeds
-            the training split, what is no optimiser, a model that
-            returns no `Prediction`, draws to predict, has fewer classes than the dataset or not one
-            label per branch, labels that are no class's, or pretrained variables that do not fit.
+            the training split, epochs below 1, what is no optimiser, a model that returns no
+            `Prediction`, draws to predict, has fewer classes than the dataset or not one label per
+            branch, labels that are no class's, or pretrained variables that do not fit.
           splits.UnreadableExamplesError: for data that cannot be read.
         """
         self.mesh = batches.device_mesh()
@@ -91,6 +91,8 @@ class Trainer:
                 f"batch_size is {batch_size}; it must be a multiple of the {self.mesh.size} "
                 f"device(s), at most the {len(dataset.train)} training examples"
             )
+        if epochs is not None and epochs < 1:
+            raise ValueError(f"epochs is {epochs}; choose 1 or more")
         self.steps = len(dataset.train) // batch_size
         if optimizer is None:
             if epochs is None:
@@ -299,8 +301,8 @@ def _branch_labels(model: nn.Module, prediction: Any, dataset: Dataset) -> tuple
             f"the model tells {classes} classes apart; {dataset.name} has "
             f"{len(dataset.class_names)}: build it for as many"
         )
-    labels = getattr(model, "labels", None)
-    labels = tuple(range(1, branches + 1) if labels is None else labels)
+    labels = getattr(model, "labels", None)  # which may be another thing: a field of the model
+    labels = tuple(labels if isinstance(labels, list | tuple) else range(1, branches + 1))
     if len(labels) != branches:
         raise ValueError(f"labels are {labels} for {branches} branches; give one each, or none")
     return labels

@@ -105,7 +105,7 @@ class Depths:
         self.models = [truncate(run.model, run.variables, count, image) for count in counts]
         self.operations = [operations(*model, run.image_shape) for model in self.models]
         # A backbone without parts computes the cut models one after another, each from the images.
-        segmented = hasattr(run.model.backbone, "segments")
+        segmented = callable(getattr(run.model.backbone, "segments", None))
         self.spent = self.operations if segmented else np.cumsum(self.operations).tolist()
         self.logits = lru_cache(self._uncached_logits)
 
