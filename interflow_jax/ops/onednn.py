@@ -31,7 +31,7 @@ def hint() -> str | None:
     """One line on what installing it would bring; None where it is installed, or for no CPU."""
     if package() or jax.default_backend() != "cpu" or platform.machine() != "x86_64":
         return None
-    return f"With oneDNN, narrow networks train about 1.5 times as fast on this CPU: {INSTALL}"
+    return f"With oneDNN, narrow networks train faster on a CPU (docs/speed.md): {INSTALL}"
 
 
 def pays(
