@@ -17,8 +17,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from experiments.sweep.commands import Job
+from experiments.sweep.commands import in_words
 from interflow_jax.cli.config import RunConfig
+from interflow_jax.cli.folder import RunFolder
 from interflow_jax.cli.main import LOCKED
 from interflow_jax.cli.stopping import StopSignals
 
@@ -46,56 +47,56 @@ class Pool(Protocol):
 
 
 def work(
-    jobs: list[Job],
+    runs: list[RunConfig],
     pool: Pool,
     say: Callable[[str], None],
     to_go: Callable[[list[RunConfig]], str],
 ) -> list[Failed]:
-    """Does jobs in a pool, in order; returns the runs that failed.
+    """Does runs in a pool, in order; returns those that failed.
 
     Args:
       to_go: how long runs that are left will take, in words.
     """
-    total = sum(len(job.runs) for job in jobs)
-    queue = deque(jobs)
-    running: dict[Any, Job] = {}
+    queue = deque(runs)
+    running: dict[Any, RunConfig] = {}
     failed: list[Failed] = []
     deaths: Counter[tuple[Path, int]] = Counter()
-    locked_since: dict[Job, float] = {}
+    locked_since: dict[RunConfig, float] = {}
+
+    def end(run: RunConfig, status: int) -> None:
+        """Says how a run ended."""
+        if status == 0:
+            say(f"{in_words(run)}: finished")
+        else:
+            reason = _reason(run.folder() / "output.txt", status)
+            say(f"  failed: {run.folder()}: {reason}")
+            failed.append((run, reason))
+
     with StopSignals() as stop:
         try:
             while queue or running:
                 while queue and len(running) < pool.slots:
-                    job = queue.popleft()
-                    folder = job.folder().path
-                    folder.mkdir(parents=True, exist_ok=True)
-                    running[pool.start(job.config.arguments(), folder / "output.txt")] = job
+                    run = queue.popleft()
+                    run.folder().mkdir(parents=True, exist_ok=True)
+                    running[pool.start(run.arguments(), run.folder() / "output.txt")] = run
                 for handle, status in pool.ended(list(running)):
-                    job = running.pop(handle)
-                    folder = job.folder()
+                    run = running.pop(handle)
                     if status == LOCKED:
-                        since = locked_since.setdefault(job, time.monotonic())
+                        since = locked_since.setdefault(run, time.monotonic())
                         if time.monotonic() - since < LOCK_SECONDS:
-                            queue.append(job)
+                            queue.append(run)
                             time.sleep(1)
                             continue
-                    if status < 0 or status > 128:
-                        place = folder.path, folder.newest_checkpoint()
+                    if _is_death(status):
+                        place = run.folder(), RunFolder(run.folder()).newest_checkpoint()
                         deaths[place] += 1
                         if deaths[place] < DEATHS:
-                            say(f"{job}: ended by a signal; starting it again")
-                            queue.appendleft(job)
+                            say(f"{in_words(run)}: ended by a signal; starting it again")
+                            queue.appendleft(run)
                             continue
-                    if status == 0:
-                        say(f"{job}: finished")
-                    else:
-                        reason = _reason(folder.path / "output.txt", status)
-                        say(f"  failed: {folder.path}: {reason}")
-                        failed.append(((job.left() or job.runs[-1:])[0], reason))
-                        if rest := job.without_first():
-                            queue.appendleft(rest)
-                    left = [run for job in (*running.values(), *queue) for run in job.left()]
-                    done = f"[{total - len(left)}/{total}]"
+                    end(run, status)
+                    left = [*running.values(), *queue]
+                    done = f"[{len(runs) - len(left)}/{len(runs)}]"
                     say(f"{done}; {to_go(left)}" if left else done)
                 stop.check()
         finally:
@@ -104,11 +105,15 @@ def work(
                 pool.interrupt(list(running))
             while running:
                 for handle, status in pool.ended(list(running)):
-                    folder = running.pop(handle).folder()
-                    if 0 < status < 128:
-                        reason = _reason(folder.path / "output.txt", status)
-                        say(f"  failed: {folder.path}: {reason}")
+                    run = running.pop(handle)
+                    if not _is_death(status):
+                        end(run, status)
     return failed
+
+
+def _is_death(status: int) -> bool:
+    """Whether a signal ended a process, which it may have told by its exit status."""
+    return status < 0 or status > 128
 
 
 def _reason(output: Path, status: int) -> str:

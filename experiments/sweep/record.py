@@ -5,6 +5,7 @@ One line per run: `run`, the name of its folder below OUT/runs; the fields of it
 `pandas.read_json("results/runs.jsonl", lines=True)`.
 """
 
+import contextlib
 import csv
 import fcntl
 import json
@@ -55,21 +56,44 @@ def unfinished(configs: Iterable[RunConfig], lines: Iterable[dict[str, Any]]) ->
 def _lines(file: Path) -> dict[str, dict[str, Any]]:
     """The lines of runs.jsonl by run name; none without the file."""
     runs = {}
-    try:
+    with _named(f"{file} cannot be read", "restore it, or move it away"):
         text = file.read_text().splitlines() if file.exists() else []
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file} cannot be read ({error}); restore it, or move it away") from error
+    remedy = "the others are whole: mend that line, or move it to another file"
     for number, line in enumerate(text, start=1):
-        try:
+        with _named(f"{file}, line {number}, is not a run", remedy):
             run = json.loads(line)
             _check(run)
             runs[run["run"]] = run
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            raise ValueError(
-                f"{file}, line {number}, is not a run ({error!r:.100}); the others are whole: mend "
-                "that line, or move it to another file"
-            ) from error
     return runs
+
+
+def _folders(runs: Path) -> dict[str, dict[str, Any]]:
+    """The finished run folders below RUNS, as lines by run name."""
+    lines = {}
+    for place, folders, files in os.walk(runs):
+        if "result.json" in files:
+            folders.clear()
+            folder = Path(place)
+            lines[str(folder.relative_to(runs))] = _line(folder, runs)
+    return lines
+
+
+def _line(folder: Path, runs: Path) -> dict[str, Any]:
+    remedy = "move it away, and the same command makes it again"
+    result = read_json(folder / "result.json", remedy)
+    with _named(f"{folder / 'result.json'} is not a run's", remedy):
+        _check(result)
+    metrics, history = folder / "metrics.csv", []
+    with _named(f"{metrics} is not a run's", remedy):
+        if metrics.exists():
+            rows = csv.DictReader(metrics.read_text().splitlines())
+            history = [{name: float(value) for name, value in row.items()} for row in rows]
+            history = [row | {"epoch": int(row["epoch"])} for row in history]
+            history[-1]["test_accuracy"]  # it has epochs, and this figure
+    line = {"run": str(folder.relative_to(runs)), **result, "history": history}
+    if (folder / f"{EXITS}.json").exists():
+        line[EXITS] = read_json(folder / f"{EXITS}.json", "move it away to measure it again")
+    return line
 
 
 _FIGURES: dict[str, Any] = {
@@ -94,39 +118,10 @@ def _check(run: dict[str, Any]) -> None:
         raise ValueError("branches and weights are not as many")
 
 
-def _folders(runs: Path) -> dict[str, dict[str, Any]]:
-    return {str(folder.relative_to(runs)): _line(folder, runs) for folder in _finished(runs)}
-
-
-def _finished(runs: Path) -> Iterator[Path]:
-    for place, folders, files in os.walk(runs):
-        if "result.json" in files:
-            folders.clear()
-            yield Path(place)
-
-
-def _line(folder: Path, runs: Path) -> dict[str, Any]:
-    remedy = "move it away, and the same command makes it again"
-    result = read_json(folder / "result.json", remedy)
+@contextlib.contextmanager
+def _named(wrong: str, remedy: str) -> Iterator[None]:
+    """Makes whatever damage the block finds a ValueError that says what is wrong."""
     try:
-        _check(result)
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{folder / 'result.json'} is not a run's ({error!r:.150}); {remedy}"
-        ) from error
-    metrics = folder / "metrics.csv"
-    try:
-        rows = list(csv.DictReader(metrics.read_text().splitlines())) if metrics.exists() else []
-        if metrics.exists() and not rows:
-            raise ValueError("it has no epochs")
-        history = [
-            {name: float(value) for name, value in row.items()}
-            | {"epoch": int(row["epoch"]), "test_accuracy": float(row["test_accuracy"])}
-            for row in rows
-        ]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, csv.Error) as error:
-        raise ValueError(f"{metrics} is not a run's ({error!r:.100}); {remedy}") from error
-    line = {"run": str(folder.relative_to(runs)), **result, "history": history}
-    if (folder / f"{EXITS}.json").exists():
-        line[EXITS] = read_json(folder / f"{EXITS}.json", "move it away to measure it again")
-    return line
+        yield
+    except Exception as error:  # whatever its contents make Python and json raise
+        raise ValueError(f"{wrong} ({error!r:.150}); {remedy}") from error

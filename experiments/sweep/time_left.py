@@ -1,6 +1,6 @@
-"""How long unfinished runs will take, judging by finished ones."""
+"""How long unfinished runs will train, judging by finished runs of the same kind."""
 
-from functools import lru_cache
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -9,61 +9,38 @@ from experiments.sweep.commands import command
 from experiments.sweep.record import read, unfinished
 from interflow_jax.cli.config import RunConfig, recorded
 from interflow_jax.cli.console import duration
-from interflow_jax.config import VGG, ModelConfig
 from interflow_jax.data.recipes import recipe
-from interflow_jax.vgg import forward_flops
-
-_EVALUATION = 1 / 3  # of a training step's work: the forward pass
 
 
 class Paces:
-    """What finished runs tell of how long others take.
-
-    Runs that differ only by seed come first; else others of the paper's backbone are scaled by the
-    operations of their convolutions.
-    """
+    """What finished runs tell of how long others of the same model, data and batch size train."""
 
     def __init__(self, lines: list[dict[str, Any]]):
-        self._alike: dict[RunConfig, list[float]] = {}
-        self._by_operations = []
+        self._per_epoch: dict[object, list[float]] = {}
         for line in lines:
-            rate, config = line.get("images_per_second"), recorded(line)
-            if rate:
-                self._alike.setdefault(_kind(config), []).append(rate)
-                if config.model.backbone == VGG and recipe(config.data.dataset).image_shape:
-                    self._by_operations.append(rate * _flops(config))
+            if seconds := line.get("train_seconds"):
+                config = recorded(line)
+                paces = self._per_epoch.setdefault(_kind(config), [])
+                paces.append(seconds / config.epochs())
 
     def seconds(self, config: RunConfig) -> float | None:
-        """Seconds of a run; None where nothing was measured, or its dataset's size is not known.
-
-        Startup, compilation and what an interrupted run has already done are not counted.
-        """
-        known = recipe(config.data.dataset)
-        if known.train_examples is None or known.test_examples is None:
-            return None
-        train = config.data.train_size or known.train_examples
-        images = train + _EVALUATION * known.test_examples
-        if rates := self._alike.get(_kind(config)):
-            rate = median(rates)
-        elif self._by_operations and config.model.backbone == VGG:
-            rate = median(self._by_operations) / _flops(config)
-        else:
-            return None
-        return config.epochs() * images / rate
+        """Seconds that a run trains, without startup and evaluation; None where none is alike."""
+        paces = self._per_epoch.get(_kind(config))
+        return median(paces) * config.epochs() if paces else None
 
     def to_go(self, runs: list[RunConfig], workers: int) -> str:
-        """How long runs will take on so many workers, in words."""
+        """How long runs will train on so many workers, in words."""
         seconds = [self.seconds(run) for run in runs]
         known = [value for value in seconds if value is not None]
         if not known:
             return f"{len(runs)} to go, for an unknown time"
         mean = sum(known) / len(known)
         total = sum(mean if value is None else value for value in seconds)
-        return f"about {duration(total / min(workers, len(runs)))} to go"
+        return f"about {duration(total / min(workers, len(runs)))} of training to go"
 
 
 def listing(configs: list[RunConfig], out: Path) -> str:
-    """What would run, and how long it will take on one worker."""
+    """What would run, and how long it will train on one worker."""
     lines = read(out)
     paces, todo = Paces(lines), unfinished(configs, lines)
     text = []
@@ -77,21 +54,7 @@ def listing(configs: list[RunConfig], out: Path) -> str:
     return "\n".join(text)
 
 
-def _kind(config: RunConfig) -> RunConfig:
-    """What runs that differ only by seed have in common."""
+def _kind(config: RunConfig) -> tuple[object, ...]:
     size = config.data.train_size or recipe(config.data.dataset).train_examples
-    taps = config.model.resolved_taps()
-    places = RunConfig().places
-    kind = config.replace(seed=0, epochs=None, taps=taps, train_size=size)
-    return RunConfig(kind.model, kind.data, kind.training, places)
-
-
-def _flops(config: RunConfig) -> float:
-    height, width, channels = recipe(config.data.dataset).image_shape or (32, 32, 3)
-    size = config.data.image_size
-    return _backbone_flops(config.model, (size or height, size or width, channels))
-
-
-@lru_cache
-def _backbone_flops(model: ModelConfig, image_shape: tuple[int, int, int]) -> float:
-    return forward_flops(model.build(num_classes=2).backbone, image_shape)
+    model = replace(config.model, taps=config.model.resolved_taps())
+    return model, replace(config.data, train_size=size), config.training.batch_size

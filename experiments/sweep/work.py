@@ -47,46 +47,40 @@ def carry_out(
         there are not.
       StoppedError: after a signal, once every run has saved and ended.
     """
-    make_pool = _pool(workers, cpus, runs_per_gpu)
     check(configs)
     lines = record.read(out)
     todo = [commands.placed(run, out / "runs") for run in record.unfinished(configs, lines)]
+    say, count = partial(print, flush=True), len(set(configs))
+    if not todo:
+        say(f"{title}: {count} runs, none to do")
+        return []
     for run in todo:
         RunFolder(run.folder()).check(run.identity())
+    processes = _pool(workers, cpus, runs_per_gpu)
     sizes = {}
     for run in todo:
         place = run.data.dataset, run.places.data_dir, run.data.image_size
         if place not in sizes:
             sizes[place] = len(data.load(*place).train)
         check_sizes(run, sizes[place])
-    paces = Paces(lines)
-    jobs = commands.jobs(todo, shared=workers in (None, 1))
-    jobs.sort(key=lambda job: -sum(paces.seconds(run) or 0 for run in job.runs))
-    say = partial(print, flush=True)
-    if not todo:
-        say(f"{title}: {len(set(configs))} runs, none to do")
-        return []
     writable(out)
-    processes = make_pool()
-    left = partial(paces.to_go, workers=min(processes.slots, len(jobs)))
-    say(f"{title}: {len(set(configs))} runs, {len(todo)} to do; {left(todo)}")
+    paces = Paces(lines)
+    left = partial(paces.to_go, workers=min(processes.slots, len(todo)))
+    say(f"{title}: {count} runs, {len(todo)} to do; {left(todo)}")
+    todo.sort(key=lambda run: -(paces.seconds(run) or 0))
     try:
-        failed = pool.work(jobs, processes, say, left)
+        return pool.work(todo, processes, say, left)
     finally:
         try:
             record.write(out)
         except OSError as error:
             print(f"could not write {out / 'runs.jsonl'} ({error})", file=sys.stderr)
-    for run, reason in failed:
-        print(f"failed: {run.folder()}: {reason}", file=sys.stderr)
-    return failed
 
 
-def _pool(workers: Workers, cpus: int | None, runs_per_gpu: int) -> partial:
-    """What makes the pool; raises ValueError if it cannot be made."""
+def _pool(workers: Workers, cpus: int | None, runs_per_gpu: int) -> pool.Pool:
+    """Where runs train; raises ValueError if it cannot be had."""
     if workers != "ray":
-        processes = pool.LocalPool(int(workers or 1))
-        return partial(lambda: processes)
+        return pool.LocalPool(int(workers or 1))
     try:
         from experiments.sweep.ray_pool import RayPool
     except ImportError as error:
@@ -94,4 +88,4 @@ def _pool(workers: Workers, cpus: int | None, runs_per_gpu: int) -> partial:
     # Before anything asks for devices: JAX would take most of a GPU's memory for this process,
     # which trains nothing.
     jax.config.update("jax_platforms", "cpu")
-    return partial(RayPool, cpus, runs_per_gpu)
+    return RayPool(cpus, runs_per_gpu)

@@ -1,6 +1,7 @@
 """Not in the paper: the methods at their own best learning rates, with seeds not used to choose."""
 
 from experiments.tables import rates
+from experiments.tables.presets import grid
 from experiments.tables.table3 import compared
 
 TITLE = "Not in the paper: the methods at their own best learning rates"
@@ -11,8 +12,8 @@ CHOOSE = "rates", rates.SEEDS
 NOTE = "The rates are those that `--table=rates` chose on held-out examples, with other seeds."
 
 
-def recipes(base, methods=("Normal", "S1", "S3", "DSN"), learning_rates=rates.RATES):
-    return rates.recipes(base, dict.fromkeys(("Normal", *methods)), learning_rates)
+def recipes(base):
+    return grid(base, method=("Normal", "S1", "S3", "DSN"), learning_rate=rates.RATES)
 
 
 def report(runs):

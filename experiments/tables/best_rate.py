@@ -5,26 +5,13 @@ by that table's runs of these seeds, which test no rate that they chose unless `
 """
 
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 from experiments.tables.runs import Frame, match
 from interflow_jax.cli.config import RunConfig, as_flag
 
-
-class Best(NamedTuple):
-    """The best rate of a configuration, of those that it was tried at."""
-
-    config: RunConfig  # at that rate
-    held_out: float  # accuracy in percent, of the last epoch, mean over seeds
-    tried: tuple[float, ...]  # rates that have a run
-    rates: int  # to be tried
-
-    def columns(self) -> dict[str, Any]:
-        """How it was chosen; at an end of the rates tried, a better one may lie beyond."""
-        rate = self.config.training.learning_rate
-        ends = {max(self.tried): " (the highest)", min(self.tried): " (the lowest)"}
-        best = f"{rate:g}{ends.get(rate, '') if len(self.tried) > 1 else ''}"
-        return {f"best rate of {self.rates}": best, "held-out accuracy": self.held_out}
+Best = dict[RunConfig, tuple[RunConfig, dict[str, Any]]]
+"""By `kind`, a configuration at its best rate, and in columns how that was chosen."""
 
 
 def kind(config: RunConfig) -> RunConfig:
@@ -32,24 +19,28 @@ def kind(config: RunConfig) -> RunConfig:
     return config.replace(seed=0, learning_rate=0.0)
 
 
-def best_rates(runs: Frame) -> dict[RunConfig, Best]:
-    """By `kind`, the best rate among a matched frame's runs; none where no rate has a run."""
+def best_rates(runs: Frame) -> Best:
+    """The best rates among a matched frame's runs, of kinds that have runs at each of their rates.
+
+    By the held-out accuracy of the last epoch, in percent, and the mean over seeds. At an end of
+    the rates tried, which is marked, a better one may lie beyond.
+    """
     best = {}
     for alike, inside in runs.assign(kind=runs["config"].map(kind)).groupby("kind", sort=False):
-        means = inside.groupby("learning_rate")["validation_accuracy"].mean().dropna()
-        if len(means):
-            rate, rates = float(means.idxmax()), inside["learning_rate"].nunique()
-            config = alike.replace(learning_rate=rate)
-            best[alike] = Best(config, float(means[rate]), tuple(means.index), rates)
+        means = inside.groupby("learning_rate")["validation_accuracy"].mean()
+        if means.notna().all():
+            rate, rates = float(means.idxmax()), list(means.index)
+            ends = {rates[-1]: " (the highest)", rates[0]: " (the lowest)"}
+            name = f"{rate:g}{ends.get(rate, '') if len(rates) > 1 else ''}"
+            columns = {f"best rate of {len(rates)}": name, "held-out accuracy": float(means[rate])}
+            best[alike] = alike.replace(learning_rate=rate), columns
     return best
 
 
 def at_best_rates(
     table: ModuleType, name: str, recipes: list[RunConfig], runs: Frame, seeds: tuple[int, ...]
-) -> tuple[list[RunConfig], dict[RunConfig, Best]]:
-    """The recipes at the best of their rates, and by `kind` how each was chosen.
-
-    Seeds that are to choose keep every rate.
+) -> tuple[list[RunConfig], Best]:
+    """The recipes at the best of their rates; seeds that are to choose keep every rate.
 
     Args:
       name: the table's.
@@ -67,20 +58,14 @@ def at_best_rates(
     alike: dict[RunConfig, list[RunConfig]] = {}
     for config in recipes:
         alike.setdefault(kind(config), []).append(config)
-    several = {each: configs for each, configs in alike.items() if len(configs) > 1}
-    tried = [
-        config.replace(seed=seed)
-        for configs in several.values()
-        for config in configs
-        for seed in choosing
-    ]
+    several = [config for same in alike.values() if len(same) > 1 for config in same]
+    tried = [config.replace(seed=seed) for config in several for seed in choosing]
     best = best_rates(match(runs, tried)) if tried else {}
-    for each in several:
-        count = len(best[each].tried) if each in best else 0
-        if count < len(several[each]):
+    for each, same in alike.items():
+        if len(same) > 1 and each not in best:
             raise ValueError(
-                f"{each.model.method} ({each.model.backbone}) on {each.data.dataset} has held-out "
-                f"accuracies at {count} of {len(several[each])} learning rates; first train "
+                f"{each.model.method} ({each.model.backbone}) on {each.data.dataset} has not a "
+                f"held-out accuracy at each of {len(same)} learning rates; first train "
                 f"--table={chooser} --seeds={as_flag(choosing)} with the same flags"
             )
-    return [best[each].config if each in best else alike[each][0] for each in alike], best
+    return [best[each][0] if each in best else same[0] for each, same in alike.items()], best

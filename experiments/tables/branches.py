@@ -12,8 +12,8 @@ SEEDS = (0, 1, 2, 3, 4)
 DATASETS = ("cifar10", "fashion_mnist")
 
 
-def recipes(base, methods=("S1", "S3")):
-    return grid(base, method=methods, fully_connected=("shared", "separate"))
+def recipes(base):
+    return grid(base, method=("S1", "S3"), fully_connected=("shared", "separate"))
 
 
 def report(runs):

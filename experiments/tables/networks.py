@@ -15,8 +15,9 @@ held-out examples with seed 0. The last ten of the residual network's 20 epochs 
 learning rate drops."""
 
 
-def recipes(base, methods=("Normal", "S1", "S3", "DSN")):
+def recipes(base):
     base = base.replace(width=1.0)
+    methods = ("Normal", "S1", "S3", "DSN")
     resnet = base.replace(
         backbone="experiments.tables.backbones:ResNet",
         backbone_options="width=8",  # an eighth of ResNet-18's

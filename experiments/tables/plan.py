@@ -1,8 +1,6 @@
 """Every table by its name, and the runs that it wants for a command line."""
 
 import importlib
-import inspect
-import itertools
 import pkgutil
 from collections.abc import Callable, Sequence
 from types import ModuleType
@@ -17,7 +15,7 @@ from interflow_jax.data.recipes import recipe
 
 AXES: dict[str, Callable[[str], tuple[Any, ...]]] = {
     "methods": names,
-    "depths": integers,
+    "depths": lambda text: tuple(sorted(integers(text))),
     "layouts": names,
     "downsamples": names,
     "learning_rates": numbers,
@@ -57,43 +55,49 @@ def plan(
 
     Args:
       runs: all finished runs.
-      axes: values of some of `AXES`, in place of the table's; those that its `recipes` does not
-        take multiply its runs.
-      given: fields of every run, in place of the preset's.
+      axes: values of some of `AXES`, in place of the table's (see `along`).
+      given: fields of every run, in place of the preset's and the table's.
 
     Raises:
-      ValueError: for an axis or a field that the table decides itself, or an impossible run.
+      ValueError: for a field that is given twice, or an impossible run.
     """
-    taken = inspect.signature(table.recipes).parameters
-    passed = {axis: values for axis, values in axes.items() if axis in taken}
-    crossed = {axis.removesuffix("s"): axes[axis] for axis in axes if axis not in passed}
-    for name in given:
-        if f"{name}s" in axes:
-            raise ValueError(f"--{name} and --{name}s: give one of them")
+    wanted = {axis.removesuffix("s"): values for axis, values in axes.items()}
+    for name in wanted.keys() & given.keys():
+        raise ValueError(f"--{name} and --{name}s: give one of them")
     configs, chosen = [], {}
-    for dataset, *place in itertools.product(datasets, *crossed.values()):
-        fixed = {**given, **dict(zip(crossed, place, strict=True))}
-        base = presets.base(preset, dataset, **fixed)
+    for dataset in datasets:
+        base = presets.base(preset, dataset, **given)
         if getattr(table, "HOLDS_OUT", False):
             base = _with_held_out(base)
-        recipes = table.recipes(base, **passed)
-        for name in fixed.keys() & base.flat().keys():
-            kept = [config.flat()[name] == base.flat()[name] for config in recipes]
-            if not (any(kept) if name == "epochs" else all(kept)):  # some tables multiply epochs
-                flag = f"{name}s" if name in crossed else name
-                advice = f"give --{name}s" if f"{name}s" in taken else "leave it out"
-                raise ValueError(f"--{flag}: the table {number(table)} decides it; {advice}")
+        recipes = table.recipes(base)
+        fixed = {name: (base.flat()[name],) for name in given if name in base.flat()}
+        for name, values in (fixed | wanted).items():
+            # A table that multiplies the epochs has others beside those that are given.
+            if name != "epochs" or values[0] not in {each.training.epochs for each in recipes}:
+                recipes = along(recipes, name, values)
         for config in recipes:
             config.check()
         if hasattr(table, "CHOOSE"):
             recipes, best = at_best_rates(table, number(table), recipes, runs, seeds)
-            chosen |= {each: best[each].columns() for each in best}
+            chosen |= {each: columns for each, (_, columns) in best.items()}
         configs += [config.replace(seed=seed) for config in recipes for seed in seeds]
     configs = list(dict.fromkeys(configs))
     for seed in seeds:
         configs[0].replace(seed=seed).check()
     planned = match(runs, configs)
     return planned.assign(chosen=[chosen.get(kind(config), {}) for config in planned["config"]])
+
+
+def along(configs: list[RunConfig], name: str, values: Sequence[Any]) -> list[RunConfig]:
+    """Some runs at given values of a field: their own, or those of the first with another value."""
+    first = configs[0].flat()[name]
+    own = {config.flat()[name] for config in configs}
+    return [
+        config.replace(**{name: value})
+        for value in values
+        for config in configs
+        if config.flat()[name] == (value if value in own else first)
+    ]
 
 
 def _with_held_out(base: RunConfig) -> RunConfig:

@@ -5,6 +5,8 @@ of one, or a larger output, make them larger. So a method is also judged at its 
 chosen on held-out training examples.
 """
 
+import pandas as pd
+
 from experiments.tables import pictures
 from experiments.tables.best_rate import best_rates, kind
 from experiments.tables.compare import compare, labelled
@@ -32,12 +34,11 @@ _METHODS = {  # with weights of the mean of the branches' own losses
 _ROWS = ("method", "auxiliary_mean")
 
 
-def recipes(base, methods=None, learning_rates=RATES):
-    given = dict.fromkeys(methods or (), (base.training.auxiliary_mean,))
+def recipes(base):
     return [
         base.replace(learning_rate=rate, method=method, auxiliary_mean=auxiliary_mean)
-        for rate in learning_rates
-        for method, means in (given or _METHODS).items()
+        for rate in RATES
+        for method, means in _METHODS.items()
         for auxiliary_mean in means
     ]
 
@@ -50,13 +51,14 @@ def report(runs):
 
 def _at_best(runs):
     """Every row at its own best rate, of those with runs at every rate."""
-    best = {each: of for each, of in best_rates(runs).items() if len(of.tried) == of.rates}
-    kinds = runs["config"].map(kind)
-    runs = runs.assign(chosen=[best[each].columns() if each in best else None for each in kinds])
-    rates = kinds.map(lambda each: best[each].config.training.learning_rate if each in best else 0)
-    order = kinds.map({each: place for place, each in enumerate(kinds.unique())})
-    runs = runs.assign(order=order)[rates == runs["learning_rate"]].sort_values("order")
-    if len(runs):
+    best = best_rates(runs)
+    config, kinds = runs["config"].map(lambda run: run.replace(seed=0)), runs["config"].map(kind)
+    told = [
+        runs[config == at_best].assign(chosen=[columns] * int((config == at_best).sum()))
+        for at_best, columns in (best[each] for each in kinds.unique() if each in best)
+    ]
+    if told:
+        runs = pd.concat(told)
         about = ", each method at its own best learning rate"
         yield from compare(runs, _ROWS, key="best", about=about)
 

@@ -12,8 +12,8 @@ SEEDS = (0, 1, 2)
 DATASETS = ("cifar10",)
 
 
-def recipes(base, downsamples=("first", "last"), methods=("Normal",), depths=range(4, 14)):
-    return grid(base, downsample=downsamples, method=methods, depth=sorted(depths))
+def recipes(base):
+    return grid(base, downsample=("first", "last"), method=("Normal",), depth=range(4, 14))
 
 
 def report(runs):

@@ -37,8 +37,8 @@ def table_2():
     return "\n".join(lines)
 
 
-def recipes(base, methods=(*METHODS, "Aux", "DSN")):
-    return grid(base, method=methods)
+def recipes(base):
+    return grid(base, method=(*METHODS, "Aux", "DSN"))
 
 
 def report(runs):

@@ -9,7 +9,6 @@ from experiments.tables.report import Picture
 from experiments.tables.runs import by_branch
 from experiments.tables.table3 import claims
 from interflow_jax.cli import charts
-from interflow_jax.methods import BASELINES
 
 TITLE = "Table VI: extremely deep networks (S1 is the paper's Interflow)"
 SEEDS = (0, 1, 2)
@@ -19,13 +18,10 @@ NOTE = f"{deep.MIXED} The paper's figures are of {deep.DATASET}."
 _DEEPEST = 100
 
 
-def recipes(base, methods=None, depths=range(40, _DEEPEST + 1, 10), layouts=("spread",)):
-    every = methods or ("Normal", "S1", "Aux", "DSN")
-    return [
-        config
-        for config in grid(base, depth=sorted(depths), layout=layouts, method=every)
-        if methods or config.model.method not in BASELINES or config.model.depth == deep.FAILS
-    ]
+def recipes(base):
+    depths = range(40, _DEEPEST + 1, 10)
+    fails = grid(base, depth=(deep.FAILS,), method=("Aux", "DSN"))
+    return [*grid(base, depth=depths, method=("Normal", "S1")), *fails]
 
 
 def report(runs):
