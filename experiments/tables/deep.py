@@ -1,6 +1,7 @@
 """What the tables of extremely deep networks share: runs that begin to learn, weights, curves."""
 
 from experiments.tables import paper, pictures, statistics
+from experiments.tables.compare import compare, labelled
 from experiments.tables.fusion_weights import at_start
 from experiments.tables.report import Picture, Section
 from experiments.tables.runs import by_epoch
@@ -32,6 +33,16 @@ def weights(runs):
         yield Section(f"Weights of S1, shallow to deep: {section}", rows, "weights", form="+z.2f")
 
 
+def by_epochs(runs, name):
+    """The report of a table that varies how long deep networks train."""
+    places = (*PLACES, "epochs")
+    yield from compare(runs, sections=places, may_fail=True)
+    named = labelled(runs, sections=places)
+    yield from weights(named)
+    yield from learning_curves(named, name)
+    yield from _weights_by_epoch(named, f"{name}-by-epoch")
+
+
 def learning_curves(runs, name):
     """Test accuracy by epoch of every labelled run."""
     epochs = by_epoch(runs)
@@ -42,7 +53,7 @@ def learning_curves(runs, name):
         yield Picture(name, "Test accuracy by epoch, a line per run", grid.figure)
 
 
-def weights_by_epoch(runs, name):
+def _weights_by_epoch(runs, name):
     """The learned weights of the first run of S1 in every section."""
     runs = runs[runs["method"] == "S1"].drop_duplicates("section")
     epochs = by_epoch(runs)

@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from experiments.tables import paper, pictures, statistics
-from experiments.tables.compare import labelled
+from experiments.tables.compare import compare, labelled
 from experiments.tables.report import Picture, Section
 from experiments.tables.runs import Frame
 from interflow_jax.cli import charts
@@ -61,7 +61,8 @@ def sharing_groups(model: Interflow, image_shape: tuple[int, ...]) -> list[list[
 
 
 def report(runs: Frame, picture: str) -> Iterator[Section | Picture]:
-    """Per row, moments by branch (Table IV) or means by branch and class (Table V), pictured."""
+    """Accuracies; per row, moments by branch (Table IV) or by class too (Table V), pictured."""
+    yield from compare(runs, paper=paper.repeated)
     cells = list(labelled(runs).groupby(["section", "row"], sort=False))
     for (section, row), inside in cells:
         title = f"Weights of {row} on {section}"
@@ -86,7 +87,7 @@ def _by_branch(title: str, name: str, runs: Frame, kinds: dict[str, np.ndarray])
     after = [f"after {tap}" for tap in runs["branches"].iloc[0]]
     accuracy = runs["test_accuracy"].to_numpy()
     rows: list[list] = []
-    if _of_paper("4", "S1", runs):
+    if _of_paper("S1", runs):
         rows += [
             [f"paper, {name.replace('_', ' ')}", *map(cells.get, ("accuracy", "1", "2", "3", "4"))]
             for name, cells in paper.table("4")["cells"].items()
@@ -141,7 +142,7 @@ def _by_class(title: str, name: str, runs: Frame, kinds: dict[str, np.ndarray]) 
     note = f"Mean absolute weight over a run's classes, with its 95 % interval over runs. {_NOTE}"
     yield Section(title, rows, "weights", note)
     means = {kind: kinds[kind].mean(axis=0) for kind in ("as learned", "comparable")}
-    if _of_paper("7", "S3", runs):
+    if _of_paper("S3", runs):
         cells = paper.table("5")["cells"].values()
         means |= {"the paper's, as printed": np.array([[*row.values()] for row in cells])}
     size = (8.5, 2.8 * len(means))  # inches
@@ -154,10 +155,11 @@ def _by_class(title: str, name: str, runs: Frame, kinds: dict[str, np.ndarray]) 
     yield Picture(name, f"{title}: heat maps of their means by branch and class", chart)
 
 
-def _of_paper(number: str, method: str, runs: Frame) -> bool:
+def _of_paper(method: str, runs: Frame) -> bool:
     """Whether the paper's weights are of the same branches."""
     config, taps = runs[["config", "branches"]].iloc[0]
-    return paper.repeated(number, method, config) is not None and taps == [7, 9, 11, 13]
+    own = config.model.method == method and paper.repeated(config) is not None
+    return own and taps == [7, 9, 11, 13]
 
 
 def _mean(values: np.ndarray) -> str:

@@ -1,7 +1,6 @@
 """Not in the paper: extremely deep networks, trained four times as long."""
 
 from experiments.tables import deep
-from experiments.tables.compare import compare, labelled
 from experiments.tables.presets import grid
 
 TITLE = "Not in the paper: extremely deep networks, trained longer"
@@ -16,9 +15,4 @@ def recipes(base):
 
 
 def report(runs):
-    places = (*deep.PLACES, "epochs")
-    yield from compare(runs, sections=places, may_fail=True)
-    named = labelled(runs, sections=places)
-    yield from deep.weights(named)
-    yield from deep.learning_curves(named, "longer")
-    yield from deep.weights_by_epoch(named, "longer-by-epoch")
+    yield from deep.by_epochs(runs, "longer")

@@ -33,7 +33,8 @@ def value(number: str, row: str, column: str) -> float | None:
     return table(number)["cells"].get(row, {}).get(column)
 
 
-def repeated(number: str, method: str, config: Any) -> float | None:
-    """The mean accuracy of the runs of Table IV or VII, for a `RunConfig` that is theirs."""
-    place = config.data.dataset, config.model.method, config.model.depth, config.model.backbone
-    return value(number, "mean", "accuracy") if place == ("cifar10", method, 13, "vgg") else None
+def repeated(config: Any) -> float | None:
+    """The mean accuracy of the runs of Tables IV (S1) and VII (S3), for a `RunConfig` of theirs."""
+    model, number = config.model, {"S1": "4", "S3": "7"}.get(config.model.method)
+    theirs = (config.data.dataset, model.depth, model.backbone) == ("cifar10", 13, "vgg")
+    return value(number, "mean", "accuracy") if number and theirs else None

@@ -1,9 +1,6 @@
 """Table V: S3's mean weights."""
 
-from functools import partial
-
-from experiments.tables import fusion_weights, paper
-from experiments.tables.compare import compare
+from experiments.tables import fusion_weights
 
 TITLE = "Table V: S3's mean weights"
 SEEDS = tuple(range(10))
@@ -15,5 +12,4 @@ def recipes(base):
 
 
 def report(runs):
-    yield from compare(runs, paper=partial(paper.repeated, "7", "S3"))
     yield from fusion_weights.report(runs, "table5")

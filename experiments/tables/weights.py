@@ -1,7 +1,6 @@
 """Not in the paper: an extremely deep network's weights after the paper's 40 epochs."""
 
 from experiments.tables import deep
-from experiments.tables.compare import compare, labelled
 
 TITLE = "Not in the paper: an extremely deep network's weights after the paper's 40 epochs"
 SEEDS = (0, 1, 2)
@@ -14,9 +13,4 @@ def recipes(base):
 
 
 def report(runs):
-    places = (*deep.PLACES, "epochs")
-    yield from compare(runs, sections=places, may_fail=True)
-    named = labelled(runs, sections=places)
-    yield from deep.weights(named)
-    yield from deep.learning_curves(named, "weights")
-    yield from deep.weights_by_epoch(named, "weights-by-epoch")
+    yield from deep.by_epochs(runs, "weights")

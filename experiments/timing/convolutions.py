@@ -1,8 +1,6 @@
 """Times the three passes of a 3x3 convolution size by size: XLA's, our paths, and oneDNN."""
 
-import re
 import time
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from statistics import median
@@ -13,14 +11,11 @@ from jax import Array
 
 import interflow_jax as ij
 from experiments.timing.report import origin
-from experiments.timing.turns import processor_time
 from interflow_jax.ops import cpu_convolution, onednn, xla_convolution
 from interflow_jax.steps import BATCH_SIZE
 
-REPETITION_SECONDS = 0.01  # a repetition is as many calls as fit, at least one
-SECONDS = 0.8  # of repetitions of a pass, by all of them together, but ...
+SECONDS, FEWEST = 0.8, 3  # of calls of a pass by all libraries together, and at least so many
 DTYPE = "float32"
-FEWEST, MOST = 3, 100  # ... at least and at most so many
 
 
 class Size(NamedTuple):
@@ -58,7 +53,7 @@ PASSES = ("forward", "input gradient", "kernel gradient")
 LIBRARIES = {"xla": "XLA", "ours": "ours", "onednn": "oneDNN"}
 
 
-def _programs(name: str, shapes: list[tuple[int, ...]], stride: int) -> dict[str, Any]:
+def programs(name: str, stride: int) -> dict[str, Callable]:
     """A pass by each library, as functions of the input, the kernel and the output's gradient."""
     ways: dict[str, Callable] = {
         "xla": xla_convolution.forward,
@@ -71,90 +66,46 @@ def _programs(name: str, shapes: list[tuple[int, ...]], stride: int) -> dict[str
         output, vjp = jax.vjp(lambda x, kernel: convolve(x, kernel, stride), x, kernel)
         return (output, *vjp(gradient))[PASSES.index(name)]
 
-    inputs = [jax.ShapeDtypeStruct(shape, DTYPE) for shape in shapes]
-    return {
-        library: jax.jit(partial(run, convolve), compiler_options=ij.cpu_compiler_options())
-        .lower(*inputs)
-        .compile()
-        for library, convolve in ways.items()
-    }
+    options = {"compiler_options": ij.cpu_compiler_options()}
+    return {library: jax.jit(partial(run, way), **options) for library, way in ways.items()}
 
 
 def measure(size: Size) -> dict[str, Any]:
-    """Times the passes of one size, the libraries taking turns: a row of convolutions.json.
+    """Times the passes of one size: a row of convolutions.json.
 
-    Its `way` is the path of our forward pass, `choice` what `conv3x3` takes, and its figures are
-    those of `figure`.
+    Its `way` is the path of our forward pass, `choice` what `conv3x3` takes, and its times are
+    medians over calls, in milliseconds.
     """
     pixels, channels_in, channels_out, stride = size
     outputs = -(-pixels // stride)
     input_shape = (BATCH_SIZE, pixels, pixels, channels_in)
     kernel_shape = (3, 3, channels_in, channels_out)
-    output_shape = (BATCH_SIZE, outputs, outputs, channels_out)
-    shapes = [input_shape, kernel_shape, output_shape]
-    keys = jax.random.split(jax.random.key(0), 3)
-    arrays = list(map(jax.random.normal, keys, shapes))
+    shapes = [input_shape, kernel_shape, (BATCH_SIZE, outputs, outputs, channels_out)]
+    arrays = list(map(jax.random.normal, jax.random.split(jax.random.key(0), 3), shapes))
     way = cpu_convolution.path(input_shape, kernel_shape, stride).__name__
-    row = {
-        "size": str(size),
-        **size._asdict(),
-        "way": "xla" if way == "forward" else way.strip("_").replace("_", " "),
-        "passes": {},
-    }
+    way = "xla" if way == "forward" else way.strip("_").replace("_", " ")
+    passes = {}
     for name in PASSES:
-        programs = _programs(name, shapes, stride)
-        shape = input_shape, kernel_shape, stride, DTYPE
-        pays = onednn.pays(name.replace(" ", "_"), *shape)
-        row["passes"][name] = {
-            **_alternate(programs, arrays),
-            "compiled_to": _contents(programs["ours"]),
-            "choice": "onednn" if pays and "onednn" in programs else "ours",
-        }
-    return row
+        times = _alternate(programs(name, stride), arrays)
+        pays = onednn.pays(name.replace(" ", "_"), input_shape, kernel_shape, stride, DTYPE)
+        passes[name] = {**times, "choice": "onednn" if pays and "onednn_ms" in times else "ours"}
+    return {"size": str(size), **size._asdict(), "way": way, "passes": passes}
 
 
-def _alternate(programs: dict[str, jax.stages.Compiled], arrays: list[Array]) -> dict[str, Any]:
-    """The figure of each program's repetitions, in milliseconds per call."""
-
-    def milliseconds(program: jax.stages.Compiled, calls: int) -> float:
-        start = time.perf_counter()
-        for _ in range(calls):
+def _alternate(programs: dict[str, Callable], arrays: list[Array]) -> dict[str, float]:
+    """The median time of a call of each program; they take turns."""
+    for program in programs.values():
+        for _ in range(2):  # the first compiles, and the first of all still allocates
             jax.block_until_ready(program(*arrays))
-        return (time.perf_counter() - start) / calls * 1e3
-
-    calls, repetitions = {}, {name: [] for name in programs}
-    for name, program in programs.items():
-        milliseconds(program, 1)  # the first call still allocates
-        calls[name] = max(1, int(REPETITION_SECONDS * 1e3 / milliseconds(program, 1)))
-    start = time.perf_counter()
-    count = 0
-    while count < FEWEST or (time.perf_counter() - start < SECONDS and count < MOST):
+    times = {name: [] for name in programs}
+    end, count = time.perf_counter() + SECONDS, 0
+    while count < FEWEST or time.perf_counter() < end:
         for name, program in programs.items():
-            stolen, _ = processor_time()
-            duration = milliseconds(program, calls[name])
-            repetitions[name].append((duration, processor_time()[0] > stolen))
+            start = time.perf_counter()
+            jax.block_until_ready(program(*arrays))
+            times[name].append((time.perf_counter() - start) * 1e3)
         count += 1
-    figures = {}
-    for name, durations in repetitions.items():
-        figures[f"{name}_ms"], figures[f"{name}_repetitions"] = figure(durations)
-    return figures
-
-
-def figure(repetitions: list[tuple[float, bool]]) -> tuple[float, int]:
-    """The median of the undisturbed repetitions and their number; without any, the minimum and 0.
-
-    A repetition is a time, and whether a hypervisor took some of it.
-    """
-    undisturbed = [duration for duration, disturbed in repetitions if not disturbed]
-    return median(undisturbed) if undisturbed else min(repetitions)[0], len(undisturbed)
-
-
-def _contents(compiled: jax.stages.Compiled) -> str:
-    """The convolutions and matrix products in it, as "9 products"; without either, "loops"."""
-    opcodes = Counter(re.findall(r" = \S+ (convolution|dot)\(", compiled.as_text() or ""))
-    nouns = (("convolution", opcodes["convolution"]), ("product", opcodes["dot"]))
-    words = [f"{count} {noun}{'s' * (count > 1)}" for noun, count in nouns if count]
-    return ", ".join(words) or "loops"
+    return {f"{name}_ms": median(durations) for name, durations in times.items()}
 
 
 HEAD = (
@@ -169,15 +120,10 @@ def table_row(row: dict[str, Any]) -> str:
     """One size as a row of the report's table."""
     cells = [f"{row['size']:<16}", f"{row['way']:<13}"]
     for one in row["passes"].values():
-        times = []
-        for library in LIBRARIES:
-            if f"{library}_ms" in one:
-                mark = "" if one[f"{library}_repetitions"] else "*"
-                bold = "**" * (library == one["choice"])
-                times.append(f"{bold}{one[f'{library}_ms']:.2f}{mark}{bold}")
-            else:
-                times.append("-")
-        cells += [", ".join(times), f"{one['xla_ms'] / one[one['choice'] + '_ms']:.2f}"]
+        times = {library: one.get(f"{library}_ms") for library in LIBRARIES}
+        shown = {name: "-" if each is None else f"{each:.2f}" for name, each in times.items()}
+        shown[one["choice"]] = f"**{shown[one['choice']]}**"
+        cells += [", ".join(shown.values()), f"{times['xla'] / times[one['choice']]:.2f}"]
     return f"| {' | '.join(cells)} |"
 
 
@@ -188,8 +134,7 @@ def markdown(report: dict[str, Any]) -> str:
 
 {origin(report)}; oneDNN {onednn.onednn_version() or "not installed"}; {DTYPE}, batch {BATCH_SIZE}.
 XLA's convolution, our paths and oneDNN take turns, with `ij.cpu_compiler_options()`;
-medians of the repetitions in which the hypervisor took no time away (*: there were none;
-their minimum). Bold is what `ij.conv3x3` takes.
+medians over calls. Bold is what `ij.conv3x3` takes.
 A size is the input's channels, map and stride; the way is that of our forward pass.
 
 {HEAD}
