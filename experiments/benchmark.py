@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.timing import convolutions
-from experiments.timing import report as timing_report
-from experiments.timing.contenders import TORCH, Network, epoch, flax, ours, product
+from experiments.timing import report as of_networks
+from experiments.timing.contenders import TORCH, Network, epoch, flax, ours
 from experiments.timing.turns import measure
 from interflow_jax.cli.files import writable
 from interflow_jax.cli.flags import Parser
@@ -87,13 +87,13 @@ def _networks(report: dict[str, Any], names: list[str], profile: str | None, out
     for number, name in enumerate(names, start=1):
         network = NETWORKS[name]
         print(f"[{number}/{len(names)}] {network}", flush=True)
-        contenders = {"ours": ours, "flax": flax, **(TORCH if PYTORCH else {}), "product": product}
+        contenders = {"ours": ours, "flax": flax, **(TORCH if PYTORCH else {})}
         if name == EPOCH_OF:
             contenders["epoch"] = epoch
         trace = f"{profile}/{name}" if profile else None
         measured = report["networks"][name] = measure(network, contenders, report["turns"], trace)
-        print(textwrap.indent("\n".join(timing_report.lines(measured)), "  "), flush=True)
-        _write(out / "benchmark", report, timing_report.markdown(report))
+        print("\n".join(of_networks.table(measured)), flush=True)
+        _write(out / "benchmark", report, of_networks.text(report))
 
 
 def _write(path: Path, report: dict[str, Any], text: str) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from experiments.sweep import record, time_left, work
+from experiments.sweep import commands, record, work
 from experiments.tables import plan, presets, report, runs
 from experiments.tables.table3 import table_2
 from interflow_jax.cli.config import RunConfig, fields
@@ -57,7 +57,7 @@ def _reproduce(arguments: Sequence[str]) -> int:
     configs = [*plan.plan(table, runs.load(out), axes=axes, **given)["config"]]
     if dry_run:
         work.check(configs)
-        print(time_left.listing(configs, out))
+        print(commands.listing(configs, out))
         return 0
     failed, stopped = [], None
     if not only_report:

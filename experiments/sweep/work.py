@@ -9,7 +9,6 @@ import jax
 
 from experiments.sweep import commands, pool, record
 from experiments.sweep.pool import Failed
-from experiments.sweep.time_left import Paces
 from interflow_jax.cli import data
 from interflow_jax.cli.config import RunConfig
 from interflow_jax.cli.files import writable
@@ -64,7 +63,7 @@ def carry_out(
             sizes[place] = len(data.load(*place).train)
         check_sizes(run, sizes[place])
     writable(out)
-    paces = Paces(lines)
+    paces = commands.Paces(lines)
     left = partial(paces.to_go, workers=min(processes.slots, len(todo)))
     say(f"{title}: {count} runs, {len(todo)} to do; {left(todo)}")
     todo.sort(key=lambda run: -(paces.seconds(run) or 0))

@@ -72,17 +72,17 @@ def report(runs):
     measured = labelled(runs, _ROWS).dropna(subset=[EXITS])
     measured = measured.assign(operations=[each["operations"][-1] for each in measured[EXITS]])
     branched = measured["branches"].str.len() > 1
-    ways = _by_fusion(measured[branched])
-    for section, inside in ways.groupby("section", sort=False):
+    sections = list(measured[branched].groupby("section", sort=False))
+    for section, inside in sections:
         networks = measured[~branched & (measured["section"] == section)]
-        best, own = inside[inside["by"] == inside["best"]], inside[inside["by"] == OWN]
-        yield _budgets(section, inside)
+        ways = _by_fusion(inside)
+        best, own = ways[ways["by"] == ways["best"]], ways[ways["by"] == OWN]
+        yield _budgets(section, ways)
         if len(networks):
             yield _to_networks(section, best, networks)
-        yield _branches(section, own, inside[inside["by"] == inside["refit"]])
+        yield _branches(section, own, ways[ways["by"] == ways["refit"]])
         yield from _weights(section, own)
-        apart = [section] if ways["section"].nunique() > 1 else []
-        yield _picture(pictures.stem("exits", *apart), best, networks)
+        yield _picture(pictures.stem("exits", *[section] * (len(sections) > 1)), best, networks)
 
 
 def _by_fusion(runs):
@@ -91,20 +91,18 @@ def _by_fusion(runs):
     `best` is the best fusion of the run's row on held-out examples, by the mean over cuts and
     seeds; `refit` is the best that is fitted.
     """
-    rows = [
-        {**run, "by": name, **figures}
-        for run in runs.to_dict("records")
-        for name, figures in run[EXITS]["fusions"].items()
-    ]
-    if not rows:
-        return runs
-    ways = pd.DataFrame(rows)
-    ways["mean"] = ways.groupby(["section", "row", "by"])["held_out_accuracy"].transform("mean")
-    ways["place"] = ways.groupby(["section", "row"], sort=False).ngroup()
-    ways = ways.sort_values(["place", "mean"], ascending=[True, False], kind="stable")
-    fitted = ways[ways["by"] != OWN]
-    for name, among in (("best", ways), ("refit", fitted)):
-        ways[name] = ways["place"].map(among.groupby("place")["by"].first())
+    ways = pd.DataFrame(
+        [
+            {**run, "by": name, **figures}
+            for run in runs.to_dict("records")
+            for name, figures in run[EXITS]["fusions"].items()
+        ]
+    )
+    ways["mean"] = ways.groupby(["row", "by"])["held_out_accuracy"].transform("mean")
+    rows = [inside for _, inside in ways.groupby("row", sort=False)]
+    ways = pd.concat(row.sort_values("mean", ascending=False, kind="stable") for row in rows)
+    for name, among in (("best", ways), ("refit", ways[ways["by"] != OWN])):
+        ways[name] = ways["row"].map(among.groupby("row")["by"].first())
     return ways
 
 
@@ -113,19 +111,12 @@ def _in_words(fusion):
 
 
 def _budgets(section, ways):
-    rows = [
-        {
-            "row": f"{row}: {_in_words(by)}",
-            "held-out accuracy": spread(inside["held_out_accuracy"]),
-            **{
-                share: spread(
-                    each[number]["accuracy"] for each in inside["budgets"] if each[number]
-                )
-                for number, share in enumerate(_SHARES)
-            },
-        }
-        for (row, by), inside in ways.groupby(["row", "by"], sort=False)
-    ]
+    rows = []
+    for (row, by), inside in ways.groupby(["row", "by"], sort=False):
+        figures = {"held-out accuracy": spread(inside["held_out_accuracy"])}
+        for share, budgets in zip(_SHARES, zip(*inside["budgets"], strict=True), strict=True):
+            figures[share] = spread(each["accuracy"] for each in budgets if each)
+        rows.append({"row": f"{row}: {_in_words(by)}", **figures})
     note = "Test accuracy of early exits whose mean image takes that share of the network's own "
     note += "operations; thresholds, temperatures and fitted fusions are of held-out training "
     note += "examples. The held-out accuracy is the mean over cuts."
@@ -138,25 +129,25 @@ def _to_networks(section, ways, networks):
     What a way's own mean operations are worth above or below the budget is taken from its
     accuracies first, so that all have one control.
     """
+    by_row = dict(list(ways.groupby("row", sort=False)))
     rows = {
         row: {"row": row, "fusion": _in_words(inside["by"].iloc[0])}
-        for row, inside in ways.groupby("row", sort=False)
+        for row, inside in by_row.items()
     }
     notes = []
     for number, share in enumerate(_SHARES):
         static = _as_large(networks, SHARES[number] * networks["operations"].max())
         groups: dict[str | None, Any] = {None: static}
-        for row, inside in ways.groupby("row", sort=False):
-            budgets = [each[number] for each in inside["budgets"] if each[number]]
+        for row, inside in by_row.items():
             groups[row] = [
                 each["accuracy"] - _as_large(networks, each["operations"]).mean() + static.mean()
-                for each in budgets
+                for each in inside["budgets"].str[number].dropna()
             ]
         family = Family(groups)
         differences = family.to(None)
         notes += [f"{share}: {family}"] if differences else []
-        for row in rows:
-            rows[row][share] = differences.get(row)
+        for row, cell in rows.items():
+            cell[share] = differences.get(row)
     note = "Accuracy of the last epoch, minus that on the line between the two networks of one "
     note += "depth that take the next fewer and the next more operations. Each way has the fusion "
     note += f"of the best held-out accuracy. {' '.join(notes)} Millions of operations: "
@@ -176,22 +167,22 @@ def _as_large(networks, operations):
 
 def _branches(section, own, refit):
     """What every branch and every cut is worth, by the run's own fusion and by a fitted one."""
-    rows = []
-    for (row, inside), (_, fitted) in zip(
-        own.groupby("row", sort=False), refit.groupby("row", sort=False), strict=True
-    ):
-        figures = inside["weights"].map(_sizes), inside["left_out"], inside["cuts"], fitted["cuts"]
-        weights, left_out, cuts, refit_cuts = (np.array(each.tolist()) for each in figures)
-        for number, after in enumerate(inside["branches"].iloc[0]):
-            rows.append(
-                {
-                    "row": f"{row}: after {after}",
-                    "share of weights": f"{weights[:, number].mean():.0%}",
-                    "leaving it out costs": spread(left_out[:, number]),
-                    "cutting there costs": spread(cuts[:, -1] - cuts[:, number]),
-                    "with a fitted fusion": spread(cuts[:, -1] - refit_cuts[:, number]),
-                }
-            )
+    lists = {
+        "size": own["weights"].map(_sizes),
+        "fitted": own["run"].map(dict(zip(refit["run"], refit["cuts"], strict=True))),
+    }
+    long = own.assign(whole=own["cuts"].str[-1], **lists)
+    long = long.explode(["branches", "left_out", "cuts", *lists])
+    rows = [
+        {
+            "row": f"{row}: after {after}",
+            "share of weights": f"{inside['size'].mean():.0%}",
+            "leaving it out costs": spread(inside["left_out"]),
+            "cutting there costs": spread(inside["whole"] - inside["cuts"]),
+            "with a fitted fusion": spread(inside["whole"] - inside["fitted"]),
+        }
+        for (row, after), inside in long.groupby(["row", "branches"], sort=False)
+    ]
     note = "Points of test accuracy. Shares are of the weights' absolute values; the fitted fusion "
     note += "is the best on held-out examples."
     return Section(f"{section}: what each depth is worth", rows, "branches", note)

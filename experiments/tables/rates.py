@@ -8,8 +8,8 @@ chosen on held-out training examples.
 import pandas as pd
 
 from experiments.tables import pictures
-from experiments.tables.best_rate import best_rates, kind
 from experiments.tables.compare import compare, labelled
+from experiments.tables.plan import best_rates, kind
 from experiments.tables.report import Picture
 from interflow_jax.optimizer import LEARNING_RATE
 

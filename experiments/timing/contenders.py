@@ -4,9 +4,6 @@ Ours is that of `experiments.run`, Flax's own modules are under `jax.jit` as in 
 PyTorch is as in its tutorials: eager, channels last, compiled.
 """
 
-import atexit
-import shutil
-import tempfile
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -17,10 +14,10 @@ import jax.numpy as jnp
 
 import interflow_jax as ij
 from interflow_jax.ops import memory
-from interflow_jax.vgg import StrideVGG, convolutions, forward_flops
+from interflow_jax.optimizer import LEARNING_RATE
+from interflow_jax.vgg import convolutions
 
 CLASSES = 10
-PRODUCT_SIZE = 2048  # rows and columns: large enough to reach the machine's best rate
 
 
 class Step(NamedTuple):
@@ -49,14 +46,6 @@ class Network(NamedTuple):
         """Our model of this network."""
         return ij.build(self.method, CLASSES, depth=self.depth, width=self.width, dtype=self.dtype)
 
-    def flops(self) -> float:
-        """Operations of a step's convolutions, two per multiply-add, padding counted as data."""
-        backbone, first = (
-            forward_flops(StrideVGG((tap,), self.depth, self.width), self.image_shape)
-            for tap in (self.depth, 1)
-        )
-        return self.batch_size * (3 * backbone - first)  # the images' gradient is not needed
-
 
 class FlaxVGG(nn.Module):
     """`StrideVGG` as one would write it with Flax alone."""
@@ -81,7 +70,7 @@ class FlaxVGG(nn.Module):
 
 
 def _jax_step(model: nn.Module, network: Network, options: dict | None) -> Step:
-    optimizer = ij.make_optimizer(ij.learning_rate_schedule(1_000_000, 0.5))
+    optimizer = ij.make_optimizer(LEARNING_RATE)
     state = ij.create_state(model, optimizer, jax.random.key(0), network.image_shape)
     images = jax.random.normal(jax.random.key(1), (network.batch_size, *network.image_shape))
     labels = jnp.arange(network.batch_size) % CLASSES
@@ -109,41 +98,24 @@ def flax(network: Network) -> Step:
     return _jax_step(model.clone(backbone=plain), network, None)
 
 
-def product(_: Network) -> Step:
-    """A product of two square float32 matrices: the best that this machine can do."""
-    matrix = jnp.ones((PRODUCT_SIZE, PRODUCT_SIZE))
-    multiply = jax.jit(jnp.matmul)
-    return Step(lambda: jax.block_until_ready(multiply(matrix, matrix)), batches=0)
-
-
 def epoch(network: Network) -> Step:
-    """A whole training epoch of `experiments.run` on fashion_mini, and its checkpoint."""
+    """A whole training epoch of `ij.Trainer` on fashion_mini."""
     memory.keep_freed_memory()
-    # Imported here: the other contenders' memory is measured without it.
-    from interflow_jax.cli.config import RunConfig
-    from interflow_jax.cli.console import Progress
-    from interflow_jax.cli.single import Runs
-    from interflow_jax.cli.stopping import StopSignals
-    from interflow_jax.cli.training import Position, TrainingRun
-
-    values = network._asdict()
-    del values["image_shape"]
-    out = tempfile.mkdtemp()
-    atexit.register(shutil.rmtree, out, ignore_errors=True)
-    runs = Runs(RunConfig().replace(**values, out=out), "")
-    trainer = runs.prepare()
-    training = TrainingRun(trainer, *runs.seeds[0])
-    stop = StopSignals().__enter__()
-    epochs = 0
+    trainer = ij.Trainer(
+        network.build(),
+        ij.data.load("fashion_mini"),
+        batch_size=network.batch_size,
+        optimizer=ij.make_optimizer(LEARNING_RATE),  # without a schedule, which would have an end
+    )
+    state, epochs = trainer.init(), 0
 
     def take() -> None:
-        nonlocal epochs
-        training.train_epoch(stop, Progress(trainer.steps * trainer.batch_size, 0))
+        nonlocal state, epochs
+        state, _ = trainer.train_epoch(state, epochs)
+        jax.block_until_ready(state)
         epochs += 1
-        training.position = Position(epoch=epochs)
-        training.save(print)
 
-    return Step(take, batches=trainer.steps)
+    return Step(take, trainer.steps)
 
 
 def _torch(network: Network, channels_last: bool, compiled: bool) -> Step:
@@ -190,7 +162,7 @@ def _torch(network: Network, channels_last: bool, compiled: bool) -> Step:
         model = model.to(memory_format=torch.channels_last)
         images = images.to(memory_format=torch.channels_last)
     labels = torch.arange(network.batch_size) % CLASSES
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.95, weight_decay=5e-4)
+    optimizer = torch.optim.SGD(model.parameters(), LEARNING_RATE, 0.95, weight_decay=5e-4)
     forward = torch.compile(model) if compiled else model
 
     def take() -> None:

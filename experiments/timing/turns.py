@@ -30,7 +30,6 @@ def measure(
     """
     results: dict[str, dict[str, Any]] = {}
     processes: dict[str, Executor] = {}
-    step_counts: dict[str, int] = {}
 
     def ask(name: str, question: Callable, *arguments: Any) -> Any:
         """The answer of a contender's process; on an error it is None, and the contender is out."""
@@ -48,38 +47,22 @@ def measure(
         for name, contender in contenders.items():
             pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
             processes[name] = stack.enter_context(pool)
-            if prepared := ask(name, _prepare, contender, network):
-                results[name], step_seconds = prepared
-                step_counts[name] = max(1, int(SECONDS_PER_TURN / step_seconds))
-        before = processor_time()
+            if seconds := ask(name, _prepare, contender, network):
+                results[name] = {"compile_seconds": seconds, "step_seconds": []}
         for _ in range(turns):
             for name in list(processes):
-                if seconds := ask(name, _seconds, step_counts[name]):
-                    results[name]["step_seconds"].append(seconds / step_counts[name])
+                if seconds := ask(name, _turn):
+                    results[name]["step_seconds"].append(seconds)
                 time.sleep(PAUSE_SECONDS)
-        stolen, total = (b - a for a, b in zip(before, processor_time(), strict=True))
         for name in list(processes):
             if peak := ask(name, _finish, trace if name == "ours" else None):
                 results[name]["peak_bytes"] = peak
-    return {
-        "network": network._asdict(),
-        "description": str(network),
-        "flops": network.flops(),
-        "taken_by_hypervisor": stolen / total if total else 0.0,
-        "contenders": results,
-    }
-
-
-def processor_time() -> tuple[int, int]:
-    """Ticks since boot that a hypervisor gave to others, and all ticks; zeros where unknown."""
-    try:
-        ticks = [int(field) for field in Path("/proc/stat").read_text().split("\n")[0].split()[1:]]
-    except OSError:
-        return 0, 0
-    return ticks[7], sum(ticks[:8])
+    facts = {"network": network._asdict(), "description": str(network)}
+    return {**facts, "contenders": results}
 
 
 _step: Step  # of the contender whose process this is
+_takes: int  # how many times it is taken in a turn
 
 
 def _quietly(question: Callable, *arguments: Any) -> Any:
@@ -87,23 +70,24 @@ def _quietly(question: Callable, *arguments: Any) -> Any:
         return question(*arguments)
 
 
-def _prepare(contender: Contender, network: Network) -> tuple[dict[str, Any], float]:
-    """Compiles the step; returns the contender's result before any turn, and a step's seconds."""
-    global _step
+def _prepare(contender: Contender, network: Network) -> float:
+    """Compiles the step; returns the seconds that it took."""
+    global _step, _takes
     start = time.perf_counter()
-    _step = contender(network)
+    _step, _takes = contender(network), 1
     _step.take()
     seconds = time.perf_counter() - start
     _step.take()  # the first after compiling still allocates
-    result = {"compile_seconds": seconds, "batches": _step.batches, "step_seconds": []}
-    return result, _seconds(1)
+    _takes = max(1, int(SECONDS_PER_TURN / (_turn() * _step.batches)))
+    return seconds
 
 
-def _seconds(steps: int) -> float:
+def _turn() -> float:
+    """The mean seconds of a step."""
     start = time.perf_counter()
-    for _ in range(steps):
+    for _ in range(_takes):
         _step.take()
-    return time.perf_counter() - start
+    return (time.perf_counter() - start) / (_takes * _step.batches)
 
 
 def _finish(trace: str | None) -> int:
@@ -111,5 +95,6 @@ def _finish(trace: str | None) -> int:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if trace:
         with jax.profiler.trace(trace):
-            _seconds(TRACED_STEPS)
+            for _ in range(TRACED_STEPS):
+                _step.take()
     return peak
