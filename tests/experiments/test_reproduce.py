@@ -163,8 +163,6 @@ def test_runs_of_several_machines_say_whose_they_are(tmp_path, capsys):
         (["--table=3", "--widht=1"], "did you mean --width?"),
         (["--table=3", "--fusion=clas"], "did you mean class?"),
         (["--table=3", "--cpus=2"], "--cpus=2: choose a number above 0, with --workers=ray"),
-        (["--table=networks", "--learning_rates=1e-2"], "--learning_rates: the table networks"),
-        (["--table=exits", "--methods=S1"], "--methods: the table exits decides it; leave it out"),
         (["--table=best", "--methods=S1", "--dry_run"], "first train --table=rates"),
     ],
 )

@@ -2,11 +2,9 @@
 
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
@@ -88,8 +86,7 @@ def test_a_killed_run_goes_on_and_ends_as_one_that_was_not(cluster, tmp_path):
     killer = threading.Thread(target=kill_after_a_checkpoint)
     killer.start()
     runs, said = [commands.placed(run, tmp_path / "ray/runs") for run in by_seed([0, 1])], []
-    jobs = commands.jobs(runs, shared=False)
-    assert pool.work(jobs, ray_pool().RayPool(cluster), said.append, lambda left: "some") == []
+    assert pool.work(runs, ray_pool().RayPool(cluster), said.append, lambda left: "some") == []
     killer.join()
     expected, got = (
         {line["seed"]: line["fingerprint"] for line in record.read(tmp_path / name)}
@@ -98,54 +95,6 @@ def test_a_killed_run_goes_on_and_ends_as_one_that_was_not(cluster, tmp_path):
     assert got == expected
     assert sum("starting it again" in line for line in said) == 1
     assert (killed.path / "output.txt").read_text().count("taking up") == 1
-
-
-def long_runs():
-    return [run.replace(epochs=500) for run in by_seed([0, 1])]
-
-
-SWEEP = """
-import sys
-from pathlib import Path
-from experiments.sweep import work
-from interflow_jax.cli.main import guarded
-from tests.experiments.sweep.test_ray_pool import long_runs
-
-sys.exit(guarded("test", "again", lambda: len(
-    work.carry_out("long", long_runs(), Path(sys.argv[1]), workers="ray"))))
-"""
-
-
-@pytest.mark.slow
-def test_a_signal_saves_what_trains(tmp_path):
-    ray_pool()
-
-    def start():
-        return subprocess.Popen(
-            [sys.executable, "-c", SWEEP, str(tmp_path)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={**os.environ, "RAY_ADDRESS": "local"},
-        )
-
-    process = start()
-    while not (saved := list(tmp_path.glob("runs/**/checkpoints/*.sha256.json"))):
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate()
-    assert process.returncode == 128 + signal.SIGTERM, output
-    assert "stopped and saved" in output
-    folder = saved[0].parent.parent
-    assert "stopped and saved" in Path(folder / "output.txt").read_text()
-    again = start()
-    while "taking up" not in (folder / "output.txt").read_text():
-        assert again.poll() is None
-        time.sleep(0.1)
-    again.send_signal(signal.SIGINT)
-    output, _ = again.communicate()
-    assert again.returncode == 128 + signal.SIGINT, output
 
 
 def wait_for_the_other(arguments, output, directory):

@@ -1,8 +1,6 @@
 """Sweeps: command lines started, started again, stopped, recorded."""
 
-import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.sweep import commands, pool, record, time_left, work
+from experiments.sweep import commands, pool, record, work
 from interflow_jax.cli.config import RunConfig
 from interflow_jax.cli.files import locked
 from interflow_jax.cli.flags import parse_run
@@ -35,13 +33,6 @@ def test_a_run_s_command_line_is_its_configuration(tmp_path):
     other = commands.placed(SMALL.replace(taps=(4,), seed=3), tmp_path / "a b")
     assert run.folder() != other.folder()
     assert run.folder().name == "seed3"
-    job, *others = commands.jobs([run, run.replace(seed=4)], shared=True)
-    assert others == []
-    assert job.runs == [run, run.replace(seed=4)]
-    assert [each.runs for each in commands.jobs(job.runs, shared=False)] == [
-        [run],
-        [run.replace(seed=4)],
-    ]
 
 
 @pytest.mark.slow
@@ -60,28 +51,20 @@ def test_two_workers_of_a_core_each_do_what_one_does(tmp_path, capsys):
     assert "[2/2]" in capsys.readouterr().out
 
 
-def test_seeds_share_a_command_and_what_is_recorded_is_not_done_again(tmp_path, capsys):
-    config = SMALL.replace(epochs=1)
-    assert work.carry_out("first", by_seed(config), tmp_path) == []
-    said = capsys.readouterr().out
-    assert "first: 2 runs, 2 to do" in said
-    assert "Normal of depth 4 on fashion_mini, seed 0, 1: finished\n[2/2]\n" in said
-    lines = (tmp_path / "runs.jsonl").read_text().splitlines()
-    assert [json.loads(line)["seed"] for line in lines] == [0, 1]
-    assert len(json.loads(lines[0])["history"]) == 1
-    shutil.rmtree(tmp_path / "runs")
-    assert work.carry_out("again", by_seed(config), tmp_path) == []
-    assert "none to do" in capsys.readouterr().out
-    assert not (tmp_path / "runs").exists()
-    # Seconds of a run like it; of another width by the operations.
-    paces = time_left.Paces(record.read(tmp_path))
-    rate = json.loads(lines[0])["images_per_second"], json.loads(lines[1])["images_per_second"]
-    seconds = paces.seconds(config.replace(seed=7, epochs=3))
-    assert seconds == pytest.approx(3 * (128 + 1000 / 3) / (sum(rate) / 2))
-    assert paces.seconds(config.replace(width=0.25)) > seconds
-    listing = time_left.listing([*by_seed(config), config.replace(seed=7)], tmp_path)
-    assert "--seed=7 --epochs=1  # about 0:00" in listing
-    assert listing.splitlines()[-1].startswith("3 runs, 2 finished, 1 to do, about")
+def test_the_time_left_is_that_of_runs_of_the_same_kind(tmp_path):
+    """Of their model, data and batch size, for as many epochs."""
+    lines = [{**config.identity(), "train_seconds": 100.0} for config in by_seed(seeds=(0, 1, 2))]
+    lines[2]["train_seconds"] = 900.0
+    paces = commands.Paces(lines)
+    assert paces.seconds(SMALL.replace(seed=7, epochs=3, learning_rate=0.1)) == 150.0
+    for other in ({"width": 0.25}, {"train_size": 256}, {"batch_size": 32}):
+        assert paces.seconds(SMALL.replace(**other)) is None
+    runs = [SMALL, SMALL.replace(width=0.25)]
+    assert paces.to_go(runs, workers=2) == "about 1:40 of training to go"
+    assert paces.to_go(runs[1:], workers=2) == "1 to go, for an unknown time"
+    listing = commands.listing(runs, tmp_path).splitlines()
+    assert listing[0] == f"{commands.command(SMALL)}  # not measured yet"
+    assert listing[-1] == "2 runs, 0 finished, 2 to do, 2 to go, for an unknown time"
 
 
 class Invented:
@@ -113,7 +96,7 @@ class Invented:
 def outcome(tmp_path, ends, seeds=(0,)):
     runs = [commands.placed(run, tmp_path) for run in by_seed(seeds=seeds)]
     lines, made = [], Invented(ends)
-    failed = pool.work(commands.jobs(runs, True), made, lines.append, lambda left: "some to go")
+    failed = pool.work(runs, made, lines.append, lambda left: "some to go")
     return [(run.training.seed, reason) for run, reason in failed], lines, made.started
 
 
@@ -130,15 +113,14 @@ def test_a_run_that_dies_goes_on(tmp_path):
     ends = [(-9, 0, ""), (-9, 1, ""), (-9, 2, ""), (-9, 3, ""), (0, 4, "")]
     failed, lines, started = outcome(tmp_path, ends)
     assert (failed, len(started)) == ([], 5)
-    assert lines[-1] == "[1/1]"
+    assert lines[-2:] == ["Normal of depth 4 on fashion_mini, seed 0: finished", "[1/1]"]
 
 
 def test_a_failure_is_told_by_its_line_and_other_seeds_go_on(tmp_path):
     ends = [(1, None, "epoch 1\nrun: stopped: the loss is nan\n"), (0, None, "")]
     failed, lines, started = outcome(tmp_path, ends, seeds=(0, 1))
     assert failed == [(0, "run: stopped: the loss is nan")]
-    assert "--seeds=0,1" in started[0]
-    assert "--seeds=1" in started[1]
+    assert ["--seed=0" in started[0], "--seed=1" in started[1]] == [True, True]
     assert any(line.startswith("  failed: ") for line in lines)
 
 
@@ -191,19 +173,8 @@ from interflow_jax.cli.main import guarded
 from tests.experiments.sweep.test_work import LONG, by_seed
 
 sys.exit(guarded("test", "again", lambda: len(
-    work.carry_out("long", by_seed(LONG), Path(sys.argv[1]), workers=2))))
+    work.carry_out("long", by_seed(LONG), Path(sys.argv[1]), workers=eval(sys.argv[2])))))
 """
-
-
-def children(process):
-    """The processes of a sweep's runs, by their parent."""
-    return [
-        int(place.name)
-        for place in Path("/proc").iterdir()
-        if place.name.isdigit()
-        and (place / "stat").exists()
-        and int((place / "stat").read_text().rpartition(")")[2].split()[1]) == process.pid
-    ]
 
 
 def wait_for(condition, seconds):
@@ -214,29 +185,40 @@ def wait_for(condition, seconds):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
-def test_a_signal_saves_what_trains_and_a_kill_leaves_no_orphan(number, tmp_path):
+@pytest.mark.parametrize(
+    ("workers", "number"),
+    [
+        *((2, each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL)),
+        ("ray", signal.SIGTERM),
+    ],
+)
+def test_a_signal_saves_what_trains_and_a_kill_leaves_no_orphan(workers, number, tmp_path):
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("needs two cores")
+    if workers == "ray":
+        pytest.importorskip("ray", reason="Ray is an extra: pip install '.[ray]'")
     driver = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, str(tmp_path)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", DRIVER, str(tmp_path), repr(workers)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "RAY_ADDRESS": "local"},
     )
-    runs = [commands.placed(run, tmp_path / "runs") for run in by_seed(LONG)]
-    wait_for(lambda: all((run.folder() / "metrics.csv").exists() for run in runs), 120)
-    workers = children(driver)
-    assert len(workers) == 2
+    places = [commands.placed(run, tmp_path / "runs").folder() for run in by_seed(LONG)]
+    places = places[: len(places) if workers == 2 else 1]  # Ray may have room for one
+    wait_for(lambda: all((place / "metrics.csv").exists() for place in places), 120)
+    runs = [int((place / ".lock").read_text().split()[1]) for place in places]
     driver.send_signal(number)
     output, _ = driver.communicate(timeout=60)
-    wait_for(lambda: not any(Path(f"/proc/{worker}/stat").exists() for worker in workers), 20)
+    wait_for(lambda: not any(Path(f"/proc/{run}/stat").exists() for run in runs), 20)
     if number == signal.SIGKILL:
         return
-    assert driver.returncode == 128 + number
-    assert "stopping 2 run(s)" in output
+    assert driver.returncode == 128 + number, output
     assert "stopped and saved" in output
-    for run in runs:
-        with locked(run.folder()):
-            assert "stopped and saved" in (run.folder() / "output.txt").read_text()
-        assert not (run.folder() / "result.json").exists()
+    for place in places:
+        with locked(place):
+            assert "stopped and saved" in (place / "output.txt").read_text()
+        assert not (place / "result.json").exists()
 
 
 def test_ctrl_c_before_training_says_that_nothing_was_saved(tmp_path, monkeypatch, capsys):

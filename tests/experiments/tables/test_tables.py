@@ -15,8 +15,6 @@ from interflow_jax.cli.config import RunConfig
 from tests.experiments.tables.invented import TABLES, cells, planned, record, reported
 
 RESULTS = Path(__file__).parents[3] / "results"
-OF_VGG = [name for name in TABLES if name != "networks"]  # whose networks have no depth
-TAKES_METHODS = [name for name in OF_VGG if name != "exits"]
 
 
 def configs(name, out, **choice):
@@ -64,15 +62,27 @@ def test_a_report_is_whole(name, tmp_path):
         assert f"[{picture['shows']}]({picture['file']})" in text
 
 
-def test_depths_are_shallow_to_deep_however_they_are_given(tmp_path):
-    depths = [each.model.depth for each in configs("6", tmp_path, depths=(60, 40))]
-    assert depths == [40, 40, 60, 60, 60, 60]  # the baselines at 60 alone
+def test_an_axis_is_the_table_s_own_runs_or_its_first_ones_at_another_value(tmp_path):
+    def places(**choice):
+        runs = configs("6", tmp_path, **choice)
+        return [(run.model.depth, run.model.method, run.model.layout) for run in runs]
+
+    own = [(60, method, "spread") for method in ("Normal", "S1", "Aux", "DSN")]
+    assert places(depths=(60,)) == own
+    assert places(depths=(20,)) == [(20, "Normal", "spread"), (20, "S1", "spread")]
+    assert places(given={"depth": 60, "layout": "append"}) == [(*run[:2], "append") for run in own]
+    both = places(methods=("DSN", "S3"), depths=(60,))
+    assert both == [(60, "DSN", "spread"), (60, "S3", "spread")]
+    networks = configs("networks", tmp_path, learning_rates=(2.0,))
+    assert {run.training.learning_rate for run in networks} == {2.0}
+    with pytest.raises(ValueError, match=r"^--depth and --depths: give one"):
+        places(given={"depth": 4}, depths=(4,))
 
 
-@pytest.mark.parametrize("name", TAKES_METHODS)
+@pytest.mark.parametrize("name", [name for name in TABLES if name not in ("networks", "exits")])
 def test_headings_tell_apart_whatever_a_table_varies(name, tmp_path):
     """Runs that differ by more than the seed are of different rows."""
-    axes = {"methods": ("Normal", "S1", "Aux"), "depths": (13, 20), "learning_rates": (1e-3, 1e-2)}
+    axes = {"methods": ("Normal", "S1"), "depths": (13, 20), "learning_rates": (1e-3, 1e-2)}
     if hasattr(TABLES[name], "CHOOSE"):
         axes["learning_rates"] = (1e-2,)
     choice = {"datasets": ("cifar10", "svhn"), "seeds": (100, 101), **axes}
@@ -80,22 +90,7 @@ def test_headings_tell_apart_whatever_a_table_varies(name, tmp_path):
     record(tmp_path, wanted, accurate(50.0))
     rows = cells(name, tmp_path, **choice)
     assert {len(row["runs"].names) for row in rows} == {2}
-    assert len(rows) == len({each.replace(seed=0) for each in wanted}) >= 2 * 3 * 2
-
-
-@pytest.mark.parametrize(
-    ("name", "choice", "flag"),
-    [
-        ("networks", {"learning_rates": (1e-2,)}, "learning_rates: .* leave it out"),
-        ("exits", {"methods": ("S1",)}, "methods: the table exits decides it; leave it out"),
-        ("1", {"given": {"downsample": "last"}}, "downsample: .* give --downsamples"),
-        ("weights", {"given": {"epochs": 1}}, "epochs: the table weights decides it"),
-        ("3", {"given": {"depth": 4}, "depths": (4,)}, "depth and --depths: give one"),
-    ],
-)
-def test_what_a_table_decides_is_refused(name, choice, flag, tmp_path):
-    with pytest.raises(ValueError, match=f"^--{flag}"):
-        planned(name, tmp_path, seeds=(0,), **choice)
+    assert len(rows) == len({each.replace(seed=0) for each in wanted}) >= 2 * 2 * 2
 
 
 def test_the_table_that_the_docs_show_is_one(tmp_path):
@@ -112,6 +107,7 @@ def test_the_table_that_the_docs_show_is_one(tmp_path):
 def test_epochs_may_be_multiplied(tmp_path):
     longer = configs("longer", tmp_path, given={"epochs": 3})
     assert [each.epochs() for each in longer] == [3, 3, 12, 12]
+    assert [each.epochs() for each in configs("weights", tmp_path, given={"epochs": 3})] == [3]
 
 
 @pytest.mark.parametrize("name", "134567")
@@ -222,7 +218,7 @@ def test_branch_losses_are_compared_with_normal_without_them(rates):
 
 
 def test_every_method_is_tested_at_its_own_rate_by_seeds_that_did_not_choose_it(rates):
-    choice = {"methods": ("S1",), **RATES}
+    choice = {"methods": ("Normal", "S1"), **RATES}
     wanted = planned("best", rates, **choice)
     at = {(each.model.method, each.training.learning_rate) for each in wanted["config"]}
     assert at == {("Normal", 1e-3), ("S1", 1e-2)}
@@ -236,7 +232,7 @@ def test_every_method_is_tested_at_its_own_rate_by_seeds_that_did_not_choose_it(
 def test_rates_that_are_not_all_tried_or_seeds_that_tried_them_choose_nothing(rates):
     with pytest.raises(ValueError, match="seed 2 chose the learning rates"):
         planned("best", rates, methods=("S1",), seeds=(2, 3), **RATES)
-    with pytest.raises(ValueError, match=r"^S3 .* at 0 of 2 .* --table=rates --seeds=0,1,2 with"):
+    with pytest.raises(ValueError, match=r"^S3 .* each of 2 .* --table=rates --seeds=0,1,2 with"):
         planned("best", rates, methods=("S3",), **RATES)
 
 
@@ -253,7 +249,7 @@ def by_network(config):
 
 def test_networks_have_the_rates_that_one_seed_chose_and_others_test(tmp_path):
     methods = {"methods": ("Normal", "S1")}
-    with pytest.raises(ValueError, match=r"at 0 of 3 .* first train --table=networks --seeds=0 "):
+    with pytest.raises(ValueError, match=r"each of 3 .* first train --table=networks --seeds=0 "):
         planned("networks", tmp_path, **methods)
     choosing = planned("networks", tmp_path, seeds=(0,), **methods)
     assert len(choosing) == 2 * 3 * 2
