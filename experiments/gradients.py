@@ -35,21 +35,8 @@ def _body(arguments: list[str], command: str) -> int:
     preset, dataset = flags.pop("preset"), flags.pop("dataset")
     # Without a learning rate drop, a shorter run is the beginning of a longer one.
     first = presets.base(preset, dataset, **{"drop_after": 1.0} | flags)
-    groups = [
-        [
-            [
-                commands.placed(
-                    first.replace(method=method, depth=depth, epochs=count, seed=seed),
-                    base / "runs",
-                )
-                for seed in seeds
-            ]
-            for count in epochs
-        ]
-        for depth in depths
-        for method in methods
-    ]
-    runs = [run for group in groups for by_seed in group for run in by_seed]
+    axes = {"depth": depths, "method": methods, "epochs": epochs, "seed": seeds}
+    runs = [commands.placed(run, base / "runs") for run in presets.grid(first, **axes)]
     folders = [RunFolder(run.folder()) for run in runs]
     bare = [each for each in folders if each.is_finished() and not each.has_checkpoints()]
     if bare:
@@ -59,7 +46,8 @@ def _body(arguments: list[str], command: str) -> int:
         )
     if work.carry_out("Gradients by layer", runs, base):
         return 1
-    result = folders[0].result() or {}
+    result, count = folders[0].result() or {}, len(epochs) * len(seeds)
+    networks = [runs[start : start + count] for start in range(0, len(runs), count)]
     values = first.changes().items()
     protocol = " ".join(f"--{name}={as_flag(value)}" for name, value in values)
     report = {
@@ -67,7 +55,7 @@ def _body(arguments: list[str], command: str) -> int:
         "name": name,
         "dataset": dataset,
         "protocol": f"{protocol}. {result['device']}. {versions_line(result['versions'])}",
-        "networks": [gradients.measure(group) for group in groups],
+        "networks": list(map(gradients.measure, networks)),
     }
     write_whole(Path(f"{base}.json"), json.dumps(report, indent=1) + "\n")
     figure, shows = gradients.picture(report)

@@ -22,45 +22,40 @@ from interflow_jax.steps import make_initializer, mean_losses
 BATCHES = 8  # over which a norm is averaged
 
 
-def measure(group: list[list[RunConfig]]) -> dict[str, Any]:
-    """Norms of a network's finished runs, by epochs and seed, as one network of the report.
+def measure(runs: list[RunConfig]) -> dict[str, Any]:
+    """Norms of a network's finished runs, by epochs, then seed, as one network of the report.
 
     `gradient`, means over batches, and `kernel` are [moments, seeds, convolutions], shallow to
     deep. The moments are `epochs`, the first of which is the start.
     """
-    config = group[0][0]
-    trained = [[ij.load_run(run.folder()) for run in by_seed] for by_seed in group]
-    model, shape = trained[0][0].model, trained[0][0].image_shape
+    config, seeds = runs[0], list(dict.fromkeys(run.training.seed for run in runs))
+    opened = [ij.load_run(run.folder()) for run in runs]
+    model, shape = opened[0].model, opened[0].image_shape
     norms = jax.jit(
         partial(kernel_gradient_norms, model, **config.losses()),
         compiler_options=ij.cpu_compiler_options(),
     )
     initialize = make_initializer(model, config.make_optimizer(1), shape)
-    starts = [initialize(initial_key(run.training.seed)) for run in group[0]]
-    before = [{"params": each.params, "batch_stats": each.batch_stats} for each in starts]
-    moments = [before, *([run.variables for run in by_seed] for by_seed in trained)]
-    seeds = zip(group[0], trained[0], strict=True)
-    examples = [list(_batches(run, finished.preprocessing)) for run, finished in seeds]
+    starts = [initialize(initial_key(seed)) for seed in seeds]
+    variables = [{"params": each.params, "batch_stats": each.batch_stats} for each in starts]
+    variables += [run.variables for run in opened]
+    pairs = zip(runs[: len(seeds)], opened, strict=False)
+    examples = [list(_batches(run, each.preprocessing)) for run, each in pairs]
     gradient = [
-        [
-            np.mean([norms(variables, *batch) for batch in of_seed], axis=0).tolist()
-            for variables, of_seed in zip(by_seed, examples, strict=True)
-        ]
-        for by_seed in moments
+        np.mean([norms(each, *batch) for batch in examples[number % len(seeds)]], axis=0)
+        for number, each in enumerate(variables)
     ]
-    kernel = [
-        [kernel_norms(model, variables["params"]).tolist() for variables in by_seed]
-        for by_seed in moments
-    ]
+    kernel = [kernel_norms(model, each["params"]) for each in variables]
+    moments = -1, len(seeds), len(kernel[0])
     return {
         "method": config.model.method,
         "depth": config.model.depth,
-        "seeds": [run.training.seed for run in group[0]],
-        "epochs": [0, *(by_seed[0].epochs() for by_seed in group)],
+        "seeds": seeds,
+        "epochs": [0, *(run.epochs() for run in runs[:: len(seeds)])],
         "learning_rate": config.training.learning_rate,
         "batches": len(examples[0]),
-        "gradient": gradient,
-        "kernel": kernel,
+        "gradient": np.reshape(gradient, moments).tolist(),
+        "kernel": np.reshape(kernel, moments).tolist(),
     }
 
 

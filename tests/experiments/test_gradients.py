@@ -62,7 +62,7 @@ def test_the_loss_is_the_one_that_was_trained(monkeypatch):
         return jnp.ones(4)
 
     monkeypatch.setattr(report_of, "kernel_gradient_norms", norms)
-    report_of.measure([[config]])
+    report_of.measure([config])
     assert given[0] == {"auxiliary_loss": 0.0, "auxiliary_mean": 1.0}
 
 
