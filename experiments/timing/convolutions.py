@@ -66,8 +66,11 @@ def programs(name: str, stride: int) -> dict[str, Callable]:
         output, vjp = jax.vjp(lambda x, kernel: convolve(x, kernel, stride), x, kernel)
         return (output, *vjp(gradient))[PASSES.index(name)]
 
-    options = {"compiler_options": ij.cpu_compiler_options()}
-    return {library: jax.jit(partial(run, way), **options) for library, way in ways.items()}
+    options = ij.cpu_compiler_options()
+    return {
+        library: jax.jit(partial(run, way), compiler_options=options)
+        for library, way in ways.items()
+    }
 
 
 def measure(size: Size) -> dict[str, Any]:
