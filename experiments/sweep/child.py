@@ -4,6 +4,7 @@ python -m experiments.sweep.child CORES FLAGS...
 """
 
 import os
+import signal
 import sys
 import threading
 
@@ -15,6 +16,8 @@ def _end_with_driver() -> None:
 
 
 if __name__ == "__main__":
+    # Ray's workers block SIGINT, and what they start inherits that.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     cores = [int(core) for core in sys.argv.pop(1).split(",") if core]
     if cores:
         os.sched_setaffinity(0, cores)  # before XLA starts its threads

@@ -4,6 +4,7 @@ Every machine needs the same Python environment and, under the same paths, this 
 folders and the data: a shared filesystem.
 """
 
+import contextlib
 import logging
 import os
 import signal
@@ -58,8 +59,12 @@ class RayPool:
         task = ray.remote(max_calls=1, max_retries=0)(_run)
         self._task = task.options(**taken, runtime_env={"env_vars": environment})
 
+        self._interrupts: dict[Any, Path] = {}
+
     def start(self, arguments: list[str], output: Path) -> Any:
-        return self._task.remote(arguments, output, Path.cwd())
+        reference = self._task.remote(arguments, output, Path.cwd())
+        self._interrupts[reference] = _interrupt(output)
+        return reference
 
     def ended(self, running: list[Any]) -> list[tuple[Any, int]]:
         ready = ray.wait(running, num_returns=len(running), timeout=1.0)[0]
@@ -67,7 +72,8 @@ class RayPool:
 
     def interrupt(self, running: list[Any]) -> None:
         for reference in running:
-            ray.cancel(reference)
+            self._interrupts[reference].touch()
+            ray.cancel(reference)  # one that still waits for room never starts
 
 
 def share(
@@ -94,13 +100,24 @@ def _run(arguments: list[str], output: Path, directory: Path) -> int:
     """Does a run in a process of its own, on whatever machine; returns its exit status."""
     os.chdir(directory)  # the folders' paths may be relative
     output.parent.mkdir(parents=True, exist_ok=True)
+    interrupt = _interrupt(output)
+    interrupt.unlink(missing_ok=True)
     process = start(arguments, output, [], {})
-    try:
-        while process.poll() is None:  # Ray's interrupt is no signal, which would end a wait
+    told = False
+    while process.poll() is None:
+        # Ray does not always deliver a cancellation to a task that runs; the file system does.
+        with contextlib.suppress(KeyboardInterrupt):
             time.sleep(0.1)
-    except KeyboardInterrupt:  # the task was cancelled
-        process.send_signal(signal.SIGINT)
-    return process.wait()
+        if interrupt.exists() and not told:
+            process.send_signal(signal.SIGINT)
+            told = True
+    interrupt.unlink(missing_ok=True)
+    return process.returncode
+
+
+def _interrupt(output: Path) -> Path:
+    """The file that asks a run to save and end."""
+    return output.with_name("interrupt")
 
 
 def _outcome(reference: Any) -> int:
