@@ -269,9 +269,11 @@ def test_others_read_the_safetensors_by_the_layers_names(finished, safetensors):
     assert sum(sizes) == result_in(finished)["parameters"]
 
 
-def test_safetensors_that_are_broken_or_anothers_are_refused_in_a_line(safetensors):
-    content = safetensors.read_bytes()
+def test_safetensors_that_are_broken_or_anothers_are_refused_in_a_line(finished, safetensors):
+    content, another = safetensors.read_bytes(), ij.load_run(folder_in(finished))
+    another.result["width"] *= 2
     for broken, words in (
+        (ij.to_safetensors(another), f"{safetensors} cannot be read .* another network"),
         (content[:-1] + bytes([content[-1] ^ 1]), "is broken"),
         (content[:-1], "cannot be read"),
         (save({"weight": np.zeros(3)}), "is it an exported run"),

@@ -25,6 +25,7 @@ class Network(nn.Module):
         for name in ("first", "second"):
             x = nn.Conv(self.width, (3, 3), strides=4, name=name)(x)
             x = nn.relu(nn.BatchNorm(not train, name=f"{name}_norm")(x))
+            self.sow("losses", f"{name}_mean", x.mean())
         return nn.Dense(10, name="head")(x.mean((1, 2)))
 """
 BACKBONE = ("--backbone=mine:Network", "--taps=first,second_norm", "--method=S1")
