@@ -47,12 +47,6 @@ class Examples:
     labels: np.ndarray
     branch_logits: Array
 
-    def halves(self) -> tuple["Examples", "Examples"]:
-        """Splits held-out examples into those to fit to and those to choose by."""
-        half = len(self.labels) // 2
-        first = Examples(self.labels[:half], self.branch_logits[:half])
-        return first, Examples(self.labels[half:], self.branch_logits[half:])
-
     def without(self, branch: int) -> "Examples":
         """With the branch's logits zero, so that it favours no class under any fusion."""
         return Examples(self.labels, self.branch_logits.at[:, branch].set(0.0))
@@ -83,10 +77,6 @@ class Policy:
     held_out_accuracy: dict[str, float]
     ranking: dict[str, float]
 
-    def confidences(self, logits: Array) -> np.ndarray:
-        """[examples, exits, classes] to [examples, exits]."""
-        return _confidences(logits, self.measure, self.temperatures)
-
 
 class Depths:
     """A run's cuts and exits.
@@ -111,9 +101,11 @@ class Depths:
 
     def predict(self, dataset: Dataset, most: int = HELD_OUT, points: float = COARSEST) -> None:
         """Predicts up to `most` held-out images, and the test images; raises as `unseen` does."""
-        examples = unseen(self.run, dataset, most, points)
-        self.fit, self.held = _predicted(self.run, examples).halves()
-        self.test = _predicted(self.run, dataset.test)
+        labels, logits = _predicted(self.run, unseen(self.run, dataset, most, points))
+        half = len(labels) // 2
+        self.fit = Examples(labels[:half], logits[:half])  # fitted to
+        self.held = Examples(labels[half:], logits[half:])  # chosen by
+        self.test = Examples(*_predicted(self.run, dataset.test))
 
     def _logits_of_cut(self, fusion: str, fit: Examples, examples: Examples, count: int) -> Array:
         """What the first `count` branches predict, [examples, classes]."""
@@ -232,11 +224,15 @@ class Thresholds:
 
     def __init__(self, depths: Depths, policy: Policy):
         self._spent, fusion = depths.spent, policy.fusion
-        logits = {of: depths.logits(fusion, of) for of in ("held", "test")}
-        self._sure = {of: policy.confidences(each) for of, each in logits.items()}
-        self._correct = {of: depths.correct(fusion, of) for of in logits}
-        self._whole = {of: depths.correct(OWN, of)[:, -1] for of in logits}
-        chances = _confidences(logits["held"], "probability", policy.temperatures)
+        splits = ("held", "test")
+        self._correct = {of: depths.correct(fusion, of) for of in splits}
+        self._whole = {of: depths.correct(OWN, of)[:, -1] for of in splits}
+
+        def sure(of: str, measure: Measure) -> np.ndarray:
+            return _confidences(depths.logits(fusion, of), measure, policy.temperatures)
+
+        self._sure = {of: sure(of, policy.measure) for of in splits}
+        chances = sure("held", "probability")
         self._frontier = ExitFrontier(self._sure["held"], chances, depths.spent)
 
     def within(self, operations: float) -> dict[str, Any]:
@@ -314,10 +310,10 @@ def load(run: TrainedRun, data_dir: str | None) -> Dataset:
     return data.load(given["dataset"], data_dir, given["image_size"], resize=run.resize)
 
 
-def _predicted(run: TrainedRun, split: Split) -> Examples:
+def _predicted(run: TrainedRun, split: Split) -> tuple[np.ndarray, Array]:
     with data.reading(run.result["dataset"]):
         _, branch_logits, labels = run.predict_split(split)
-    return Examples(labels, jnp.asarray(branch_logits))
+    return labels, jnp.asarray(branch_logits)
 
 
 def parameters(variables: dict[str, Any]) -> int:
