@@ -10,7 +10,7 @@ import numpy as np
 
 from interflow_jax.cli import exit_report, exit_timing, machine
 from interflow_jax.cli.config import recorded
-from interflow_jax.cli.depths import COARSEST, OWN, Depths, Thresholds, load, operations, parameters
+from interflow_jax.cli.depths import COARSEST, OWN, Depths, Exits, load, operations, parameters
 from interflow_jax.cli.files import writable, write_whole
 from interflow_jax.cli.flags import Parser, add_run, names, numbers
 from interflow_jax.data import splits
@@ -36,14 +36,13 @@ def main(arguments: list[str]) -> int:
     print(f"predicting held-out and {len(dataset.test):,} test images ...", flush=True)
     depths.predict(dataset, flags.held_out, min([COARSEST, *filter(None, flags.points)]))
     print("choosing fusion, temperatures, confidence and thresholds ...", flush=True)
-    policy = depths.policy()
-    thresholds = Thresholds(depths, policy)
+    exits = Exits(depths)
     budgets = [
-        {"budget": f"{share:.0%} of operations", **thresholds.within(share * whole)}
+        {"budget": f"{share:.0%} of operations", **exits.within(share * whole)}
         for share in flags.budgets
     ]
     budgets += [
-        {"budget": f"{points:g} points of accuracy", **thresholds.losing(points)}
+        {"budget": f"{points:g} points of accuracy", **exits.losing(points)}
         for points in flags.points
     ]
     facts = ("method", "dataset", "seed", "epochs", "fusion", "auxiliary_mean")
@@ -55,9 +54,9 @@ def main(arguments: list[str]) -> int:
         "test_examples": len(depths.test.labels),
         "device": machine.device(),
         "versions": machine.versions(),
-        "policy": vars(policy),
-        "cuts": depths.cuts(policy.refit),
-        "curve": thresholds.curve(),
+        "policy": exits.policy,
+        "cuts": depths.cuts(exits.policy["refit"]),
+        "curve": exits.curve(),
         "budgets": budgets,
         "baselines": [_baseline(each) for each in baselines],
     }
