@@ -54,13 +54,6 @@ def _umask() -> int:
     return current
 
 
-def remove_drafts(folder: Path) -> None:
-    """Deletes what a killed process was writing in a folder, which must be locked."""
-    for draft in folder.glob(f"{_DRAFT}*"):
-        with contextlib.suppress(OSError):
-            draft.unlink()
-
-
 def writable(folder: Path) -> None:
     """Creates a folder and proves that files can be written there."""
     try:
@@ -113,7 +106,13 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keeps other processes from working in a folder; a killed process releases the lock."""
+    """Keeps other processes from working in a folder; a killed process releases the lock.
+
+    What it was writing is deleted.
+
+    Raises:
+      LockedError: names the process that holds the lock.
+    """
     with (folder / ".lock").open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -127,4 +126,7 @@ def locked(folder: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):  # a full disk keeps nobody from training
             lock.write(f"process {os.getpid()} on {socket.gethostname()}")
             lock.flush()
+        for draft in folder.glob(f"{_DRAFT}*"):
+            with contextlib.suppress(OSError):
+                draft.unlink()
         yield
