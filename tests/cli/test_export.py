@@ -285,35 +285,6 @@ def test_safetensors_that_are_broken_or_anothers_are_refused_in_a_line(finished,
         assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("flag", "words"),
-    [
-        ("--platforms=ios", "--platforms=ios: choose from cpu, cuda, rocm, tpu"),
-        ("--platforms=cpu,cpu", "has cpu more than once"),
-        ("--format=onnx", "choose from"),
-        ("--refit", "give --branches, too"),
-    ],
-)
-def test_a_wrong_flag_is_answered_in_a_line(flags, flag, words, tmp_path, capsys):
-    assert export.main([*flags, flag]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert words in line
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_what_is_no_run_or_no_file_is_answered_in_a_line(flags, tmp_path, capsys):
-    for wrong, words in (
-        ([f"--run={tmp_path}"], "give the folder of a finished run"),
-        ([f"--out={tmp_path}"], "is a folder; give a file"),
-        (["--branches=4"], "--branches=4: choose 1 to 3, the run's"),
-        (["--branches=0"], "--branches=0: choose 1 to 3, the run's"),
-    ):
-        assert export.main([*flags, *wrong]) == 2
-        (line,) = capsys.readouterr().err.splitlines()
-        assert words in line
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("jax2onnx") is None, reason="docs/depth.md says how to install it"
