@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from interflow_jax.saved_run import reading
+
 _DRAFT = ".draft-"  # how the names of unfinished files begin
 
 
@@ -94,14 +96,11 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
     Args:
       remedy: what to do, at the end of the error.
     """
-    try:
+    with reading(path, remedy):
         content = json.loads(path.read_text())
         if not isinstance(content, dict):
             raise ValueError(f"it holds a {type(content).__name__}, not names and values")
-        return content
-    except (OSError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ValueError(f"{path} cannot be read ({reason}); {remedy}") from error
+    return content
 
 
 @contextlib.contextmanager

@@ -76,6 +76,5 @@ if __name__ == "__main__":
         _import_tensorflow_quietly()
         {"prepare": prepare, "decode": decode}[sys.argv[1]](*sys.argv[2:])
     except (Exception, KeyboardInterrupt) as error:
-        reason = " ".join(str(error).split()) or "no reason given"
-        print(f"{type(error).__name__}: {reason}")
+        print(f"{type(error).__name__}: {' '.join(str(error).split())}")
         sys.exit(1)
