@@ -132,7 +132,20 @@ def shown(text: str) -> str:
     return text.encode("unicode_escape").decode()[:20] or "''"
 
 
+NETWORK = "--backbone=experiments.tables.backbones:ResNet"
+TAPPED = f"{NETWORK} --backbone_options=width=2 --taps=stem,stage1_block1"
 COMBINATIONS = [
+    ("run", NETWORK, "needs --taps; --list_layers"),
+    ("run", f"{NETWORK} --taps=third --method=S1", "no layer 'third'; the closest are "),
+    ("run", f"{NETWORK} --taps=7,9 --method=S1", "no layer '7'; the closest are "),
+    ("run", f"{NETWORK}s --taps=stem --method=S1", "no function 'ResNets'; the closest are ResNet"),
+    ("run", f"{NETWORK} --backbone_options=depth=3 --taps=stem", "with the options 'depth=3'"),
+    ("run", f"{TAPPED} --method=S1 --width=0.5", "--width=0.5 is for --backbone=vgg"),
+    ("run", f"{TAPPED} --method=S2", "4 branch weights, but there are 2 taps"),
+    ("run", f"{TAPPED} --method=S2 --initial_weights=1,2,3", "3.0), but there are 2 taps"),
+    ("run", f"{TAPPED} --method=S1 --pretrained=absent.msgpack", "absent.msgpack cannot be read"),
+    ("run", f"{TAPPED} --method=S1 --normalize=imagenet", "of 3 channels, and the images have 1"),
+    ("run", "--taps=first", "vgg has convolutions"),
     ("run", "--schedule=cosine --drop_after=0.5", "drop_after"),
     ("run", "--list_layers --depth=3", "depth"),
     ("run", "--list_layers --dataset=nosuch", "nosuch"),
@@ -141,7 +154,7 @@ COMBINATIONS = [
     ("run", "--data_dir= --dataset=svhn", "data_dir"),
     ("run", "--dataset=cifar10:9.9.9 --data_dir=new", "cifar10"),
     ("run", "--seed=1 --seeds=1,2", "seeds"),
-    ("run", "--backbone_options=a=1", "backbone_options"),
+    ("run", "--backbone_options=a=1", "is for another --backbone"),
     ("run", "--backbone=json:loads --taps=a", "json:loads"),
     ("run", "--backbone=jax_resnet:ResNet18", "taps"),
     ("run", "--backbone=os:getcwd --taps=a --depth=5", "depth"),
