@@ -107,7 +107,7 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
 def locked(folder: Path) -> Iterator[None]:
     """Keeps other processes from working in a folder; a killed process releases the lock.
 
-    What it was writing is deleted.
+    What it was writing, in folders below as well, is deleted.
 
     Raises:
       LockedError: names the process that holds the lock.
@@ -125,7 +125,7 @@ def locked(folder: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):  # a full disk keeps nobody from training
             lock.write(f"process {os.getpid()} on {socket.gethostname()}")
             lock.flush()
-        for draft in folder.glob(f"{_DRAFT}*"):
+        for draft in folder.rglob(f"{_DRAFT}*"):
             with contextlib.suppress(OSError):
                 draft.unlink()
         yield

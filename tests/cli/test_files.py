@@ -57,8 +57,10 @@ def test_a_failure_leaves_the_old_file_and_no_draft(tmp_path, monkeypatch):
 
 
 def test_a_lock_says_who_holds_it_and_clears_what_a_kill_left(tmp_path):
-    (tmp_path / ".draft-x").write_text("half")
+    (tmp_path / "pictures").mkdir()
+    for draft in (".draft-x", "pictures/.draft-y"):
+        (tmp_path / draft).write_text("half")
     held = f"process {os.getpid()} on .*; wait for it"
     with locked(tmp_path), pytest.raises(LockedError, match=held), locked(tmp_path):
         pass
-    assert os.listdir(tmp_path) == [".lock"]
+    assert {*tmp_path.rglob("*")} == {tmp_path / name for name in (".lock", "pictures")}
