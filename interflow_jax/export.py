@@ -131,7 +131,8 @@ def load_safetensors(
     Raises:
       ValueError: for a file of another kind or a broken one, or a network that is not given.
     """
-    with reading(Path(file), "is it an exported run?"):
+    hint = "is it an exported run?"
+    with reading(Path(file), hint):
         try:
             with safe_open(file, "numpy") as tensors:
                 metadata = tensors.metadata() or {}
@@ -141,7 +142,8 @@ def load_safetensors(
             raise ValueError(str(error)) from error
         result, digest = json.loads(metadata["run"]), metadata["fingerprint"]
         model = build_as(result, backbone, trust_code)
-    variables = {"params": {}, "batch_stats": {}} | unflatten_dict(arrays, sep="/")
+        variables = {"params": {}, "batch_stats": {}} | unflatten_dict(arrays, sep="/")
     if fingerprint(variables) != digest:
         raise ValueError(f"{file} is broken: its parameters are not those that it was written with")
-    return TrainedRun(model, named_as_the_model_has_them(model, variables, result), result)
+    with reading(Path(file), hint):
+        return TrainedRun(model, named_as_the_model_has_them(model, variables, result), result)

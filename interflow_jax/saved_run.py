@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,7 +28,7 @@ from interflow_jax.methods import losses
 from interflow_jax.model import Interflow, Prediction
 from interflow_jax.networks import Network, recorded_network
 from interflow_jax.steps import predict_in_batches
-from interflow_jax.switch import switch_arguments
+from interflow_jax.switch import switch_arguments, without_sowing
 
 HELD_OUT = 4000  # training examples, at most, to fit and to choose with
 _BATCH_SIZE = 64  # predictions compile once
@@ -198,8 +199,8 @@ def load_run(
 ) -> TrainedRun:
     """Opens a finished run of `interflow run` by its folder.
 
-    Nothing that its files name is imported: a run on another network than the paper's needs one of
-    the last two arguments.
+    Nothing that its files name is imported: a run on another network than the project's own needs
+    one of the last two arguments.
 
     Args:
       folder: the run's folder.
@@ -251,9 +252,18 @@ def named_as_the_model_has_them(
     """Renames a file's variables, whose names are all strings, as in the model: NNX has numbers."""
     if result.get("backbone", VGG) == VGG:
         return variables
-    images = jax.ShapeDtypeStruct((1, *result["image_shape"]), jnp.float32)
-    shapes = {"batch_stats": {}, **jax.eval_shape(model.init, jax.random.key(0), images)}
+    shapes = {"batch_stats": {}, **_shapes(model, _images(result))}
     return serialization.from_state_dict(shapes, variables)
+
+
+def _images(result: dict[str, Any]) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((1, *result["image_shape"]), jnp.float32)
+
+
+def _shapes(model: Interflow, images: jax.ShapeDtypeStruct) -> dict[str, Any]:
+    """Those of the model's variables."""
+    with nn.intercept_methods(without_sowing):
+        return dict(jax.eval_shape(model.init, jax.random.key(0), images))
 
 
 def build_as(
@@ -270,8 +280,8 @@ def build_as(
     model = config.build(len(result["class_names"]), network)
     if "cut" not in result:
         return model
-    images = jax.ShapeDtypeStruct((1, *result["image_shape"]), jnp.float32)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+    images = _images(result)
+    shapes = _shapes(model, images)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     model = truncate(model, zeros, result["cut"], images)[0]
     if "cut_fusion" not in result:

@@ -9,36 +9,21 @@ import numpy as np
 import pytest
 
 import interflow_jax as ij
+from tests import test_depth
+from tests.test_depth import run
 
 SHAPE = (8, 8, 3)
 IMAGES = jax.random.normal(jax.random.key(5), (16, *SHAPE))
 
 
-class Block(nn.Module):
-    channels: int
-
-    @nn.compact
-    def __call__(self, x, train):
-        x = nn.Conv(self.channels, (3, 3))(x)
-        return nn.relu(nn.BatchNorm(use_running_average=not train)(x))
-
-
-class Maps(nn.Module):
-    """Knows nothing of exits: three maps, and a field of its own."""
+class Maps(test_depth.Maps):
+    """Knows nothing of exits, and has a field of its own."""
 
     segments: int = 3
 
-    @nn.compact
-    def __call__(self, x, train):
-        maps = []
-        for number, channels in enumerate((4, 4, 6)):
-            x = Block(channels, name=f"block{number}")(x, train)
-            maps.append(x)
-        return maps
-
 
 class Segmented(nn.Module):
-    """Two blocks of a size, and how to run them one by one."""
+    """Two layers of a size, and how to run them one by one."""
 
     numbers: tuple[int, ...] = (0, 1)
 
@@ -46,7 +31,7 @@ class Segmented(nn.Module):
     def __call__(self, x, train):
         maps = []
         for number in self.numbers:
-            x = Block(3, name=f"block{number}")(x, train)
+            x = nn.relu(nn.Conv(3, (3, 3), name=f"layer{number}")(x))
             maps.append(x)
         return maps
 
@@ -55,38 +40,21 @@ class Segmented(nn.Module):
         return [Segmented((number,)) for number in self.numbers]
 
 
+VGG = {"depth": 5, "width": 1 / 16, "taps": (2, 3, 5)}
 MODELS = {
     "maps": ij.Interflow(Maps(), 10, ij.Fusion("class")),
     "segmented": ij.Interflow(Segmented(), 10, ij.Fusion("class"), "separate"),
-    "vgg": ij.build("S1", 10, depth=5, width=1 / 16, taps=(2, 3, 5)),
-    "geometric": ij.build("S1", 10, depth=5, width=1 / 16, taps=(2, 3, 5), fusion="geometric"),
+    "vgg": ij.build("S1", 10, **VGG),
+    "geometric": ij.build("S1", 10, fusion="geometric", **VGG),
 }
 
 
-@pytest.fixture(scope="module")
-def trained():
-    """The variables of a model as after training: every one of them moved."""
-
-    def move(name, seed=0):
-        key = jax.random.key(seed)
-        variables = jax.jit(MODELS[name].init)(key, IMAGES[:1])
-        leaves, structure = jax.tree.flatten(variables)
-        keys = jax.random.split(key, len(leaves))
-        moved = [
-            leaf + 0.1 * jnp.abs(jax.random.normal(key, leaf.shape))
-            for leaf, key in zip(leaves, keys, strict=True)
-        ]
-        return MODELS[name], jax.tree.unflatten(structure, moved)
-
-    return move
-
-
-def run(model, variables, images):
-    return jax.jit(model.apply, compiler_options=ij.cpu_compiler_options())(variables, images)
+def trained(name, seed=0):
+    return MODELS[name], test_depth.trained(MODELS[name], seed)
 
 
 @pytest.mark.parametrize("name", ["vgg", "geometric", "maps"])
-def test_at_the_extremes_exits_are_the_first_branch_and_the_whole_model(trained, name):
+def test_at_the_extremes_exits_are_the_first_branch_and_the_whole_model(name):
     """Bit for bit, at the batch size of the models that they are compared with."""
     model, variables = trained(name)
     exits = ij.EarlyExit(model, variables, [0.0, 0.0], IMAGES, batch_sizes=(1, 4, len(IMAGES)))
@@ -100,7 +68,7 @@ def test_at_the_extremes_exits_are_the_first_branch_and_the_whole_model(trained,
 @pytest.mark.parametrize(
     ("name", "measure"), [("vgg", "probability"), ("maps", "margin"), ("maps", "entropy")]
 )
-def test_an_example_leaves_where_it_is_surer_than_the_threshold(trained, name, measure):
+def test_an_example_leaves_where_it_is_surer_than_the_threshold(name, measure):
     model, variables = trained(name, seed=2)
     images = jax.random.normal(jax.random.key(6), (70, *SHAPE))
     images *= jnp.linspace(0.1, 5, 70)[:, None, None, None]
@@ -137,8 +105,8 @@ def test_an_example_leaves_where_it_is_surer_than_the_threshold(trained, name, m
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_a_backbone_s_own_segments_run_one_by_one(trained, count):
-    """Block 1 of the second program has no block 0 before it: that is the first one's."""
+def test_a_backbone_s_own_segments_run_one_by_one(count):
+    """Layer 1 of the second program has no layer 0 before it: that is the first one's."""
     model, variables = trained("segmented")
     exits = ij.EarlyExit(model, variables, [1.0] * (count - 1), IMAGES, batch_sizes=(len(IMAGES),))
     expected = run(*ij.truncate(model, variables, count, IMAGES), IMAGES)
@@ -149,7 +117,7 @@ def test_a_backbone_s_own_segments_run_one_by_one(trained, count):
         assert text.count("stablehlo.convolution") == 1
 
 
-def test_segments_of_a_stride_vgg_are_the_backbone(trained):
+def test_segments_of_a_stride_vgg_are_the_backbone():
     model, variables = trained("vgg")
     variables = {collection: parts["backbone"] for collection, parts in variables.items()}
     x, maps = IMAGES, jax.jit(partial(model.backbone.apply, train=False))(variables, IMAGES)
@@ -160,7 +128,7 @@ def test_segments_of_a_stride_vgg_are_the_backbone(trained):
         model.backbone.clone(start=3).check()
 
 
-def test_programs_are_compiled_for_few_batch_sizes(trained):
+def test_programs_are_compiled_for_few_batch_sizes():
     model, variables = trained("segmented", seed=1)
     images = np.random.default_rng(0).normal(size=(90, *SHAPE)).astype(np.float32)
     sure = ij.confidence(run(*ij.truncate(model, variables, 1, images), images).logits)
@@ -174,11 +142,7 @@ def test_programs_are_compiled_for_few_batch_sizes(trained):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        (
-            "thresholds",
-            [0.5, 1.5],
-            r"\[0.5, 1.5\]; give a list of numbers from 0 to 1",
-        ),
+        ("thresholds", [0.5, 1.5], r"\[0.5, 1.5\]; give a list of numbers from 0 to 1"),
         ("thresholds", [0.5, float("nan")], "numbers from 0 to 1"),
         ("thresholds", 0.9, "thresholds are 0.9; give a list"),
         ("thresholds", "0.9", "thresholds are 0.9; give a list"),
@@ -194,15 +158,13 @@ def test_programs_are_compiled_for_few_batch_sizes(trained):
 )
 @pytest.mark.parametrize("model", ["vgg", "maps"])
 def test_exits_that_cannot_be_are_named(model, name, value, message):
-    shapes = jax.eval_shape(MODELS[model].init, jax.random.key(0), IMAGES)
-    variables = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes)
     arguments = {"thresholds": [0.5, 0.5], "images": IMAGES, name: value}
     with pytest.raises(ValueError, match=message):
-        ij.EarlyExit(MODELS[model], variables, **arguments)
+        ij.EarlyExit(*trained(model), **arguments)
 
 
 @pytest.mark.parametrize("given", [None, IMAGES])
-def test_images_that_cannot_be_are_named(trained, given):
+def test_images_that_cannot_be_are_named(given):
     """Above all pixels, of which a model is always sure."""
     model, variables = trained("vgg")
     exits = ij.EarlyExit(model, variables, [0.5, 0.5], given)

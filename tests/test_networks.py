@@ -6,6 +6,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -164,6 +165,22 @@ def test_what_a_record_names_is_neither_imported_nor_called(module, monkeypatch)
             assert "\n" not in str(error.value)
     assert "somebodys" not in sys.modules
     assert not Path(f"{module}.read").exists()
+
+
+def test_the_project_s_own_networks_open_as_they_are_recorded(monkeypatch):
+    name = "experiments.tables.backbones"
+    file = Path(ij.__file__).parents[1] / "experiments/tables/backbones.py"
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    for entry in (
+        record(f"{name}:ResNet", "width=8", __file__),
+        record(f"{name}:partial", "func='a'", file),
+        record("experiments.tables.presets:grid", "", file.with_name("presets.py")),
+    ):
+        with pytest.raises(ValueError, match="what a file names is not imported"):
+            recorded_network(entry)
+    assert name not in sys.modules
+    network: Any = recorded_network(record(f"{name}:ResNet", "width=8", file))
+    assert (type(network).__name__, network.width) == ("ResNet", 8)
 
 
 def test_a_recorded_network_opens_with_the_caller_s_word(module):

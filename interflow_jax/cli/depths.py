@@ -47,12 +47,6 @@ class Examples:
     labels: np.ndarray
     branch_logits: Array
 
-    def halves(self) -> tuple["Examples", "Examples"]:
-        """Splits held-out examples into those to fit to and those to choose by."""
-        half = len(self.labels) // 2
-        first = Examples(self.labels[:half], self.branch_logits[:half])
-        return first, Examples(self.labels[half:], self.branch_logits[half:])
-
     def without(self, branch: int) -> "Examples":
         """With the branch's logits zero, so that it favours no class under any fusion."""
         return Examples(self.labels, self.branch_logits.at[:, branch].set(0.0))
@@ -60,32 +54,6 @@ class Examples:
     def accuracy(self, logits: Array) -> float:
         """Accuracy in percent of logits, [examples, classes]."""
         return 100 * float(np.mean(np.asarray(logits).argmax(-1) == self.labels))
-
-
-@dataclass(frozen=True)
-class Policy:
-    """How images leave: which fusion each exit predicts with, and how sure it is.
-
-    Attributes:
-      fusion: "own", or the kind that is fitted to every exit.
-      refit: the best of the kinds that are fitted; "own" if there are none.
-      measure: the measure of confidence.
-      temperatures: one per exit.
-      held_out_accuracy: by fusion, the mean over exits, in percent.
-      ranking: by measure, how well it ranks failures, the mean over exits (see
-        `failure_ranking`).
-    """
-
-    fusion: str
-    refit: str
-    measure: Measure
-    temperatures: list[float]
-    held_out_accuracy: dict[str, float]
-    ranking: dict[str, float]
-
-    def confidences(self, logits: Array) -> np.ndarray:
-        """[examples, exits, classes] to [examples, exits]."""
-        return _confidences(logits, self.measure, self.temperatures)
 
 
 class Depths:
@@ -111,9 +79,11 @@ class Depths:
 
     def predict(self, dataset: Dataset, most: int = HELD_OUT, points: float = COARSEST) -> None:
         """Predicts up to `most` held-out images, and the test images; raises as `unseen` does."""
-        examples = unseen(self.run, dataset, most, points)
-        self.fit, self.held = _predicted(self.run, examples).halves()
-        self.test = _predicted(self.run, dataset.test)
+        labels, logits = _predicted(self.run, unseen(self.run, dataset, most, points))
+        half = len(labels) // 2
+        self.fit = Examples(labels[:half], logits[:half])  # fitted to
+        self.held = Examples(labels[half:], logits[half:])  # chosen by
+        self.test = Examples(*_predicted(self.run, dataset.test))
 
     def _logits_of_cut(self, fusion: str, fit: Examples, examples: Examples, count: int) -> Array:
         """What the first `count` branches predict, [examples, classes]."""
@@ -181,23 +151,6 @@ class Depths:
         rows = zip(*columns.values(), strict=True)
         return [dict(zip(columns, row, strict=True)) for row in rows]
 
-    def policy(self, fusions: tuple[str, ...] = (OWN, *KINDS)) -> Policy:
-        """Chooses on held-out examples; temperatures are fitted to others of them."""
-        means = {fusion: float(np.mean(self.accuracies(fusion, "held"))) for fusion in fusions}
-        fusion = max(means, key=means.__getitem__)
-        fitted = [kind for kind in fusions if kind != OWN]
-        refit = max(fitted, key=means.__getitem__, default=OWN)
-        fit_logits = self.logits(fusion, "fit").swapaxes(0, 1)
-        temperatures = [fit_temperature(logits, self.fit.labels) for logits in fit_logits]
-        held, correct = self.logits(fusion, "held"), self.correct(fusion, "held")
-        ranking = {}
-        for measure in MEASURES:
-            sure = _confidences(held, measure, temperatures)
-            pairs = zip(sure.T, correct.T, strict=True)
-            ranking[measure] = float(np.mean([failure_ranking(*pair) for pair in pairs]))
-        measure = max(MEASURES, key=ranking.__getitem__)
-        return Policy(fusion, refit, measure, temperatures, means, ranking)
-
     def by_fusion(self) -> dict[str, Any]:
         """What the depths can do under the model's own fusion and every fitted one.
 
@@ -208,35 +161,62 @@ class Depths:
         """
         fusions = {}
         for fusion in (OWN, *KINDS):
-            policy = self.policy((fusion,))
-            thresholds = Thresholds(self, policy)
+            exits = Exits(self, (fusion,))
             budgets = [share * self.operations[-1] for share in SHARES]
             fusions[fusion] = {
-                "held_out_accuracy": policy.held_out_accuracy[fusion],
+                "held_out_accuracy": exits.policy["held_out_accuracy"][fusion],
                 "cuts": self.accuracies(fusion),
                 "left_out": self.left_out(fusion),
                 "budgets": [
-                    thresholds.within(budget) if budget >= self.spent[0] else None
-                    for budget in budgets
+                    exits.within(budget) if budget >= self.spent[0] else None for budget in budgets
                 ],
                 "curve": [
                     {name: figures[name] for name in ("operations", "accuracy")}
-                    for figures in thresholds.curve()
+                    for figures in exits.curve()
                 ],
             }
         return fusions
 
 
-class Thresholds:
-    """Thresholds within budgets, chosen on held-out examples and evaluated on test examples."""
+class Exits:
+    """How images leave early, chosen on held-out images, and what comes of it on test images.
 
-    def __init__(self, depths: Depths, policy: Policy):
-        self._spent, fusion = depths.spent, policy.fusion
-        logits = {of: depths.logits(fusion, of) for of in ("held", "test")}
-        self._sure = {of: policy.confidences(each) for of, each in logits.items()}
-        self._correct = {of: depths.correct(fusion, of) for of in logits}
-        self._whole = {of: depths.correct(OWN, of)[:, -1] for of in logits}
-        chances = _confidences(logits["held"], "probability", policy.temperatures)
+    Attributes:
+      policy: what was chosen, and by what: `fusion`, "own" or the kind that is fitted to every
+        exit, by the greatest mean of `held_out_accuracy` over exits, in percent; `refit`, the best
+        of the kinds that are fitted, "own" if there are none; the `measure` of confidence, by the
+        greatest mean of `ranking` over exits (see `failure_ranking`); `temperatures`, one per exit.
+    """
+
+    def __init__(self, depths: Depths, fusions: tuple[str, ...] = (OWN, *KINDS)):
+        means = {fusion: float(np.mean(depths.accuracies(fusion, "held"))) for fusion in fusions}
+        fusion = max(means, key=means.__getitem__)
+        fitted = [kind for kind in fusions if kind != OWN]
+        fit_logits = depths.logits(fusion, "fit").swapaxes(0, 1)
+        temperatures = [fit_temperature(logits, depths.fit.labels) for logits in fit_logits]
+
+        def sure(of: str, measure: Measure) -> np.ndarray:
+            exits = zip(depths.logits(fusion, of).swapaxes(0, 1), temperatures, strict=True)
+            return np.stack([np.asarray(confidence(x, measure, t)) for x, t in exits], axis=1)
+
+        self._spent = depths.spent
+        self._correct = {of: depths.correct(fusion, of) for of in ("held", "test")}
+        self._whole = {of: depths.correct(OWN, of)[:, -1] for of in self._correct}
+        ranking = {}
+        for measure in MEASURES:
+            pairs = zip(sure("held", measure).T, self._correct["held"].T, strict=True)
+            ranking[measure] = float(np.mean([failure_ranking(*pair) for pair in pairs]))
+        measure = max(MEASURES, key=ranking.__getitem__)
+        self.policy: dict[str, Any] = {
+            "fusion": fusion,
+            "refit": max(fitted, key=means.__getitem__, default=OWN),
+            "measure": measure,
+            "temperatures": temperatures,
+            "held_out_accuracy": means,
+            "ranking": ranking,
+        }
+        self._sure = {of: sure(of, measure) for of in self._correct}
+        chances = sure("held", "probability")
         self._frontier = ExitFrontier(self._sure["held"], chances, depths.spent)
 
     def within(self, operations: float) -> dict[str, Any]:
@@ -314,10 +294,10 @@ def load(run: TrainedRun, data_dir: str | None) -> Dataset:
     return data.load(given["dataset"], data_dir, given["image_size"], resize=run.resize)
 
 
-def _predicted(run: TrainedRun, split: Split) -> Examples:
+def _predicted(run: TrainedRun, split: Split) -> tuple[np.ndarray, Array]:
     with data.reading(run.result["dataset"]):
         _, branch_logits, labels = run.predict_split(split)
-    return Examples(labels, jnp.asarray(branch_logits))
+    return labels, jnp.asarray(branch_logits)
 
 
 def parameters(variables: dict[str, Any]) -> int:
@@ -341,8 +321,3 @@ def operations(
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     costs: Any = jax.jit(model.apply).lower(variables, image).compile().cost_analysis()
     return float(costs["flops"])
-
-
-def _confidences(logits: Array, measure: Measure, temperatures: list[float]) -> np.ndarray:
-    exits = zip(logits.swapaxes(0, 1), temperatures, strict=True)
-    return np.stack([np.asarray(confidence(each, measure, t)) for each, t in exits], axis=1)

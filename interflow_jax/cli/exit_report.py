@@ -10,23 +10,17 @@ from interflow_jax.cli import charts, markdown
 from interflow_jax.cli.depths import OWN
 from interflow_jax.cli.machine import versions_line
 
-ACCURACY = "accuracy"
-
 
 def draw(report: dict[str, Any], folder: Path) -> list[dict[str, str]]:
     """Writes the pictures; returns their files, and what they show in words."""
     name = f"{report['method']} on {report['dataset']}, seed {report['seed']}"
     shows = "Test accuracy of early exits by mean operations and by measured images per second, "
     shows += f"beside cut models and other networks: {name}"
-    drawn = []
+    drawn = {"exits-depth.png": f"Test accuracy by depth: {name}", "exits-budget.png": shows}
     with plt.rc_context(charts.STYLE):
-        for stem, words, figure in (
-            ("exits-depth", f"Test accuracy by depth: {name}", _by_depth(report)),
-            ("exits-budget", shows, _by_budget(report)),
-        ):
-            charts.save(figure, folder / f"{stem}.png")
-            drawn.append({"file": f"{stem}.png", "shows": words})
-    return drawn
+        for file, figure in zip(drawn, (_by_depth(report), _by_budget(report)), strict=True):
+            charts.save(figure, folder / file)
+    return [{"file": file, "shows": words} for file, words in drawn.items()]
 
 
 def _by_depth(report: dict[str, Any]) -> Figure:
@@ -47,15 +41,14 @@ def _by_depth(report: dict[str, Any]) -> Figure:
 
 def _by_budget(report: dict[str, Any]) -> Figure:
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained", sharey=True)
-    curve = report["curve"]
-    operations, accuracies = ([point[name] for point in curve] for name in ("operations", ACCURACY))
-    left.plot([each / 1e6 for each in operations], accuracies, color="C0")
-    column = ACCURACY if report["policy"]["fusion"] == OWN else "refit_accuracy"
-    cuts = [{**cut, ACCURACY: cut[column]} for cut in report["cuts"]]
+    curve = [(point["operations"] / 1e6, point["accuracy"]) for point in report["curve"]]
+    left.plot(*zip(*curve, strict=True), color="C0")
+    column = "accuracy" if report["policy"]["fusion"] == OWN else "refit_accuracy"
+    cuts = [{**cut, "accuracy": cut[column]} for cut in report["cuts"]]
     series = [("early exits", "o", report["budgets"]), ("cut models", "s", cuts)]
     series += [(baseline["name"], "*", [baseline]) for baseline in report["baselines"]]
     for label, marker, rows in series:
-        accuracies = [row[ACCURACY] for row in rows]
+        accuracies = [row["accuracy"] for row in rows]
         left.plot([row["operations"] / 1e6 for row in rows], accuracies, marker, label=label)
         right.plot([row["images_per_second"] for row in rows], accuracies, marker, label=label)
     left.set(xlabel="mean operations per image (millions)", ylabel="test accuracy (%)")
@@ -67,8 +60,8 @@ def _by_budget(report: dict[str, Any]) -> Figure:
 def text(report: dict[str, Any], drawn: list[dict[str, str]]) -> str:
     """The report as Markdown."""
     cuts, policy = report["cuts"], report["policy"]
-    total = cuts[-1]["operations"]
     whole = cuts[-1]
+    total, speed = whole["operations"], whole["images_per_second"]
     fusion = "the model's own" if policy["fusion"] == OWN else f"{policy['fusion']}, fitted"
     trained = report["fusion"] or "the method's fusion"
     if report["auxiliary_mean"]:
@@ -116,7 +109,6 @@ def text(report: dict[str, Any], drawn: list[dict[str, str]]) -> str:
     head = ["budget", "accuracy", "minus the whole", "on held-out images", "operations"]
     head += ["images/s", "times the whole's"]
     head += [f"leave after {cut['after']}" for cut in cuts]
-    speed = whole["images_per_second"]
     rows = [
         [
             row["budget"] + ": the whole is no worse, and faster" * row["whole_is_better"],
@@ -128,6 +120,7 @@ def text(report: dict[str, Any], drawn: list[dict[str, str]]) -> str:
         for row in report["budgets"]
     ]
     lines += markdown.table(head, rows)
+    as_models = [{**cut, "name": f"cut after {cut['after']}"} for cut in cuts]
     lines += [
         "Beside them, models that run as a whole in batches of 64:\n",
         *markdown.table(
@@ -138,7 +131,7 @@ def text(report: dict[str, Any], drawn: list[dict[str, str]]) -> str:
                     f"{row['operations'] / total:.0%}",
                     *(f"{row['images_per_second']:,.0f}", row["images_per_second"] / speed),
                 ]
-                for row in [*_as_models(cuts), *report["baselines"]]
+                for row in [*as_models, *report["baselines"]]
             ],
         ),
         *(f"![{picture['shows']}]({picture['file']})\n" for picture in drawn),
@@ -149,10 +142,6 @@ def text(report: dict[str, Any], drawn: list[dict[str, str]]) -> str:
 def _ahead(row: dict[str, Any], prefix: str = "") -> str:
     """Points by which a row is ahead of the whole model, and their error."""
     return f"{row[f'{prefix}minus_whole']:+.2f} ± {row[f'{prefix}minus_whole_error']:.2f}"
-
-
-def _as_models(cuts: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{**cut, "name": f"cut after {cut['after']}"} for cut in cuts]
 
 
 def _listed(figures: dict[str, float], form: str) -> str:

@@ -21,47 +21,40 @@ SECONDS_PER_TURN = 0.2  # a call is repeated as often as fits, at least once
 Model = tuple[Interflow, Any]  # and its variables
 
 
-def milliseconds(models: list[Model], images: np.ndarray) -> list[dict[str, float]]:
-    """Milliseconds per model for batches of one and of `BATCH_SIZE`, of images as it takes them.
+def measure(
+    models: list[Model], exits: EarlyExit, thresholds: list[list[float]], images: np.ndarray
+) -> tuple[list[dict[str, float]], list[float]]:
+    """Times models, and exits by each list of thresholds, in turns on the same images.
 
     Args:
-      images: [images, height, width, channels], float32, already on the host.
-    """
-    calls = {}
-    for number, program in enumerate(map(_program, models)):
-        for size in (1, BATCH_SIZE):
-            calls[number, size] = partial(program, images[:size])
-    times = seconds(calls)
-    return [
-        {f"ms_{size}": 1000 * times[number, size] for size in (1, BATCH_SIZE)}
-        for number in range(len(models))
-    ]
+      images: [images, height, width, channels], float32, as the models take them, on the host;
+        repeated, from the first on, until they fill a batch.
 
-
-def images_per_second(
-    models: list[Model], exits: EarlyExit, thresholds: list[list[float]], images: np.ndarray
-) -> list[float]:
-    """Rates of models in batches of `BATCH_SIZE`, then of exits by list of thresholds, in turns.
-
-    Images are repeated, from the first on, until they fill a batch.
+    Returns:
+      Per model `ms_1` and `ms_64`, milliseconds for batches of one and of `BATCH_SIZE`, and
+      `images_per_second` in the latter; per list of thresholds images per second.
     """
     images = np.resize(images, (max(len(images), BATCH_SIZE), *images.shape[1:]))
     images = images[: len(images) // BATCH_SIZE * BATCH_SIZE]
-    batches = np.split(images, len(images) // BATCH_SIZE)
+    batches = {1: [images[:1]], BATCH_SIZE: np.split(images, len(images) // BATCH_SIZE)}
+    calls: dict[Any, Callable[[], Any]] = {}
+    for number, (model, variables) in enumerate(models):
+        program = jax.jit(model.apply, compiler_options=cpu_compiler_options())
+        for size, parts in batches.items():
+            calls[number, size] = partial(_through, partial(program, variables), parts)
+    for number, each in enumerate(thresholds):
+        calls["exits", number] = partial(exits, images, each)
+    times = seconds(calls)
+    rows = []
+    for number in range(len(models)):
+        row = {f"ms_{n}": 1000 * times[number, n] / len(batches[n]) for n in batches}
+        rows.append(row | {"images_per_second": len(images) / times[number, BATCH_SIZE]})
+    return rows, [len(images) / times["exits", number] for number in range(len(thresholds))]
 
-    def through(program: Callable) -> None:
-        for batch in batches:
-            program(batch)
 
-    calls: list[Callable] = [partial(through, _program(model)) for model in models]
-    calls += [partial(exits, images, each) for each in thresholds]
-    times = seconds(dict(enumerate(calls)))
-    return [len(images) / times[number] for number in range(len(calls))]
-
-
-def _program(model: Model) -> Callable[[np.ndarray], np.ndarray]:
-    apply = jax.jit(model[0].apply, compiler_options=cpu_compiler_options())
-    return lambda images: np.asarray(apply(model[1], jnp.asarray(images)).logits)
+def _through(program: Callable, batches: list[np.ndarray]) -> None:
+    for batch in batches:
+        np.asarray(program(jnp.asarray(batch)).logits)
 
 
 def seconds(calls: dict[Any, Callable[[], Any]]) -> dict[Any, float]:

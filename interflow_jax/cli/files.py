@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from interflow_jax.saved_run import reading
+
 _DRAFT = ".draft-"  # how the names of unfinished files begin
 
 
@@ -54,13 +56,6 @@ def _umask() -> int:
     return current
 
 
-def remove_drafts(folder: Path) -> None:
-    """Deletes what a killed process was writing in a folder, which must be locked."""
-    for draft in folder.glob(f"{_DRAFT}*"):
-        with contextlib.suppress(OSError):
-            draft.unlink()
-
-
 def writable(folder: Path) -> None:
     """Creates a folder and proves that files can be written there."""
     try:
@@ -101,19 +96,22 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
     Args:
       remedy: what to do, at the end of the error.
     """
-    try:
+    with reading(path, remedy):
         content = json.loads(path.read_text())
         if not isinstance(content, dict):
             raise ValueError(f"it holds a {type(content).__name__}, not names and values")
-        return content
-    except (OSError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ValueError(f"{path} cannot be read ({reason}); {remedy}") from error
+    return content
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keeps other processes from working in a folder; a killed process releases the lock."""
+    """Keeps other processes from working in a folder; a killed process releases the lock.
+
+    What it was writing, in folders below as well, is deleted.
+
+    Raises:
+      LockedError: names the process that holds the lock.
+    """
     with (folder / ".lock").open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -127,4 +125,7 @@ def locked(folder: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):  # a full disk keeps nobody from training
             lock.write(f"process {os.getpid()} on {socket.gethostname()}")
             lock.flush()
+        for draft in folder.rglob(f"{_DRAFT}*"):
+            with contextlib.suppress(OSError):
+                draft.unlink()
         yield

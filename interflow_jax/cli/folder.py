@@ -5,12 +5,13 @@ import csv
 import io
 import json
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from interflow_jax.cli.config import recorded_identity
 from interflow_jax.cli.events import flat
-from interflow_jax.cli.files import locked, read_json, remove_drafts, writable, write_whole
+from interflow_jax.cli.files import locked, read_json, writable, write_whole
 
 
 class RunFolder:
@@ -126,12 +127,9 @@ class RunFolder:
             return -1
         return max((int(name) for name in names if name.isdigit()), default=-1)
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keeps other processes from training in the folder; raises LockedError."""
-        with locked(self.path):
-            remove_drafts(self.path)
-            yield
+    def locked(self) -> AbstractContextManager[None]:
+        """Keeps other processes from training in the folder (see `files.locked`)."""
+        return locked(self.path)
 
     def is_finished(self) -> bool:
         return (self.path / "result.json").exists()

@@ -192,12 +192,11 @@ def joined(places: Places, detect: bool) -> Iterator[None]:
 
 
 def _check(places: Places) -> None:
-    given = {"coordinator": places.coordinator, "process": places.process}
     if places.processes is not None and places.processes < 1:
         raise ValueError(f"--processes={places.processes}: choose a number above 0")
     if places.processes in (None, 1):
-        for name, value in given.items():
-            if value is not None:
+        for name in ("coordinator", "process"):
+            if (value := getattr(places, name)) is not None:
                 raise ValueError(f"--{name}={value}: give --processes=N, 2 or more, with it")
         return
     if places.coordinator is None or not re.fullmatch(r".+:\d+", places.coordinator):
@@ -221,7 +220,8 @@ def _initialize(places: Places) -> bool:
             places.coordinator,
             places.processes,
             places.process,
-            coordinator_bind_address=_bind_address(places),
+            # Process 0 listens at the address that it was given, not on every interface.
+            coordinator_bind_address=places.coordinator if places.process == 0 else None,
             initialization_timeout=START_SECONDS,
             heartbeat_timeout_seconds=DEATH_SECONDS,
         )
@@ -233,8 +233,3 @@ def _initialize(places: Places) -> bool:
         hint = "" if places.processes else "; give --processes=1 to train on this host alone"
         raise ValueError(f"the processes could not be joined ({error}){hint}") from error
     return True
-
-
-def _bind_address(places: Places) -> str | None:
-    """Where process 0 listens: at the address that it was given, not on every interface."""
-    return places.coordinator if places.process == 0 else None

@@ -12,7 +12,6 @@ from interflow_jax.data.dataset import VARYING_SIZE, Dataset, clean_names
 from interflow_jax.data.listing import Files, list_pictures
 from interflow_jax.data.memory import check_image_size
 from interflow_jax.data.pictures import Resize
-from interflow_jax.data.splits import per_example
 
 
 @dataclass(frozen=True)
@@ -30,11 +29,8 @@ class PictureSplit:
     def read(
         self, indices: np.ndarray, draws: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        images = []
-        for index, draw in zip(indices.tolist(), per_example(draws, indices), strict=True):
-            with pictures.opened(self.files[index]) as picture:
-                images.append(pictures.fit(picture, self.image_shape, draw, self.resize))
-        return np.stack(images), self.labels[indices]
+        files = ((self.files[index], None) for index in indices.tolist())
+        return pictures.fit_all(files, self.image_shape, draws, self.resize), self.labels[indices]
 
 
 def from_folder(

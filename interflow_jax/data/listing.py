@@ -14,6 +14,9 @@ _NAMED = 5  # names in a sentence
 Files = dict[str, list[Path]]
 """Pictures by class, in order."""
 
+Unread = defaultdict[Path, list[Path]]
+"""What in a folder is not read: files that are no pictures, and links to folders."""
+
 
 class Listing(NamedTuple):
     """The pictures in a folder (see `folders.from_folder`), and notes on what is not read."""
@@ -26,7 +29,7 @@ class Listing(NamedTuple):
 
 def list_pictures(root: Path) -> Listing:
     """Lists a folder; raises ValueError where no dataset can be made of it."""
-    tree = _Tree(root)
+    unread: Unread = defaultdict(list)
     folders, files = _visible(root)
     parts: dict[str, Path] = {}
     for folder in folders:
@@ -38,19 +41,19 @@ def list_pictures(root: Path) -> Listing:
     held_out = next((parts[name] for name in _TEST_FOLDERS if name in parts), None)
     notes = []
     if train and (held_out or len(folders) == 1 or _holds_folders_alone(train)):
-        tree.leave_out(root, files)
+        unread[root] += files
         if others := [place.name for place in folders if place not in (train, held_out)]:
             notes.append(f"beside {train.name}, folders that are not read: {_some(others)}")
-        in_train = tree.classes(train)
+        in_train = _classes(train, unread)
     else:
         if train:
             notes.append(f"{train.name} holds pictures itself, and is taken for a class")
-        held_out, in_train = None, tree.classes(root)
+        held_out, in_train = None, _classes(root, unread)
     if held_out:
-        listing = Listing(in_train, tree.classes(held_out), held_out.name, notes)
+        listing = Listing(in_train, _classes(held_out, unread), held_out.name, notes)
     else:
         listing = _hold_out(in_train, notes)
-    notes += tree.notes()
+    notes += _not_read(root, unread)
     _check(root, listing)
     if untested := [name for name in listing.train if not listing.test.get(name)]:
         notes.append(f"classes without test pictures: {_some(untested)}")
@@ -86,45 +89,39 @@ def _check(root: Path, listing: Listing) -> None:
         )
 
 
-class _Tree:
-    """A folder that is read, with a count of what in it is not, by folder and by ending."""
+def _classes(folder: Path, unread: Unread) -> Files:
+    """The pictures in every folder of a folder, and below."""
+    folders, files = _visible(folder)
+    unread[folder] += files
+    return {place.name: sorted(_pictures(place, unread[place])) for place in folders}
 
-    def __init__(self, root: Path):
-        self.root = root
-        self.unread: defaultdict[str, Counter[str]] = defaultdict(Counter)
 
-    def classes(self, folder: Path) -> Files:
-        """The pictures in every folder of a folder, and below."""
-        folders, files = _visible(folder)
-        self.leave_out(folder, files)
-        return {place.name: sorted(self._pictures(place, place)) for place in folders}
+def _pictures(folder: Path, unread: list[Path]) -> list[Path]:
+    folders, files = _visible(folder)
+    links = [below for below in folders if below.is_symlink()]  # they may lead in a circle
+    unread += [*links, *(file for file in files if not _is_picture(file))]
+    pictures = [file for file in files if _is_picture(file)]
+    for below in folders:
+        pictures += _pictures(below, unread) if below not in links else ()
+    return pictures
 
-    def _pictures(self, folder: Path, label: Path) -> list[Path]:
-        folders, files = _visible(folder)
-        pictures = [file for file in files if _is_picture(file)]
-        self.leave_out(label, [file for file in files if not _is_picture(file)])
-        for below in folders:
-            if below.is_symlink():  # it may lead in a circle
-                self.leave_out(label, [below])
-            else:
-                pictures += self._pictures(below, label)
-        return pictures
 
-    def leave_out(self, folder: Path, places: list[Path]) -> None:
-        """Counts what is not read."""
-        name = self.root.name if folder == self.root else str(folder.relative_to(self.root))
-        self.unread[name].update(place.suffix.lower() or "no ending" for place in places)
-
-    def notes(self) -> list[str]:
-        """As "30 files in cat are not read (.svg)", of a few folders, or of all together."""
-        unread = {name: kinds for name, kinds in self.unread.items() if kinds}
-        if len(unread) > _NAMED:
-            unread = {f"{len(unread)} folders": sum(unread.values(), Counter())}
-        return [
-            f"{kinds.total()} file{'s' * (kinds.total() > 1)} in {printable(name)} "
-            f"{'are' if kinds.total() > 1 else 'is'} not read ({_some(sorted(kinds))})"
-            for name, kinds in unread.items()
-        ]
+def _not_read(root: Path, unread: Unread) -> list[str]:
+    """As "30 files in cat are not read (.svg)", of a few folders, or of all together."""
+    endings = {
+        root.name if folder == root else str(folder.relative_to(root)): Counter(
+            place.suffix.lower() or "no ending" for place in places
+        )
+        for folder, places in unread.items()
+        if places
+    }
+    if len(endings) > _NAMED:
+        endings = {f"{len(endings)} folders": sum(endings.values(), Counter())}
+    return [
+        f"{kinds.total()} file{'s' * (kinds.total() > 1)} in {printable(name)} "
+        f"{'are' if kinds.total() > 1 else 'is'} not read ({_some(sorted(kinds))})"
+        for name, kinds in endings.items()
+    ]
 
 
 def _visible(folder: Path) -> tuple[list[Path], list[Path]]:

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -132,6 +132,24 @@ def fit(
         else:
             picture = _padded(picture, size, method)
     return np.asarray(picture, np.uint8).reshape(shape)
+
+
+def fit_all(
+    files: Iterable[tuple[str | Path | BinaryIO, str | None]],
+    shape: tuple[int, int, int],
+    draws: np.ndarray | None,
+    resize: Resize,
+) -> np.ndarray:
+    """Reads pictures, each as `opened` takes it, and fits them: [pictures, *shape], uint8.
+
+    With draws, [pictures, tries, 4], a box of each is cut out.
+    """
+    images = []
+    for number, (file, name) in enumerate(files):
+        with opened(file, name) as picture:
+            draw = None if draws is None else draws[number]
+            images.append(fit(picture, shape, draw, resize))
+    return np.stack(images)
 
 
 def _padded(picture: Image.Image, size: tuple[int, int], method: Image.Resampling) -> Image.Image:

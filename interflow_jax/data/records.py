@@ -22,7 +22,7 @@ from interflow_jax.data.dataset import (
     prepare_again,
 )
 from interflow_jax.data.pictures import Resize
-from interflow_jax.data.splits import ArraySplit, Split, one_line, per_example
+from interflow_jax.data.splits import ArraySplit, Split, one_line
 from interflow_jax.data.tfds import run_with_tensorflow, tfds
 
 
@@ -42,14 +42,13 @@ class RecordSplit:
         self, indices: np.ndarray, draws: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         examples = self.source.__getitems__(indices.tolist())
-        images = []
-        for index, example, draw in zip(
-            indices, examples, per_example(draws, indices), strict=True
-        ):
-            with pictures.opened(io.BytesIO(example["image"]), f"example {index}") as picture:
-                images.append(pictures.fit(picture, self.image_shape, draw, self.resize))
+        files = (
+            (io.BytesIO(example["image"]), f"example {index}")
+            for index, example in zip(indices, examples, strict=True)
+        )
+        images = pictures.fit_all(files, self.image_shape, draws, self.resize)
         labels = np.array([example["label"] for example in examples])
-        return np.stack(images), check_labels(labels, self.classes, "labels")
+        return images, check_labels(labels, self.classes, "labels")
 
 
 def open_prepared(name: str, folder: Path, image_size: int | None, resize: Resize) -> Dataset:
@@ -148,17 +147,15 @@ def _decoded(
     """Splits in other formats than array_record, decoded once to a cache."""
     prepared_at = (folder / "dataset_info.json").stat().st_mtime_ns
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "interflow_jax"
-    places = {}
     for part in parts:
         identity = f"{folder.resolve()} {prepared_at} {part} {shape}"
         if resize != "squash":
             identity += f" {resize}"
         digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
-        places[part] = cache / f"{folder.parent.name}-{digest}"
-    if missing := {part: place for part, place in places.items() if not place.exists()}:
-        cache.mkdir(parents=True, exist_ok=True)
-        run_with_tensorflow("decode", folder, *shape, resize, *missing, *missing.values())
-    for place in places.values():
+        place = cache / f"{folder.parent.name}-{digest}"
+        if not place.exists():
+            cache.mkdir(parents=True, exist_ok=True)
+            run_with_tensorflow("decode", folder, part, place, resize, *shape)
         try:
             images = np.load(place / "images.npy", mmap_mode="r")
             labels = check_labels(np.load(place / "labels.npy"), classes, "labels")

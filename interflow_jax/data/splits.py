@@ -1,6 +1,6 @@
 """Examples of one split, in memory or in files, read in any order."""
 
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -74,11 +74,6 @@ class UnreadableExamplesError(RuntimeError):
 def one_line(error: Exception) -> str:
     """The reason of an error of any type, in a line of at most 300 characters."""
     return " ".join(str(error).split())[:300] or type(error).__name__
-
-
-def per_example(draws: np.ndarray | None, examples: Sized) -> Iterable[np.ndarray | None]:
-    """The draws of every example, None if there are none."""
-    return [None] * len(examples) if draws is None else draws
 
 
 def read(

@@ -18,6 +18,7 @@ except ImportError as error:
     raise ImportError("datasets of tfds need pip install 'interflow_jax[data]'") from error
 
 from interflow_jax.data.dataset import NotPreparedError, PreparationError
+from interflow_jax.data.splits import one_line
 
 
 class UnknownNameError(ValueError):
@@ -76,8 +77,7 @@ def originals(tfds_name: str) -> list[Original]:
     try:
         builder = tfds.builder(tfds_name, data_dir="/nonexistent", try_gcs=False)
     except Exception as error:  # for an unknown version an AssertionError, among others
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"tfds cannot build {tfds_name}: {reason}") from error
+        raise ValueError(f"tfds cannot build {tfds_name}: {one_line(error)}") from error
     return [
         Original(url, information.filename, int(information.size))
         for url, information in (builder.url_infos or {}).items()

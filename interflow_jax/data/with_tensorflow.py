@@ -26,20 +26,10 @@ def prepare(name: str, data_dir: str, download_dir: str) -> None:
     builder.download_and_prepare(download_dir=download_dir, download_config=config)
 
 
-def decode(
-    folder: str, height: str, width: str, channels: str, resize: Any, *splits_and_targets: str
-) -> None:
-    """Decodes splits to images.npy (uint8) and labels.npy (int32), each in its new folder."""
+def decode(folder: str, split: str, target: str, resize: Any, *shape: str) -> None:
+    """Decodes a split to images.npy (uint8) and labels.npy (int32) in a new folder, the target."""
+    place, (height, width, channels) = Path(target), map(int, shape)
     builder: Any = tfds.builder_from_directory(folder)
-    shape = (int(height), int(width), int(channels))
-    half = len(splits_and_targets) // 2
-    for split, target in zip(splits_and_targets[:half], splits_and_targets[half:], strict=True):
-        _decode(builder, split, shape, resize, Path(target))
-
-
-def _decode(
-    builder: Any, split: str, shape: tuple[int, int, int], resize: Any, target: Path
-) -> None:
     count = builder.info.splits[split].num_examples
     # One file after another, so that the order is that of an array_record folder.
     config = tfds.ReadConfig(interleave_cycle_length=1)
@@ -48,21 +38,22 @@ def _decode(
     examples = builder.as_dataset(
         split=split, shuffle_files=False, read_config=config, decoders=encoded
     )
-    with tempfile.TemporaryDirectory(dir=target.parent) as draft:
+    with tempfile.TemporaryDirectory(dir=place.parent) as draft:
         arrays = Path(draft) / "arrays"
         arrays.mkdir()
-        images = np.lib.format.open_memmap(arrays / "images.npy", "w+", np.uint8, (count, *shape))
+        whole = (count, height, width, channels)
+        images = np.lib.format.open_memmap(arrays / "images.npy", "w+", np.uint8, whole)
         labels = np.empty(count, np.int32)
         for index, example in enumerate(tfds.as_numpy(examples)):
             with pictures.opened(io.BytesIO(example["image"]), f"example {index}") as picture:
-                images[index] = pictures.fit(picture, shape, resize=resize)
+                images[index] = pictures.fit(picture, whole[1:], resize=resize)
             labels[index] = example["label"]
         images.flush()
         np.save(arrays / "labels.npy", labels)
         try:
-            arrays.rename(target)
+            arrays.rename(place)
         except OSError:
-            if not target.exists():  # else another process was faster
+            if not place.exists():  # else another process was faster
                 raise
 
 
@@ -85,6 +76,5 @@ if __name__ == "__main__":
         _import_tensorflow_quietly()
         {"prepare": prepare, "decode": decode}[sys.argv[1]](*sys.argv[2:])
     except (Exception, KeyboardInterrupt) as error:
-        reason = " ".join(str(error).split()) or "no reason given"
-        print(f"{type(error).__name__}: {reason}")
+        print(f"{type(error).__name__}: {' '.join(str(error).split())}")
         sys.exit(1)

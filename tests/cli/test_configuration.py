@@ -115,14 +115,6 @@ def test_a_batch_that_the_devices_do_not_divide(monkeypatch, capsys, tmp_path):
     assert "--batch_size=60 on 8 devices: choose a multiple of 8" in capsys.readouterr().err
 
 
-def test_a_folder_that_cannot_be_written(capsys, tmp_path):
-    (tmp_path / "file").write_text("")
-    assert run.main([f"--out={tmp_path / 'file'}"]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith(f"run: error: cannot write to {tmp_path / 'file'}")
-    assert "give another folder by --out" in error
-
-
 def test_the_identity_leaves_out_places_and_fills_in_defaults():
     given = parse(["--method=S1", "--dataset=cifar10", "--seed=3", "--out=x", "--data_dir=y"])
     identity = given.identity()

@@ -1,7 +1,6 @@
 """The report on how deep a run needs to be, of a run small enough for seconds."""
 
 import json
-import shutil
 from functools import partial
 from types import SimpleNamespace
 
@@ -20,7 +19,6 @@ from interflow_jax.data.preprocessing import normalize
 from interflow_jax.vgg import forward_flops
 from tests.cli.conftest import SMALL, folder_in, result_in
 
-INPUTS = jax.random.key(0), jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
 FEW = ["--held_out=400", "--timed=64", "--points=5"]
 
 
@@ -63,18 +61,16 @@ def test_a_cut_s_figures_are_those_of_the_cut_model(folder, report):
         assert figures == sorted(set(figures))
 
 
-def test_operations_of_a_stride_vgg_by_hand(report):
+def test_operations_of_a_stride_vgg_by_hand_and_by_layout(report):
     """28x28x1 images at width 1/16, 3 of 5 convolutions: 4 and 4 channels, then 8 of stride 2."""
     convolutions = 2 * 9 * (28 * 28 * (1 * 4 + 4 * 4) + 14 * 14 * 4 * 8)
     assert report["cuts"][0]["operations"] == convolutions + 2 * 8 * 10
-
-
-def test_operations_know_the_layout():
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     for layout in ("spread", "append"):
         model = ij.build("S1", 10, depth=20, width=1 / 8, taps=(10, 20), layout=layout)
         init = partial(model.backbone.init_with_output, train=False)
-        heads = sum(2 * 10 * x.shape[-1] for x in jax.eval_shape(init, *INPUTS)[0])
-        expected = forward_flops(model.backbone, (32, 32, 3)) + heads
+        maps = jax.eval_shape(init, jax.random.key(0), images)[0]
+        expected = forward_flops(model.backbone, (32, 32, 3)) + sum(20 * x.shape[-1] for x in maps)
         assert operations(model, {}, (32, 32, 3)) == expected
 
 
@@ -131,10 +127,7 @@ def test_the_exits_of_the_report_are_those_that_really_run(folder, report):
     depths.predict(dataset, 400)
     images, labels = dataset.test.read(np.arange(len(dataset.test)))
     images = np.asarray(normalize(trained.preprocessing, images))
-    policy, refit = report["policy"], {}
-    if policy["fusion"] != "own":
-        fitted = depths.fit.branch_logits, depths.fit.labels
-        refit = {"refit": fitted, "kind": policy["fusion"]}
+    policy, fitted = report["policy"], report["policy"]["fusion"] != "own"
     for row in report["budgets"]:
         early = ij.EarlyExit(
             trained.model,
@@ -142,7 +135,8 @@ def test_the_exits_of_the_report_are_those_that_really_run(folder, report):
             row["thresholds"],
             measure=policy["measure"],
             temperatures=policy["temperatures"],
-            **refit,
+            refit=(depths.fit.branch_logits, depths.fit.labels) if fitted else None,
+            kind=policy["fusion"] if fitted else None,
         )
         left = early(images)
         shares = np.bincount(left.exits, minlength=4)[1:] / len(left.exits)
@@ -199,6 +193,9 @@ def test_too_few_held_out_images_choose_nothing(folder, capsys):
         with pytest.raises(ValueError, match=f"{few:,} held-out .* {points} points .* {enough:,},"):
             unseen(trained, data, few, points)
         assert len(unseen(trained, data, enough, points)) == enough
+    trained.result["train_size"] = 6000
+    with pytest.raises(ValueError, match=r"on all 6,000 training examples; .* --train_size"):
+        unseen(trained, data, 10)
     for flags in (["--held_out=20", "--points=0"], ["--held_out=1529", "--points=5,0.5"]):
         assert exits.main([f"--run={folder}", *flags]) == 2
         (line,) = capsys.readouterr().err.splitlines()
@@ -227,32 +224,18 @@ def test_leaving_out_a_branch_of_no_weight_costs_nothing(folder):
     assert costs[2] > 0
 
 
-def test_wrong_input_is_answered_in_a_line_before_any_work(folder, tmp_path, capsys, monkeypatch):
-    bare = tmp_path / "bare"
-    shutil.copytree(folder, bare, ignore=shutil.ignore_patterns("checkpoints"))
+def test_wrong_input_is_answered_in_a_line_before_any_work(folder, capsys, monkeypatch):
     monkeypatch.setattr(Depths, "predict", None)
-    for flags, message in (
-        ([f"--run={tmp_path}"], "holds no result.json: give the folder of a finished run"),
-        ([f"--run={bare}"], "the last checkpoint in"),
-        ([f"--run={folder}", "--budgets=0.1"], "--budgets=0.1: choose shares from 0."),
-        ([f"--run={folder}", "--budgets=1.5"], "--budgets=1.5: choose shares from 0."),
-        ([f"--run={folder}", "--points=-1"], "--points=-1: choose 0 to 100"),
-        ([f"--run={folder}", "--timed=1"], "--timed=1: choose 2 or more, and 64 or more"),
-        ([f"--run={folder}", f"--baselines={tmp_path}"], "holds no result.json"),
-    ):
-        assert exits.main([*flags]) == 2
+
+    def refused(flags, message):
+        assert exits.main([f"--run={folder}", *flags]) == 2
         said = capsys.readouterr()
         assert message in said.err
-        assert said.err.count("\n") == 1
-        assert not said.out
+        assert (said.err.count("\n"), said.out) == (1, "")
+
+    for flag in ("--budgets=0.1", "--budgets=1.5"):
+        refused([flag], f"{flag}: choose shares from 0.")
+    refused(["--points=-1"], "--points=-1: choose 0 to 100")
     single = SimpleNamespace(labels=(5,))
     monkeypatch.setattr("interflow_jax.cli.commands.exits.load_run", lambda *_: single)
-    assert exits.main([f"--run={folder}"]) == 2
-    assert "has one branch, so there is nothing to cut or to leave" in capsys.readouterr().err
-
-
-def test_a_run_on_all_images_has_none_to_choose_with(folder):
-    trained = ij.load_run(folder)
-    trained.result["train_size"] = 6000
-    with pytest.raises(ValueError, match=r"on all 6,000 training examples; .* --train_size"):
-        unseen(trained, recipes.load("fashion_mini"), 10)
+    refused([], "has one branch, so there is nothing to cut or to leave")

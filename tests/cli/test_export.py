@@ -269,9 +269,11 @@ def test_others_read_the_safetensors_by_the_layers_names(finished, safetensors):
     assert sum(sizes) == result_in(finished)["parameters"]
 
 
-def test_safetensors_that_are_broken_or_anothers_are_refused_in_a_line(safetensors):
-    content = safetensors.read_bytes()
+def test_safetensors_that_are_broken_or_anothers_are_refused_in_a_line(finished, safetensors):
+    content, another = safetensors.read_bytes(), ij.load_run(folder_in(finished))
+    another.result["width"] *= 2
     for broken, words in (
+        (ij.to_safetensors(another), f"{safetensors} cannot be read .* another network"),
         (content[:-1] + bytes([content[-1] ^ 1]), "is broken"),
         (content[:-1], "cannot be read"),
         (save({"weight": np.zeros(3)}), "is it an exported run"),
@@ -281,35 +283,6 @@ def test_safetensors_that_are_broken_or_anothers_are_refused_in_a_line(safetenso
         with pytest.raises(ValueError, match=words) as error:
             ij.load_safetensors(safetensors)
         assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("flag", "words"),
-    [
-        ("--platforms=ios", "--platforms=ios: choose from cpu, cuda, rocm, tpu"),
-        ("--platforms=cpu,cpu", "has cpu more than once"),
-        ("--format=onnx", "choose from"),
-        ("--refit", "give --branches, too"),
-    ],
-)
-def test_a_wrong_flag_is_answered_in_a_line(flags, flag, words, tmp_path, capsys):
-    assert export.main([*flags, flag]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert words in line
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_what_is_no_run_or_no_file_is_answered_in_a_line(flags, tmp_path, capsys):
-    for wrong, words in (
-        ([f"--run={tmp_path}"], "give the folder of a finished run"),
-        ([f"--out={tmp_path}"], "is a folder; give a file"),
-        (["--branches=4"], "--branches=4: choose 1 to 3, the run's"),
-        (["--branches=0"], "--branches=0: choose 1 to 3, the run's"),
-    ):
-        assert export.main([*flags, *wrong]) == 2
-        (line,) = capsys.readouterr().err.splitlines()
-        assert words in line
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow

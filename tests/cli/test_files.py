@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from interflow_jax.cli.files import LockedError, locked, remove_drafts, write_whole
+from interflow_jax.cli.files import LockedError, locked, write_whole
 
 
 def test_content_then_name_are_synced(tmp_path, monkeypatch):
@@ -57,9 +57,10 @@ def test_a_failure_leaves_the_old_file_and_no_draft(tmp_path, monkeypatch):
 
 
 def test_a_lock_says_who_holds_it_and_clears_what_a_kill_left(tmp_path):
-    (tmp_path / ".draft-x").write_text("half")
-    with locked(tmp_path):
-        remove_drafts(tmp_path)
-        with pytest.raises(LockedError, match=f"process {os.getpid()} on "), locked(tmp_path):
-            pass
-    assert os.listdir(tmp_path) == [".lock"]
+    (tmp_path / "pictures").mkdir()
+    for draft in (".draft-x", "pictures/.draft-y"):
+        (tmp_path / draft).write_text("half")
+    held = f"process {os.getpid()} on .*; wait for it"
+    with locked(tmp_path), pytest.raises(LockedError, match=held), locked(tmp_path):
+        pass
+    assert {*tmp_path.rglob("*")} == {tmp_path / name for name in (".lock", "pictures")}

@@ -82,27 +82,6 @@ def test_a_folder_deleted_while_it_trains_ends_the_run_with_a_line(tmp_path, mon
     assert "was deleted while it trained" in line
 
 
-@pytest.mark.parametrize("name", ["config.json", "result.json"])
-@pytest.mark.parametrize("text", ["[]", "3", "", "{", "\0\x01", "[" * 99_999, '{"a": 1}', None])
-def test_a_damaged_file_is_named_with_a_remedy_and_nothing_lost(
-    finished, tmp_path, name, text, capsys
-):
-    folder = shutil.copytree(folder_in(finished), tmp_path / "fashion_mini" / "S3" / "seed0")
-    if name == "config.json":
-        (folder / "result.json").unlink()
-    (folder / name).unlink()
-    if text is not None:
-        (folder / name).write_text(text)
-    command = [*SMALL, f"--out={tmp_path}"]
-    if name == "result.json":
-        command = [f"--run={folder}", "--dataset=fashion_mini"]
-    assert (predict if name == "result.json" else run)(command) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert str(folder) in line
-    assert "delete" not in line
-    assert (folder / "checkpoints" / "10").exists()
-
-
 @pytest.mark.slow
 def test_a_reader_that_leaves_and_a_closed_terminal_lose_nothing(tmp_path):
     program = f"{' '.join(COMMAND)} --out={tmp_path / 'pipe'} | head -2"

@@ -1,7 +1,6 @@
 """Prediction with a finished run, by its folder alone."""
 
 import csv
-import json
 import shutil
 
 import numpy as np
@@ -66,23 +65,6 @@ def test_files_may_be_given_in_any_form(run_flag, form, tmp_path, capsys):
     assert capsys.readouterr().out.count(f"{file}: ") == len(form)
 
 
-def test_what_cannot_be_read_is_named(run_flag, tmp_path, capsys):
-    (tmp_path / "a.png").write_text("no picture")
-    assert predict.main([run_flag, f"--images={tmp_path / 'a.png'}"]) == 2
-    assert f"{tmp_path / 'a.png'} cannot be read as an image" in capsys.readouterr().err
-    assert predict.main([f"--run={tmp_path}", "--dataset=fashion_mini"]) == 2
-    assert "give the folder of a finished run" in capsys.readouterr().err
-
-
-def test_a_failure_leaves_no_file(tmp_path, capsys):
-    out = tmp_path / "predictions.csv"
-    flags = [f"--run={tmp_path}", "--dataset=fashion_mini"]
-    assert predict.main([*flags, f"--out={out}"]) == 2
-    assert not out.exists()
-    assert predict.main([*flags, f"--out={tmp_path}"]) == 2
-    assert "is a folder; give a file" in capsys.readouterr().err
-
-
 def test_a_run_is_opened_with_the_library_alone(finished):
     loaded = ij.load_run(folder_in(finished))
     dataset = recipes.load("fashion_mini")
@@ -111,14 +93,3 @@ def test_a_run_without_its_last_checkpoint_says_how_to_remake_it(finished, tmp_p
     assert predict.main([f"--run={copy}", "--dataset=fashion_mini"]) == 2
     error = capsys.readouterr().err
     assert f"move {copy / 'result.json'} away and run again: python -m interflow_jax run" in error
-
-
-@pytest.mark.parametrize("damage", ["[]", "{", "mean", "fingerprint", "command"])
-def test_a_result_that_is_none_is_named(finished, tmp_path, damage):
-    file = tmp_path / "result.json"
-    result = json.loads((folder_in(finished) / "result.json").read_text())
-    if damage in result:
-        del result[damage]
-    file.write_text(json.dumps(result) if damage.isalpha() else damage)
-    with pytest.raises(ValueError, match=f"{file} cannot be read"):
-        ij.load_run(tmp_path)

@@ -355,17 +355,6 @@ def test_folders_are_checked_before_a_download(tmp_path, monkeypatch, capsys):
     assert "cannot write to" in capsys.readouterr().err
 
 
-def test_broken_prepared_files_are_one_error(tmp_path, capsys):
-    folder = tmp_path / "mnist" / "3.0.1"
-    folder.mkdir(parents=True)
-    (folder / "dataset_info.json").write_text("{broken")
-    flags = ["--dataset=mnist", f"--data_dir={tmp_path}", f"--out={tmp_path / 'runs'}"]
-    assert run.main(flags) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("run: error: mnist cannot be read")
-    assert "interflow prepare --dataset=mnist" in line
-
-
 def test_checkpoints_that_cannot_be_read_are_not_thrown_away(finished, tmp_path, capsys):
     folder = folder_in(tmp_path)
     folder.mkdir(parents=True)

@@ -9,12 +9,12 @@ and without. Prints a line of JSON per point.
 
 import ctypes
 import json
+import multiprocessing
 import os
-import select
 import shutil
-import signal
 import sys
 import traceback
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ class Worker:
 
     def __init__(self, library: ctypes.CDLL):
         self._library = library
-        self._process = 0  # none yet
+        self._process: multiprocessing.process.BaseProcess | None = None
 
     def run(self, out: Path, point: int, mode: int) -> tuple[int, str, dict | None]:
         """Does a run; returns its exit status, negative for a signal, what it said, its figures.
@@ -56,35 +56,26 @@ class Worker:
           point: number of the call that fails, of those that are counted.
           mode: 0 to count them all, 1 on for `MODES`, -1 to leave them alone.
         """
-        if not self._process:
-            self._start()
-        self._tasks.write(json.dumps([str(out), point, mode]) + "\n")
-        self._tasks.flush()
-        ready, _, _ = select.select([self._replies], [], [], SECONDS)
-        if not ready:
-            os.kill(self._process, signal.SIGKILL)
-        reply, found = self._replies.readline(), None
-        if not reply:
-            _, status = os.waitpid(self._process, 0)
-            self._process = 0
-            status = os.waitstatus_to_exitcode(status) if ready else 124
-        else:
-            status, found = json.loads(reply)
+        if self._process is None:
+            self._tasks, theirs = multiprocessing.Pipe()
+            fork = multiprocessing.get_context("fork")
+            self._process = fork.Process(target=self._work, args=(theirs,), daemon=True)
+            self._process.start()
+            theirs.close()
+        self._tasks.send((str(out), point, mode))
+        if not (in_time := self._tasks.poll(SECONDS)):
+            self._process.kill()
+        try:
+            status, found = self._tasks.recv()
+        except (EOFError, ConnectionError):
+            self._process.join()
+            status, found = (self._process.exitcode or 0) if in_time else 124, None
+            self._process = None
         return status, Path(f"{out}.output{mode}").read_text(errors="replace"), found
 
-    def _start(self) -> None:
-        tasks, replies = os.pipe(), os.pipe()
-        self._process = os.fork()
-        if self._process == 0:
-            with open(tasks[0]) as given, open(replies[1], "w") as answers:
-                os.close(tasks[1])
-                for line in given:
-                    answers.write(f"{json.dumps(self._task(*json.loads(line)))}\n")
-                    answers.flush()
-            os._exit(0)
-        os.close(tasks[0])
-        os.close(replies[1])
-        self._tasks, self._replies = os.fdopen(tasks[1], "w"), os.fdopen(replies[0])
+    def _work(self, tasks: Connection) -> None:
+        while True:
+            tasks.send(self._task(*tasks.recv()))
 
     def _task(self, out: str, point: int, mode: int) -> tuple[int, dict | None]:
         log, said = (

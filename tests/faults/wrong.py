@@ -1,8 +1,10 @@
 """Wrong inputs and damaged files, as a table: flags by bad values, files by kinds of damage."""
 
+import io
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +34,10 @@ JUNK = ["", " ", "x", "é½", "\x1b[2J", "a\nb", "--", "nan", "-1", "a" * 5000]
 WHOLE = [*JUNK, "inf", "1.5", "9" * 30, "1e3", "0x10", "1,2", "9" * 5000]
 REAL = [*JUNK, "inf", "-inf", "1e400", "1,5"]
 LISTS = ["", ",", "x", "1,,2", "nan", "1,1", "-1", "9" * 30, "\x1b[2J", "1;2"]
+NO_NETWORK = ["nosuch:net", "os:nosuch", "json:loads", "jax", ":", "a:b:c", "os:getcwd"]
+NO_NAME = [name for name in JUNK if name != "nan"]
+NO_DATASET = ["folder:", "folder:nosuch", "folder:empty", "/absolute", "../up", "a\\b"]
+NO_DATASET += ["cifar10:9.9.9", "eurosat/nosuch"]
 NO_FOLDER = ["file", "file/below", "loop", "n" * 300, "/proc/nothing", "/dev/null"]
 
 FLAGS: dict[str, dict[str, list[str]]] = {
@@ -46,21 +52,8 @@ FLAGS: dict[str, dict[str, list[str]]] = {
         **dict.fromkeys(("optimizer", "normalize", "augment", "resize", "nosuch"), JUNK),
         **dict.fromkeys(("taps", "seeds"), LISTS),
         "initial_weights": LISTS[:5] + LISTS[6:],
-        "backbone": [
-            *JUNK,
-            "nosuch:net",
-            "os:nosuch",
-            "json:loads",
-            "jax",
-            ":",
-            "a:b:c",
-            "os:getcwd",
-        ],
-        "dataset": [
-            *(name for name in JUNK if name != "nan"),
-            *("folder:", "folder:nosuch", "folder:file", "folder:empty", "/absolute", "~/home"),
-            *("../up", "cifar10:9.9.9", "eurosat/nosuch", "nosuch/config", "cifar10/", "a\\b"),
-        ],
+        "backbone": [*JUNK, *NO_NETWORK],
+        "dataset": [*NO_NAME, *NO_DATASET, "folder:file", "~/home", "nosuch/config", "cifar10/"],
         "pretrained": ["", "nosuch", "empty", "file", "\x1b[2J", "/dev/null", "n" * 300],
         "coordinator": ["", "x", "1.2.3.4", "1.2.3.4:5"],
         "out": NO_FOLDER,
@@ -89,11 +82,7 @@ FLAGS: dict[str, dict[str, list[str]]] = {
         "format": JUNK,
     },
     "prepare": {
-        "dataset": [
-            *(name for name in JUNK if name not in ("nan",)),
-            *("folder:", "folder:nosuch", "folder:empty", "/absolute", "../up", "cifar10:9.9.9"),
-            *("eurosat/nosuch", "a\\b"),
-        ],
+        "dataset": [*NO_NAME, *NO_DATASET],
         "data_dir": [""],
     },
     "reproduce": {
@@ -114,6 +103,7 @@ FLAGS: dict[str, dict[str, list[str]]] = {
         "out": NO_FOLDER,
     },
 }
+IN_PLACE_OF = {"images": ("dataset",), "figure": ("table",)}  # other flags that a flag replaces
 NEEDED = {
     "run": [*SMALL, "--out=new"],
     "predict": [f"--run={RUN}", "--dataset=fashion_mini", "--out=new/a.csv"],
@@ -128,18 +118,12 @@ def by_flag() -> Iterator[Wrong]:
     """Every flag with every bad value, in place of what the command needs."""
     for command, flags in FLAGS.items():
         for name, values in flags.items():
-            others = [each for each in NEEDED[command] if not each.startswith(f"--{name}=")]
-            if name == "images":
-                others = [each for each in others if not each.startswith("--dataset=")]
-            if name == "figure":
-                others = [each for each in others if not each.startswith("--table=")]
-            if name == "data_dir":
-                others = ["--dataset=svhn"]
+            replaced = tuple(f"--{each}=" for each in (name, *IN_PLACE_OF.get(name, ())))
+            others = [each for each in NEEDED[command] if not each.startswith(replaced)]
             for value in values:
                 given = ["--images", value] if name == "images" else [f"--{name}={value}"]
-                yield Wrong(
-                    command, [*others, *given], (name.rstrip("s"), shown(value)), prepare_places
-                )
+                named = name.rstrip("s"), shown(value)
+                yield Wrong(command, [*others, *given], named, prepare_places)
 
 
 def shown(text: str) -> str:
@@ -148,7 +132,20 @@ def shown(text: str) -> str:
     return text.encode("unicode_escape").decode()[:20] or "''"
 
 
+NETWORK = "--backbone=experiments.tables.backbones:ResNet"
+TAPPED = f"{NETWORK} --backbone_options=width=2 --taps=stem,stage1_block1"
 COMBINATIONS = [
+    ("run", NETWORK, "needs --taps; --list_layers"),
+    ("run", f"{NETWORK} --taps=third --method=S1", "no layer 'third'; the closest are "),
+    ("run", f"{NETWORK} --taps=7,9 --method=S1", "no layer '7'; the closest are "),
+    ("run", f"{NETWORK}s --taps=stem --method=S1", "no function 'ResNets'; the closest are ResNet"),
+    ("run", f"{NETWORK} --backbone_options=depth=3 --taps=stem", "with the options 'depth=3'"),
+    ("run", f"{TAPPED} --method=S1 --width=0.5", "--width=0.5 is for --backbone=vgg"),
+    ("run", f"{TAPPED} --method=S2", "4 branch weights, but there are 2 taps"),
+    ("run", f"{TAPPED} --method=S2 --initial_weights=1,2,3", "3.0), but there are 2 taps"),
+    ("run", f"{TAPPED} --method=S1 --pretrained=absent.msgpack", "absent.msgpack cannot be read"),
+    ("run", f"{TAPPED} --method=S1 --normalize=imagenet", "of 3 channels, and the images have 1"),
+    ("run", "--taps=first", "vgg has convolutions"),
     ("run", "--schedule=cosine --drop_after=0.5", "drop_after"),
     ("run", "--list_layers --depth=3", "depth"),
     ("run", "--list_layers --dataset=nosuch", "nosuch"),
@@ -157,7 +154,7 @@ COMBINATIONS = [
     ("run", "--data_dir= --dataset=svhn", "data_dir"),
     ("run", "--dataset=cifar10:9.9.9 --data_dir=new", "cifar10"),
     ("run", "--seed=1 --seeds=1,2", "seeds"),
-    ("run", "--backbone_options=a=1", "backbone_options"),
+    ("run", "--backbone_options=a=1", "is for another --backbone"),
     ("run", "--backbone=json:loads --taps=a", "json:loads"),
     ("run", "--backbone=jax_resnet:ResNet18", "taps"),
     ("run", "--backbone=os:getcwd --taps=a --depth=5", "depth"),
@@ -183,6 +180,7 @@ COMBINATIONS = [
     ("exits", f"--run={RUN} --baselines={RUN}/nosuch", "nosuch"),
     ("export", f"--run={RUN}", "--out"),
     ("export", f"--run={RUN} --out=a --format=safetensors --platforms=cpu", "platforms"),
+    ("export", f"--run={RUN} --out=a --refit", "branches"),
     ("prepare", "", "--dataset"),
     ("prepare", "--dataset=fashion_mnist:0.0.1 --data_dir=new", "fashion_mnist"),
     ("reproduce", "", "--table"),
@@ -191,11 +189,7 @@ COMBINATIONS = [
     ("reproduce", "--table=3 --methods=Nosuch --dry_run", "Nosuch"),
     ("reproduce", "--table=1 --methods=S1 --dry_run", "taps"),
     ("reproduce", "--table=3 --depths=40 --dry_run", "taps"),
-    (
-        "reproduce",
-        "--table=3 --workers=99 --preset=quick --datasets=fashion_mini --out=new",
-        "workers",
-    ),
+    ("reproduce", "--table=3 --workers=99 --datasets=fashion_mini --out=new", "workers"),
     ("reproduce", "--table=3 --schedule=cosine --drop_after=0.5 --out=new", "drop_after"),
     ("reproduce", "--table=3 --backbone=nosuch:net --out=new", "nosuch"),
 ]
@@ -247,8 +241,13 @@ def overwrite(file: Path, content: bytes | None) -> None:
         file.write_bytes(content)
 
 
-def altered(file: Path, *keys: str, value: Any = ...) -> None:
+def write(file: str, content: bytes) -> None:
+    Path(file).write_bytes(content)
+
+
+def altered(file: Path, *keys: str, key: str = "", value: Any = ...) -> None:
     """Sets an entry of a JSON file; without a value deletes it."""
+    keys = keys or (key,)
     content = json.loads(file.read_text())
     inner = content
     for key in keys[:-1]:
@@ -257,12 +256,19 @@ def altered(file: Path, *keys: str, value: Any = ...) -> None:
     file.write_text(json.dumps(content))
 
 
-def on(kind: str, change: Callable[..., Any], file: str, *arguments: Any, **options: Any) -> Any:
-    """Copies a run folder, and changes a file of it."""
+def on(
+    kind: str,
+    change: Callable[..., Any],
+    file: str,
+    *arguments: Any,
+    root: Path = Path(),
+    **options: Any,
+) -> Any:
+    """Copies a run folder below a root, and changes a file of it."""
 
     def damage() -> None:
-        shutil.copytree(RUNS / kind, ".", dirs_exist_ok=True)
-        change(RUN / file, *arguments, **options)
+        shutil.copytree(RUNS / kind, root, dirs_exist_ok=True)
+        change(root / RUN / file, *arguments, **options)
 
     return damage
 
@@ -271,27 +277,21 @@ def half(file: Path) -> None:
     overwrite(file, file.read_bytes()[: file.stat().st_size // 2])
 
 
+AGAIN = [*SMALL, "--out=."]  # the command of the runs that are damaged
+OPEN = {command: NEEDED[command] for command in ("predict", "exits", "export")}
+
+
 def by_text() -> Iterator[Wrong]:
     """result.json of a finished run and config.json of a stopped one, each in every way."""
-    of_result = {
-        "predict": [f"--run={RUN}", "--dataset=fashion_mini", "--out=new/a.csv"],
-        "exits": [f"--run={RUN}"],
-        "export": [f"--run={RUN}", "--out=new/a.bin"],
-        "run": [*SMALL, "--out=."],
-    }
-    for name, content in TEXTS.items():
-        for command, arguments in of_result.items():
-            if name == "no entries" and command == "run":
-                continue
-            damage = on("finished", overwrite, "result.json", content)
-            yield Wrong(command, arguments, ("result.json",), damage)
-        damage = on("stopped", overwrite, "config.json", content)
-        yield Wrong("run", [*SMALL, "--out=."], ("config.json", str(RUN)), damage)
-    yield Wrong(
-        "run", [*SMALL, "--out=."], ("config.json",), on("stopped", overwrite, "config.json", None)
-    )
-    for command, arguments in of_result.items():
+    for command, arguments in {**OPEN, "run": AGAIN}.items():
+        for name, content in TEXTS.items():
+            if (name, command) != ("no entries", "run"):
+                damage = on("finished", overwrite, "result.json", content)
+                yield Wrong(command, arguments, ("result.json",), damage)
         yield Wrong(command, arguments, ("result.json",), on("finished", half, "result.json"))
+    for content in (*TEXTS.values(), None):
+        damage = on("stopped", overwrite, "config.json", content)
+        yield Wrong("run", AGAIN, ("config.json",), damage)
 
 
 ENTRIES = {
@@ -302,6 +302,7 @@ ENTRIES = {
     "branches": (..., None, 3, [], [1, 2]),
     "method": (..., 3, "S99", [], None),
     "fingerprint": (..., None, "x", 3),
+    "command": (...,),
     "depth": ("x", 3, None, 1e9, [5]),
     "width": ("x", -1, None, 1e9),
     "resize": ("x", 3, []),
@@ -312,29 +313,30 @@ ENTRIES = {
 }
 
 
+CONFIGURED = {
+    ("configuration",): (..., None, [], 3, "x"),
+    ("statistics",): (3, "x", {"mean": 1}),
+    ("configuration", "seed"): ("x",),
+    ("configuration", "depth"): ([],),
+    ("configuration", "taps"): ({},),
+    ("configuration", "width"): (None,),
+    ("configuration", "dtype"): (3,),
+    ("data",): ("other", 3, []),
+}
+
+
 def by_entry() -> Iterator[Wrong]:
-    """Entries of result.json that are missing, or of another type or shape."""
+    """Entries of result.json and config.json that are missing, or of another type or shape."""
     for key, values in ENTRIES.items():
         for number, value in enumerate(values):
             command = ("predict", "export")[number % 2]
-            arguments = {
-                "predict": [f"--run={RUN}", "--dataset=fashion_mini", "--out=new/a.csv"],
-                "export": [f"--run={RUN}", "--out=new/a.bin"],
-            }[command]
             damage = on("finished", altered, "result.json", key, value=value)
-            yield Wrong(command, arguments, ("result.json", str(RUN)), damage)
-    configured = {"configuration": (..., None, [], 3, "x"), "statistics": (3, "x", {"mean": 1})}
-    for key, values in configured.items():
+            yield Wrong(command, OPEN[command], ("result.json", str(RUN)), damage)
+    for keys, values in CONFIGURED.items():
+        named = "config.json" if keys in (("configuration",), ("statistics",)) else str(RUN)
         for value in values:
-            damage = on("stopped", altered, "config.json", key, value=value)
-            yield Wrong("run", [*SMALL, "--out=."], ("config.json",), damage)
-    for key, value in {"seed": "x", "depth": [], "taps": {}, "width": None, "dtype": 3}.items():
-        damage = on("stopped", altered, "config.json", "configuration", key, value=value)
-        yield Wrong("run", [*SMALL, "--out=."], (str(RUN),), damage)
-    for value in ("other", 3, None, []):
-        if value is not None:
-            damage = on("stopped", altered, "config.json", "data", value=value)
-            yield Wrong("run", [*SMALL, "--out=."], (str(RUN),), damage)
+            damage = on("stopped", altered, "config.json", *keys, value=value)
+            yield Wrong("run", AGAIN, (named,), damage)
 
 
 def by_checkpoint() -> Iterator[Wrong]:
@@ -345,15 +347,14 @@ def by_checkpoint() -> Iterator[Wrong]:
         for file in sorted((root / "checkpoints").rglob("*"))
         if file.is_file() and file.name != "commit_success.txt"
     ]
-    arguments = [f"--run={RUN}", "--dataset=fashion_mini", "--out=new/a.csv"]
     for file in whole:
-        if file.endswith("sha256.json"):
-            changes: list[Any] = [(overwrite, b"[]"), (overwrite, b"3"), (half,), (overwrite, b"")]
-        else:
-            changes = [(half,), (overwrite, b""), (overwrite, b"\0" * 999), (overwrite, None)]
-        for change, *rest in changes:
-            damage = on("finished", change, file, *rest)
-            yield Wrong("predict", arguments, ("checkpoints",), damage)
+        digests = file.endswith("sha256.json")
+        contents = (b"[]", b"3", b"") if digests else (b"", b"\0" * 999, None)
+        for damage in (
+            on("finished", half, file),
+            *(on("finished", overwrite, file, content) for content in contents),
+        ):
+            yield Wrong("predict", OPEN["predict"], ("checkpoints",), damage)
 
     def swapped(folder: Path) -> None:
         shutil.rmtree(folder)
@@ -368,17 +369,21 @@ def by_checkpoint() -> Iterator[Wrong]:
         folder.mkdir()
 
     for change in (shutil.rmtree, swapped, a_file, emptied):
-        for command in ("predict", "export", "exits"):
-            out = {"predict": arguments, "export": [f"--run={RUN}", "--out=new/a.bin"]}
-            damage = on("finished", change, "checkpoints")
-            given = out.get(command, [f"--run={RUN}"])
-            yield Wrong(command, given, ("checkpoints",), damage)
+        for command, arguments in OPEN.items():
+            yield Wrong(command, arguments, ("checkpoints",), on("finished", change, "checkpoints"))
     for file in whole[1:4]:
         of_stopped = file.replace("10", "5")
         if (RUNS / "stopped" / RUN / of_stopped).exists():
             damage = on("stopped", overwrite, of_stopped, b"")
-            yield Wrong("run", [*SMALL, "--out=."], ("checkpoints",), damage)
-    yield Wrong("run", [*SMALL, "--out=."], ("checkpoints",), on("stopped", a_file, "checkpoints"))
+            yield Wrong("run", AGAIN, ("checkpoints",), damage)
+    yield Wrong("run", AGAIN, ("checkpoints",), on("stopped", a_file, "checkpoints"))
+
+
+TABLES = [
+    *(b"epoch\nx\n", b"a,b\n1,2\n", b"epoch,test_accuracy\n1\n", b"epoch\n1,2,3\n", b"\0\n1\n"),
+    *(bytes(range(128, 256)), b'"' * 99, b"epoch,test_accuracy\n1.5,2\n", b"epoch\n1\n"),
+    *(b"x" * 200_000 + b"\n1\n", b"[]\n[]\n", "épöch\n1\n".encode("utf-16")),
+]
 
 
 def by_record() -> Iterator[Wrong]:
@@ -386,36 +391,19 @@ def by_record() -> Iterator[Wrong]:
     arguments = ["--table=3", "--datasets=fashion_mini", "--out=.", "--report"]
     for content in TEXTS.values():
         if content and content != b"null":
-
-            def jsonl(content: bytes = content) -> None:
-                Path("runs.jsonl").write_bytes(content)
-
-            yield Wrong("reproduce", arguments, ("runs.jsonl",), jsonl)
-
-    def in_runs(name: str, change: Callable[..., Any], *rest: Any, **options: Any) -> Any:
-        def damage() -> None:
-            shutil.copytree(RUNS / "finished", Path("runs/paper"))
-            change(Path("runs/paper") / RUN / name, *rest, **options)
-
-        return damage
-
-    for content in TEXTS.values():
-        damage = in_runs("result.json", overwrite, content)
-        yield Wrong("reproduce", arguments, ("result.json", str(RUN)), damage)
-    tables = [
-        *(b"epoch\nx\n", b"a,b\n1,2\n", b"epoch,test_accuracy\n1\n", b"epoch\n1,2,3\n", b"\0\n1\n"),
-        *(bytes(range(128, 256)), b'"' * 99, b"epoch,test_accuracy\n1.5,2\n", b"epoch\n1\n"),
-        *(b"x" * 200_000 + b"\n1\n", b"[]\n[]\n", "épöch\n1\n".encode("utf-16")),
+            damage = partial(write, "runs.jsonl", content)
+            yield Wrong("reproduce", arguments, ("runs.jsonl",), damage)
+    changes = [("result.json", partial(overwrite, content=content)) for content in TEXTS.values()]
+    changes += [("metrics.csv", partial(overwrite, content=content)) for content in TABLES]
+    changes += [
+        ("result.json", partial(altered, key=key, value=value))
+        for key in ("test_accuracy", "branches", "weights", "versions", "device", "dataset")
+        for value in (3, "x", [], None)
+        if (key, value) not in (("test_accuracy", 3), ("device", "x"), ("dataset", "x"))
     ]
-    for content in tables:
-        damage = in_runs("metrics.csv", overwrite, content)
-        yield Wrong("reproduce", arguments, ("metrics.csv", str(RUN)), damage)
-    for key in ("test_accuracy", "branches", "weights", "versions", "device", "dataset"):
-        for value in (3, "x", [], None):
-            if (key, value) in (("test_accuracy", 3), ("device", "x"), ("dataset", "x")):
-                continue
-            damage = in_runs("result.json", altered, key, value=value)
-            yield Wrong("reproduce", arguments, (str(RUN), "result.json"), damage)
+    for file, change in changes:
+        damage = on("finished", change, file, root=Path("runs/paper"))
+        yield Wrong("reproduce", arguments, (file, str(RUN)), damage)
 
 
 def by_pretrained() -> Iterator[Wrong]:
@@ -423,122 +411,111 @@ def by_pretrained() -> Iterator[Wrong]:
     header = json.dumps(
         {"params/conv1/kernel": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
     )
-    whole = len(header).to_bytes(8, "little") + header.encode() + bytes(8)
-    odd = header.replace("F32", "Q7")
+    whole, odd = (
+        len(text).to_bytes(8, "little") + text.encode() + bytes(8)
+        for text in (header, header.replace("F32", "Q7"))
+    )
     contents = {
         **TEXTS,
         "cut": whole[:-3],
         "another": whole,
         "long": (2**60).to_bytes(8, "little") + b"{",
-        "odd": len(odd).to_bytes(8, "little") + odd.encode() + bytes(8),
+        "odd": odd,
         "msgpack": b"\x81\xa1a\x93\x01\x02\x03",
         "cut msgpack": b"\x82\xa1a",
     }
     for name, content in contents.items():
         file = f"{name}.safetensors"
+        given = [*SMALL, "--out=new", f"--pretrained={file}"]
+        yield Wrong("run", given, (file, "pretrained"), partial(write, file, content))
 
-        def damage(file: str = file, content: bytes = content) -> None:
-            Path(file).write_bytes(content)
 
-        yield Wrong(
-            "run", [*SMALL, "--out=new", f"--pretrained={file}"], (file, "pretrained"), damage
-        )
+NO_PICTURES = {
+    **TEXTS,
+    "eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n",
+    "svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+    "png head": b"\x89PNG\r\n\x1a\n",
+    "bomb": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\x00\x01\xff\xff\x00\x01\xff\xff\x08\x02\0\0\0",
+    "gif": b"GIF89a\0\0\0\0\0\0\0",
+}
+NO_LAYOUTS: list[tuple[str, ...]] = [
+    *((), ("train",), ("train/a", "test/a"), ("train/a", "train/b", "test/c")),
+    *(("test/a", "test/b"), ("train/.a", "train/__MACOSX"), ("train/a", "test/a", "test/b")),
+]
 
 
 def by_picture() -> Iterator[Wrong]:
     """Image files that are none, and folders of them that are no dataset."""
-    buffer = Path("whole.png")
-    contents = {
-        **TEXTS,
-        "eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n",
-        "svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
-        "png head": b"\x89PNG\r\n\x1a\n",
-        "bomb": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\x00\x01\xff\xff\x00\x01\xff\xff\x08\x02\0\0\0",
-        "gif": b"GIF89a\0\0\0\0\0\0\0",
-    }
-    for name, content in contents.items():
 
-        def picture(name: str = name, content: bytes = content) -> None:
-            shutil.copytree(RUNS / "finished", ".", dirs_exist_ok=True)
-            Path(f"{name}.png").write_bytes(content)
-
-        yield Wrong(
-            "predict", [f"--run={RUN}", f"{name}.png", "--out=new/a"], (f"{name}.png",), picture
-        )
-
-        def dataset(name: str = name, content: bytes = content) -> None:
-            pictures("pics", "train/a", "train/b", "test/a", "test/b")
-            (Path("pics/train/a") / f"{name}.png").write_bytes(content)
-
-        given = [
-            "--method=Normal",
-            "--epochs=1",
-            "--batch_size=2",
-            "--out=new",
-            "--dataset=folder:pics",
-        ]
-        given += ["--depth=4", "--width=0.0625", "--image_size=8"]
-        yield Wrong("run", given, ("pics", f"{name}.png"), dataset)
-
-    def cut() -> None:
+    def beside_a_run(file: str, content: bytes) -> None:
         shutil.copytree(RUNS / "finished", ".", dirs_exist_ok=True)
-        noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-        Image.fromarray(noise).save(buffer)
-        half(buffer)
+        write(file, content)
 
+    def in_a_dataset(file: str, content: bytes) -> None:
+        pictures("pics", "train/a", "train/b", "test/a", "test/b")
+        write(f"pics/train/a/{file}", content)
+
+    train = ["--method=Normal", "--epochs=1", "--batch_size=2", "--out=new"]
+    train += ["--dataset=folder:pics", "--depth=4", "--width=0.0625", "--image_size=8"]
+    for name, content in NO_PICTURES.items():
+        file = f"{name}.png"
+        given = [f"--run={RUN}", file, "--out=new/a"]
+        yield Wrong("predict", given, (file,), partial(beside_a_run, file, content))
+        yield Wrong("run", train, ("pics", file), partial(in_a_dataset, file, content))
+
+    noise = io.BytesIO()
+    random = np.random.default_rng(0)
+    Image.fromarray(random.integers(0, 256, (64, 64, 3), np.uint8)).save(noise, "PNG")
+    cut = partial(beside_a_run, "whole.png", noise.getvalue()[: len(noise.getvalue()) // 2])
     yield Wrong("predict", [f"--run={RUN}", "whole.png"], ("whole.png",), cut)
-    shapes: list[tuple[str, ...]] = [
-        *((), ("train",), ("train/a", "test/a"), ("train/a", "train/b", "test/c")),
-        *(("test/a", "test/b"), ("train/.a", "train/__MACOSX"), ("train/a", "test/a", "test/b")),
-    ]
-    for folders in shapes:
 
-        def layout(folders: tuple[str, ...] = folders) -> None:
-            Path("pics").mkdir()
-            pictures("pics", *folders)
+    def layout(folders: tuple[str, ...]) -> None:
+        Path("pics").mkdir()
+        pictures("pics", *folders)
 
-        for command, given in {
-            "run": ["--out=new", "--dataset=folder:pics"],
-            "prepare": ["--dataset=folder:pics"],
-        }.items():
-            yield Wrong(command, given, ("pics",), layout)
+    for folders in NO_LAYOUTS:
+        for command, given in {"run": ["--out=new"], "prepare": []}.items():
+            given = [*given, "--dataset=folder:pics"]
+            yield Wrong(command, given, ("pics",), partial(layout, folders))
 
 
 def by_tfds() -> Iterator[Wrong]:
     """Folders that tfds might have prepared, damaged."""
-    for file in ("dataset_info.json", "features.json"):
-        for content in (*TEXTS.values(), None):
 
-            def damage(file: str = file, content: bytes | None = content) -> None:
-                folder = Path("data/fashion_mnist/3.0.1")
-                folder.mkdir(parents=True)
-                for name, text in prepared().items():
-                    (folder / name).write_text(json.dumps(text))
-                overwrite(folder / file, content)
+    def damage(file: str, content: bytes | None) -> None:
+        folder = Path("data/fashion_mnist/3.0.1")
+        folder.mkdir(parents=True)
+        for name, text in PREPARED.items():
+            (folder / name).write_text(json.dumps(text))
+        overwrite(folder / file, content)
 
-            if file == "dataset_info.json" and content is None:
-                continue
-            for command in ("run", "prepare"):
-                given = ["--dataset=fashion_mnist", "--data_dir=data"]
-                given += ["--out=new"] if command == "run" else []
-                yield Wrong(command, given, ("fashion_mnist",), damage)
+    damages = [(file, content) for file in PREPARED for content in (*TEXTS.values(), None)]
+    damages.remove(("dataset_info.json", None))
+    for file, content in damages:
+        for command, given in {"run": ["--out=new"], "prepare": []}.items():
+            given = ["--dataset=fashion_mnist", "--data_dir=data", *given]
+            yield Wrong(command, given, ("fashion_mnist",), partial(damage, file, content))
 
 
-def prepared() -> dict[str, Any]:
-    """The descriptions of a prepared dataset, without its examples."""
-    split = {"filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}", "name": "train"}
-    return {
-        "dataset_info.json": {
-            "name": "fashion_mnist",
-            "version": "3.0.1",
-            "fileFormat": "array_record",
-            "splits": [{**split, "numBytes": "9", "shardLengths": ["3"]}],
-        },
-        "features.json": {
-            "pythonClassName": "tensorflow_datasets.core.features.features_dict.FeaturesDict",
-            "featuresDict": {"features": {}},
-        },
-    }
+PREPARED: dict[str, Any] = {  # the descriptions of a prepared dataset, without its examples
+    "dataset_info.json": {
+        "name": "fashion_mnist",
+        "version": "3.0.1",
+        "fileFormat": "array_record",
+        "splits": [
+            {
+                "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+                "name": "train",
+                "numBytes": "9",
+                "shardLengths": ["3"],
+            }
+        ],
+    },
+    "features.json": {
+        "pythonClassName": "tensorflow_datasets.core.features.features_dict.FeaturesDict",
+        "featuresDict": {"features": {}},
+    },
+}
 
 
 KINDS: dict[str, Callable[[], Iterator[Wrong]]] = {

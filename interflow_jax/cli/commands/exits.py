@@ -10,7 +10,7 @@ import numpy as np
 
 from interflow_jax.cli import exit_report, exit_timing, machine
 from interflow_jax.cli.config import recorded
-from interflow_jax.cli.depths import COARSEST, OWN, Depths, Thresholds, load, operations, parameters
+from interflow_jax.cli.depths import COARSEST, OWN, Depths, Exits, load, operations, parameters
 from interflow_jax.cli.files import writable, write_whole
 from interflow_jax.cli.flags import Parser, add_run, names, numbers
 from interflow_jax.data import splits
@@ -36,14 +36,13 @@ def main(arguments: list[str]) -> int:
     print(f"predicting held-out and {len(dataset.test):,} test images ...", flush=True)
     depths.predict(dataset, flags.held_out, min([COARSEST, *filter(None, flags.points)]))
     print("choosing fusion, temperatures, confidence and thresholds ...", flush=True)
-    policy = depths.policy()
-    thresholds = Thresholds(depths, policy)
+    exits = Exits(depths)
     budgets = [
-        {"budget": f"{share:.0%} of operations", **thresholds.within(share * whole)}
+        {"budget": f"{share:.0%} of operations", **exits.within(share * whole)}
         for share in flags.budgets
     ]
     budgets += [
-        {"budget": f"{points:g} points of accuracy", **thresholds.losing(points)}
+        {"budget": f"{points:g} points of accuracy", **exits.losing(points)}
         for points in flags.points
     ]
     facts = ("method", "dataset", "seed", "epochs", "fusion", "auxiliary_mean")
@@ -55,9 +54,9 @@ def main(arguments: list[str]) -> int:
         "test_examples": len(depths.test.labels),
         "device": machine.device(),
         "versions": machine.versions(),
-        "policy": vars(policy),
-        "cuts": depths.cuts(policy.refit),
-        "curve": thresholds.curve(),
+        "policy": exits.policy,
+        "cuts": depths.cuts(exits.policy["refit"]),
+        "curve": exits.curve(),
         "budgets": budgets,
         "baselines": [_baseline(each) for each in baselines],
     }
@@ -152,15 +151,12 @@ def _baseline(run: TrainedRun) -> dict[str, Any]:
 def _measure(
     depths: Depths, baselines: list[TrainedRun], report: dict[str, Any], images: np.ndarray
 ) -> None:
-    """Adds times per batch of cuts and baselines, and images per second of these and of budgets."""
+    """Adds times of cuts and baselines, and images per second of budgets."""
     run, policy = depths.run, report["policy"]
-    images = np.asarray(normalize(run.preprocessing, jnp.asarray(images)))
-    refit = {}
+    refit, kind = None, None
     if policy["fusion"] != OWN:
-        refit = {
-            "refit": (depths.fit.branch_logits, jnp.asarray(depths.fit.labels)),
-            "kind": policy["fusion"],
-        }
+        refit, kind = (depths.fit.branch_logits, depths.fit.labels), policy["fusion"]
+    images = np.asarray(normalize(run.preprocessing, jnp.asarray(images)))
     early = EarlyExit(
         run.model,
         run.variables,
@@ -168,18 +164,16 @@ def _measure(
         images[:1],
         measure=policy["measure"],
         temperatures=policy["temperatures"],
-        **refit,
+        refit=refit,
+        kind=kind,
     )
     models = [*depths.models, *((each.model, each.variables) for each in baselines)]
-    rows = [*report["cuts"], *report["baselines"]]
-    for row, times in zip(rows, exit_timing.milliseconds(models, images), strict=True):
-        row |= times
-    thresholds = [row["thresholds"] for row in report["budgets"]]
-    rates = exit_timing.images_per_second(models, early, thresholds, images)
-    for row, rate in zip([*rows, *report["budgets"]], rates, strict=True):
+    budgets, whole = report["budgets"], report["cuts"][-1]
+    thresholds = [row["thresholds"] for row in budgets]
+    times, rates = exit_timing.measure(models, early, thresholds, images)
+    for row, figures in zip([*report["cuts"], *report["baselines"]], times, strict=True):
+        row |= figures
+    for row, rate in zip(budgets, rates, strict=True):
         row["images_per_second"] = rate
-    whole = report["cuts"][-1]
-    for row in report["budgets"]:
-        as_good = whole["accuracy"] >= row["accuracy"]
-        faster = whole["images_per_second"] > row["images_per_second"]
-        row["whole_is_better"] = as_good and faster
+        faster = whole["images_per_second"] > rate
+        row["whole_is_better"] = faster and whole["accuracy"] >= row["accuracy"]
