@@ -86,9 +86,9 @@ def _line(folder: Path, runs: Path) -> dict[str, Any]:
     metrics, history = folder / "metrics.csv", []
     with _named(f"{metrics} is not a run's", remedy):
         if metrics.exists():
-            rows = csv.DictReader(metrics.read_text().splitlines())
-            history = [{name: float(value) for name, value in row.items()} for row in rows]
-            history = [row | {"epoch": int(row["epoch"])} for row in history]
+            for row in csv.DictReader(metrics.read_text().splitlines()):
+                values = {name: float(value) for name, value in row.items()}
+                history.append(values | {"epoch": int(row["epoch"])})
             history[-1]["test_accuracy"]  # it has epochs, and this figure
     line = {"run": str(folder.relative_to(runs)), **result, "history": history}
     if (folder / f"{EXITS}.json").exists():
