@@ -60,6 +60,8 @@ MODELS = {
     "segmented": ij.Interflow(Segmented(), 10, ij.Fusion("class"), "separate"),
     "vgg": ij.build("S1", 10, depth=5, width=1 / 16, taps=(2, 3, 5)),
     "geometric": ij.build("S1", 10, depth=5, width=1 / 16, taps=(2, 3, 5), fusion="geometric"),
+    "attention": ij.build("S1", 10, depth=5, width=1 / 16, taps=(2, 3, 5), fusion="attention"),
+    "attentive maps": ij.Interflow(Maps(), 10, ij.Fusion("attention")),
 }
 
 
@@ -85,7 +87,7 @@ def run(model, variables, images):
     return jax.jit(model.apply, compiler_options=ij.cpu_compiler_options())(variables, images)
 
 
-@pytest.mark.parametrize("name", ["vgg", "geometric", "maps"])
+@pytest.mark.parametrize("name", ["vgg", "geometric", "attention", "maps", "attentive maps"])
 def test_at_the_extremes_exits_are_the_first_branch_and_the_whole_model(trained, name):
     """Bit for bit, at the batch size of the models that they are compared with."""
     model, variables = trained(name)
@@ -98,7 +100,13 @@ def test_at_the_extremes_exits_are_the_first_branch_and_the_whole_model(trained,
 
 
 @pytest.mark.parametrize(
-    ("name", "measure"), [("vgg", "probability"), ("maps", "margin"), ("maps", "entropy")]
+    ("name", "measure"),
+    [
+        ("vgg", "probability"),
+        ("attention", "probability"),
+        ("maps", "margin"),
+        ("maps", "entropy"),
+    ],
 )
 def test_an_example_leaves_where_it_is_surer_than_the_threshold(trained, name, measure):
     model, variables = trained(name, seed=2)

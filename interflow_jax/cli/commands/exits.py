@@ -157,8 +157,9 @@ def _measure(
     images = np.asarray(normalize(run.preprocessing, jnp.asarray(images)))
     refit = {}
     if policy["fusion"] != OWN:
+        fit = depths.fit
         refit = {
-            "refit": (depths.fit.branch_logits, jnp.asarray(depths.fit.labels)),
+            "refit": (fit.branch_logits, fit.labels, fit.features),
             "kind": policy["fusion"],
         }
     early = EarlyExit(
