@@ -98,7 +98,7 @@ BASELINES: dict[str, Method] = {
         _FOUR,
         "shared",
         None,
-        "S1, no gradient from branches but the last to the backbone",
+        "S1, only the last branch sends the backbone a gradient",
         options={"detached": True},
     ),
 }
@@ -155,7 +155,7 @@ def initial_weights(
       ValueError: for given ones that the method does not take, or other than one per tap.
     """
     weights = look_up(method).initial_weights
-    if isinstance(weights, float):
+    if isinstance(weights, int | float):
         weights = (weights,) * len(taps)
     rows = METHODS.items()
     takes = [name for name, row in rows if row.initial_weights and len(row.taps) > 1]
