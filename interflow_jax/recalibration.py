@@ -40,13 +40,15 @@ def recalibrate(
     Returns:
       The state, or the variables, with other `batch_stats`: every `var` with the `mean` beside it,
       and the mean over batches of what has another name. What training does not change, as in a
-      frozen backbone, stays as it is.
+      frozen backbone, stays as it is; so does a state without statistics.
 
     Raises:
       ValueError: for no batches, integer images, or a key that is missing.
     """
     variables = state.variables if isinstance(state, TrainState) else state
     before: dict[Any, Any] = flatten_dict(variables.get("batch_stats", {}))
+    if not before:
+        return state
     mutable = [name for name in variables if name != "params"]
 
     @partial(jax.jit, compiler_options=cpu_compiler_options())

@@ -66,8 +66,9 @@ def _files(run: TrainedRun, given: Any) -> Predicted:
 
 def _weights(prediction: Prediction) -> np.ndarray:
     """Every image's fusion weights, [images, branches]; none, [images, 0], where all have equal."""
-    if np.ndim(prediction.weights) == 3:
-        return np.asarray(prediction.weights)[..., 0]
+    weights = np.asarray(prediction.weights)
+    if weights.ndim == 3:
+        return weights[..., 0]
     return np.zeros((len(prediction.logits), 0))
 
 
