@@ -19,6 +19,7 @@ from interflow_jax.ops.convolution import conv3x3, cpu_compiler_options
 from interflow_jax.ops.memory import keep_freed_memory
 from interflow_jax.optimizer import learning_rate_schedule, make_optimizer
 from interflow_jax.pretrained import read_pretrained, with_backbone
+from interflow_jax.recalibration import recalibrate
 from interflow_jax.saved_run import TrainedRun, load_run
 from interflow_jax.steps import TrainState, create_state, eval_step, predict, train_step
 from interflow_jax.switch import switch_arguments
@@ -73,6 +74,7 @@ __all__ = [
     "network_layers",
     "predict",
     "read_pretrained",
+    "recalibrate",
     "switch_arguments",
     "to_safetensors",
     "to_stablehlo",

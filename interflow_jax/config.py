@@ -41,15 +41,18 @@ class ModelConfig:
       backbone: vgg, the paper's, or package.module:function for any other; it returns a Flax Linen
         or NNX module.
       backbone_options: what that function is called with, as n_classes=10,stage_sizes=(2,2).
-      fusion: how branches are weighed, fixed, shared or class (the paper's), softmax or geometric;
-        None for the method's.
+      fusion: how branches are weighed, fixed, shared or class (the paper's), softmax, geometric or
+        attention; None for the method's.
       fusion_start: fans of Xavier's draws of fusion weights, n and 1, or n and n for squares that
         sum to 1.
       initial_weights: of the branches, as 0.2,0.2,0.6, for methods that start from given ones; None
         for the method's.
-      fully_connected: layers of the branches, one for all of equal channels, or one per branch.
+      fully_connected: layers of the branches, one for all of equal channels, or one per branch, as
+        Concat always has.
       pool: of a map of tokens, their mean, or the first, a class token.
       frozen: whether the backbone stays as it starts, statistics included.
+      detached: let no branch but the last send a gradient into the backbone, as Detached always
+        does.
     """
 
     method: str = "S7"
@@ -67,6 +70,7 @@ class ModelConfig:
     fully_connected: FullyConnected = "shared"
     pool: Pool = "mean"
     frozen: bool = False
+    detached: bool = False
 
     def __post_init__(self) -> None:
         taps = (self.taps,) if isinstance(self.taps, int | str) else self.taps
@@ -96,6 +100,7 @@ class ModelConfig:
           ValueError: for a value outside those above, or taps that the backbone lacks.
         """
         row = look_up(self.method)
+        decided = dataclasses.replace(self, **row.options)
         if num_classes < 2:
             raise ValueError(f"num_classes is {num_classes}; there must be 2 or more")
         check_choices(self)
@@ -124,9 +129,10 @@ class ModelConfig:
             module,
             num_classes,
             Fusion(kind, weights, self.fusion_start),
-            self.fully_connected,
+            decided.fully_connected,
             pool=self.pool,
             frozen=self.frozen,
+            detached=decided.detached,
         )
 
 

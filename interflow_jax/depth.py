@@ -1,5 +1,6 @@
 """Cuts a trained model at a branch: whatever lies deeper is gone (paper, III-C)."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -17,6 +18,11 @@ from interflow_jax.model import Interflow
 from interflow_jax.taps import Taps
 from interflow_jax.vgg import StrideVGG
 
+Refit = (
+    tuple[Array | np.ndarray, Array | np.ndarray]
+    | tuple[Array | np.ndarray, Array | np.ndarray, Sequence[Array | np.ndarray]]
+)
+
 
 def truncate(
     model: Interflow,
@@ -24,14 +30,15 @@ def truncate(
     branches: int,
     images: Any = None,
     *,
-    refit: tuple[Array | np.ndarray, Array | np.ndarray] | None = None,
+    refit: Refit | None = None,
     kind: FusionKind | None = None,
 ) -> tuple[Interflow, dict[str, Any]]:
     """Cuts a model after a branch.
 
     Layers that no branch needs any more are removed from the parameters and from the program. The
     fusion keeps the terms of the remaining branches: their weighted sum under `fixed`, `shared` and
-    `class`, their part of the sum under `softmax`, the ensemble of that many under `geometric`.
+    `class`, their part of the sum under `softmax`, the ensemble of that many under `geometric`; the
+    weights of `attention` are shared out among them.
     Where the last branch alone predicts, as in `DSN`, it is now the last remaining one.
 
     A `StrideVGG` or `Taps` is cut to another one with fewer taps. Any other backbone stays as it
@@ -45,7 +52,8 @@ def truncate(
       images: as the model takes them, or their `jax.ShapeDtypeStruct`; any backbone but a
         `StrideVGG` needs them, to see which parameters its maps need.
       refit: fits a new fusion to the remaining branches: branch logits, [examples, branches,
-        classes], of all branches or of the remaining ones, and labels (see `fit_fusion`).
+        classes], of all branches or of the remaining ones, labels and, for `attention`, features
+        (see `fit_fusion`).
       kind: the kind of that fusion; None for the model's own, or `shared` where that is fixed.
 
     Returns:
@@ -70,16 +78,20 @@ def truncate(
         raise ValueError(f"branches is {branches!r}; the model has {count}: choose 1 to {count}")
     fusion, params = cut_fusion(model.fusion, variables["params"].get("fusion", {}), branches)
     if refit is not None:
-        if len(refit) != 2:
-            raise ValueError(f"refit holds {len(refit)} things; give branch logits and labels")
-        logits, labels = map(np.asarray, refit)
+        if len(refit) not in (2, 3):
+            raise ValueError(
+                f"refit holds {len(refit)} things; give branch logits and labels, and features if "
+                "they are needed"
+            )
+        logits, labels = map(np.asarray, refit[:2])
+        features = refit[2][:branches] if len(refit) == 3 else None
         if logits.ndim != 3 or logits.shape[1] < branches or logits.shape[2] != model.num_classes:
             raise ValueError(
                 f"refit has logits of shape {logits.shape}; give [examples, {branches} branches or "
                 f"more, {model.num_classes} classes]"
             )
         learned = "shared" if fusion.kind == "fixed" else fusion.kind
-        fusion, params = fit_fusion(logits[:, :branches], labels, kind or learned)
+        fusion, params = fit_fusion(logits[:, :branches], labels, kind or learned, features)
     parts = {name: part for name, part in variables["params"].items() if name != "fusion"}
     variables = {**variables, "params": {**parts, **({"fusion": params} if params else {})}}
     backbone, switch = model.backbone, model.switch

@@ -32,8 +32,8 @@ def compiled(
     preprocessing: Preprocessing,
     mesh: Mesh,
     batch_size: int,
-) -> tuple[Any, Any, Any]:
-    """Jits a Trainer's training, evaluation and prediction.
+) -> tuple[Any, Any, Any, Any]:
+    """Jits a Trainer's training, evaluation, prediction and batches of normalised images.
 
     The batch is sharded over the mesh; results are on every device.
     """
@@ -68,7 +68,11 @@ def compiled(
         images = jax.lax.with_sharding_constraint(images, sharded)
         return pure.predict(model, state, normalize(preprocessing, images))
 
-    return train, evaluate, predict
+    @jit
+    def images_of(source: Resident | Window, step: Array) -> Array:
+        return normalize(preprocessing, batch_of(source, step)[0])
+
+    return train, evaluate, predict, images_of
 
 
 def _scan(body: Callable, carry: Any, steps: Array) -> Any:

@@ -11,8 +11,8 @@ import numpy as np
 from jax import Array
 
 from interflow_jax.budget import Measure, check_measure, confidence
-from interflow_jax.depth import truncate
-from interflow_jax.fusion import Fusion, FusionKind
+from interflow_jax.depth import Refit, truncate
+from interflow_jax.fusion import KINDS, Fusion, FusionKind
 from interflow_jax.model import Interflow, Prediction, pool
 from interflow_jax.ops.convolution import cpu_compiler_options
 from interflow_jax.packing import Group, joined
@@ -61,7 +61,7 @@ class EarlyExit:
         *,
         measure: Measure = "probability",
         temperatures: Sequence[float] | None = None,
-        refit: tuple[Array | np.ndarray, Array | np.ndarray] | None = None,
+        refit: Refit | None = None,
         kind: FusionKind | None = None,
         batch_sizes: Sequence[int] = BATCH_SIZES,
     ):
@@ -140,7 +140,7 @@ class EarlyExit:
             parts = [partial(_from_the_images, cut) for cut, _ in cuts]
 
         def program(part: Callable, temperature: float) -> Callable:
-            def run(variables: Any, carry: tuple[Array, Array]) -> tuple[Any, Array, Array]:
+            def run(variables: Any, carry: tuple[Array, ...]) -> tuple[Any, Array, Array]:
                 carry, logits = part(variables, carry)
                 return carry, logits, confidence(logits, measure, temperature)
 
@@ -235,10 +235,13 @@ def _from_the_branch_before(
     segment: nn.Module,
     number: int,
     variables: Any,
-    carry: tuple[Array, Array],
-) -> tuple[tuple[Array, Array], Array]:
-    """From a branch's feature map and all logits so far to those of branch `number`."""
-    x, earlier = carry
+    carry: tuple[Array, ...],
+) -> tuple[tuple[Array, ...], Array]:
+    """From a branch's feature map and all logits so far to those of branch `number`.
+
+    The carry also holds the branches' features, where the fusion needs them.
+    """
+    x, earlier, *features = carry
     params = variables["params"]
     of_backbone = {
         collection: parts["backbone"]
@@ -249,13 +252,17 @@ def _from_the_branch_before(
         list, segment.apply(of_backbone, x, **switch_arguments(segment, False, model.switch))
     )
     layer = {"params": params[model.layer_name(number, x.shape[-1])]}
-    scores = cast(Array, nn.Dense(model.num_classes).apply(layer, pool(x, model.pool)))
+    pooled = pool(x, model.pool)
+    scores = cast(Array, nn.Dense(model.num_classes).apply(layer, pooled))
     branch_logits = jnp.concatenate([earlier, scores[:, None]], axis=1)
-    logits, *_ = cast(tuple, fusion.apply({"params": params.get("fusion", {})}, branch_logits))
-    return (x, branch_logits), logits
+    if KINDS[fusion.kind].of_features:
+        features.append(pooled)
+    given = {"params": params.get("fusion", {})}
+    logits, *_ = cast(tuple, fusion.apply(given, branch_logits, features))
+    return (x, branch_logits, *features), logits
 
 
 def _from_the_images(
-    cut: Interflow, variables: Any, carry: tuple[Array, Array]
-) -> tuple[tuple[Array, Array], Array]:
+    cut: Interflow, variables: Any, carry: tuple[Array, ...]
+) -> tuple[tuple[Array, ...], Array]:
     return carry, cast(Prediction, cut.apply(variables, carry[0])).logits

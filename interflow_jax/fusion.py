@@ -1,4 +1,4 @@
-"""The attention module: weighs the branches and sums them (paper, III-B), and two others.
+"""The attention module: weighs the branches and sums them (paper, III-B), and three others.
 
 A kind of fusion is its place in `FusionKind` and its line in `KINDS`, at the end of this file.
 """
@@ -16,13 +16,15 @@ from jax import Array
 
 from interflow_jax.data.dataset import check_labels
 
-FusionKind = Literal["fixed", "shared", "class", "softmax", "geometric"]
+FusionKind = Literal["fixed", "shared", "class", "softmax", "geometric", "attention"]
 FusionStart = Literal["xavier", "unit"]
 
+_KEY_SIZE = 64  # channels of an `attention` fusion's keys, VGG's fewest
 _FIT_STEPS = 200  # of L-BFGS; most fits need fewer than 50
 _FIT_TOLERANCE = 1e-5  # of the gradient's norm, in nats: what float32 resolves
 
 Fused = tuple[Array, Array, Array | None]  # logits, weights, ensembles (see `Fusion.__call__`)
+Features = Sequence[Array]  # per branch, [batch, channels]
 
 
 class Fusion(nn.Module):
@@ -33,19 +35,24 @@ class Fusion(nn.Module):
     has its own weights for the branches (Table V). None has a bias.
 
     Two more, not the paper's, give positive weights to log-probabilities, which have the same scale
-    in all branches. `softmax` is ELMo's scalar mix (Peters et al., 2018): weights that sum to one,
-    times a learned scale. `geometric` is that of Zero Time Waste (Wołczyk et al., 2021): for every
+    in all branches: `softmax` is ELMo's scalar mix (Peters et al., 2018): weights that sum to one,
+    times a learned scale; `geometric` is that of Zero Time Waste (Wołczyk et al., 2021): for every
     k, the first k branches have their own weights and a bias per class, so that the prediction
     after branch k uses all k.
 
+    The weights of `attention`, not the paper's either, depend on the image: a softmax over the
+    branches of the scaled dot products of a learned query with a key per branch, times a learned
+    scale. A key is a linear map of the branch's pooled features, layer-normalised. The query starts
+    at zero and the scale at one, so that the fusion starts as the mean of the branches' logits.
+
     Attributes:
       kind: "fixed" (no parameter), "shared" (one learned weight per branch), "class" (one per
-        branch and class), "softmax" (one per branch, and a scale) or "geometric" (k for every k,
-        and a bias per class).
+        branch and class), "softmax" (one per branch, and a scale), "geometric" (k for every k, and
+        a bias per class) or "attention" (one per image and branch).
       initial_weights: one number per branch, shallow to deep; `class` starts every class from
         them, and `geometric` every k from the first k of them, divided by their sum. None draws
         Xavier-uniform weights for `shared` and `class`; `softmax` and `geometric` start from the
-        mean of the log-probabilities.
+        mean of the log-probabilities. `attention` takes none.
       start: the fans of those draws. "xavier" takes the n branches as input channels of one output
         (III-A), fans n and 1; "unit" takes them as a 1 x n kernel of one channel, fans n and n, so
         that the squares of a class's weights are expected to sum to one.
@@ -58,23 +65,32 @@ class Fusion(nn.Module):
     def __post_init__(self):
         if self.initial_weights is not None:  # hashable, as modules are
             self.initial_weights = _numbers(self.initial_weights)
+            if self.kind in KINDS and KINDS[self.kind].of_features:
+                raise ValueError(
+                    f"initial_weights are {self.initial_weights}, but {self.kind} takes none: it "
+                    "starts from the mean; leave them out, or choose a method that gives none"
+                )
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, branch_logits: Array) -> Fused:
+    def __call__(self, branch_logits: Array, features: Features | None = None) -> Fused:
         """Fuses the branches.
 
         Args:
           branch_logits: [batch, branches, classes], float.
+          features: the branches' pooled features, [batch, channels_i] each, float; `attention`
+            alone uses them.
 
         Returns:
-          Logits, [batch, classes], float32; the weights, float32: [branches] or, for `class`,
-          [branches, classes]; and for `geometric` the logits of the first 1, 2, ... branches,
-          [batch, branches, classes], float32, the last of which are the first output, else None.
+          Logits, [batch, classes], float32; the weights, float32: [branches], [branches, classes]
+          for `class`, or [batch, branches, 1] for `attention`; and for `geometric` the logits of
+          the first 1, 2, ... branches, [batch, branches, classes], float32, the last of which are
+          the first output, else None.
 
         Raises:
           ValueError: for an unknown kind or start, `fixed` without weights, other than one weight
-            per branch, or a weight that is not positive where all must be.
+            per branch, a weight that is not positive where all must be, or features that are
+            missing or not one per branch.
         """
         for name, choices in (("kind", FusionKind), ("start", FusionStart)):
             if (value := getattr(self, name)) not in get_args(choices):
@@ -93,7 +109,16 @@ class Fusion(nn.Module):
                 f"initial_weights are {initial}; {self.kind} takes positive ones, or None for "
                 "equal ones"
             )
-        return kind.fuse(self, branch_logits.astype(jnp.float32))
+        branch_logits = branch_logits.astype(jnp.float32)
+        if not kind.of_features:
+            return kind.fuse(self, branch_logits)
+        if features is None or len(features) != branches:
+            given = "missing" if features is None else len(features)
+            raise ValueError(
+                f"features are {given} for {branches} branches, which {self.kind} weighs by them: "
+                "give every branch's pooled features, [batch, channels] each"
+            )
+        return kind.fuse(self, branch_logits, [x.astype(jnp.float32) for x in features])
 
 
 def _numbers(weights: Any) -> tuple[float, ...]:
@@ -178,20 +203,43 @@ def _positive(fusion: Fusion, branches: int) -> Array:
     return jnp.asarray(fusion.initial_weights or (1 / branches,) * branches, jnp.float32)
 
 
+def _attention(fusion: Fusion, branch_logits: Array, features: Features) -> Fused:
+    query = fusion.param("query", nn.initializers.zeros, (_KEY_SIZE,), jnp.float32)
+    # A logarithm, which weight decay pulls towards a scale of one.
+    log_scale = fusion.param("log_scale", nn.initializers.zeros, (), jnp.float32)
+    xavier = nn.initializers.xavier_uniform()
+    keys = []
+    for number, pooled in enumerate(features, start=1):
+        key = nn.Dense(_KEY_SIZE, kernel_init=xavier, name=f"key_{number}")(pooled)
+        keys.append(nn.LayerNorm(use_bias=False, use_scale=False)(key))
+    scores = jnp.sum(jnp.stack(keys, axis=1) * query[None, None], axis=-1) / _KEY_SIZE**0.5
+    weights = jnp.exp(log_scale) * jax.nn.softmax(scores, axis=1)[..., None]
+    return jnp.sum(branch_logits * weights, axis=1), weights, None
+
+
+def _cut_attention(params: Any, branches: int) -> Any:
+    gone = {f"key_{number}" for number in range(branches + 1, len(params) + 1)}
+    return {name: part for name, part in params.items() if name not in gone}
+
+
 class Kind(NamedTuple):
     """A kind of fusion.
 
     Attributes:
-      fuse: what `Fusion.__call__` computes, of float32 branch logits; makes its parameters.
+      fuse: what `Fusion.__call__` computes, of float32 branch logits and, if it is `of_features`,
+        of these; makes its parameters.
       cut: the parameters of the first branches, from those of all and the number that remain.
       learned: whether it has parameters, so that it can be fitted.
       positive: whether its initial weights must be.
+      of_features: whether its weights depend on the image, by the branches' features; it then
+        takes no initial weights.
     """
 
-    fuse: Callable[[Fusion, Array], Fused]
+    fuse: Callable[..., Fused]
     cut: Callable[[Any, int], Any]
     learned: bool = True
     positive: bool = False
+    of_features: bool = False
 
 
 KINDS: dict[str, Kind] = {
@@ -200,6 +248,7 @@ KINDS: dict[str, Kind] = {
     "class": Kind(_class, _cut_weights),
     "softmax": Kind(_softmax, _cut_softmax, positive=True),
     "geometric": Kind(_geometric, _cut_geometric, positive=True),
+    "attention": Kind(_attention, _cut_attention, of_features=True),
 }
 
 
@@ -207,8 +256,9 @@ def cut_fusion(fusion: Fusion, params: Any, branches: int) -> tuple[Fusion, Any]
     """The fusion of the first branches, and its parameters, with the weights as they are.
 
     Its terms are those of the whole. `geometric` has an ensemble of that many branches, which is
-    used. A fixed fusion whose first weights are all zero, as where the last branch alone predicts,
-    gives the last remaining branch the weight one.
+    used; the weights of `attention`, a softmax over the remaining keys, keep their sum. A fixed
+    fusion whose first weights are all zero, as where the last branch alone predicts, gives the last
+    remaining branch the weight one.
 
     Args:
       params: the whole fusion's, {} for `fixed`.
@@ -222,26 +272,32 @@ def cut_fusion(fusion: Fusion, params: Any, branches: int) -> tuple[Fusion, Any]
 
 
 def fit_fusion(
-    branch_logits: Array | np.ndarray, labels: Array | np.ndarray, kind: FusionKind
+    branch_logits: Array | np.ndarray,
+    labels: Array | np.ndarray,
+    kind: FusionKind,
+    features: Sequence[Array | np.ndarray] | None = None,
 ) -> tuple[Fusion, dict[str, Array]]:
     """Fits a fusion to the branches of a network that is no longer trained.
 
     Minimises the mean cross-entropy, for `geometric` the mean over its numbers of branches, by
     L-BFGS from equal weights. It is convex in the weights and biases (for `softmax`, in scale times
-    weights), so the start does not matter. Fit it to examples that the network was not trained on:
-    on those that it was, the deepest branch is better than it will ever be again.
+    weights), so the start does not matter; that of `attention` is not convex, and its keys start as
+    drawn from one fixed key, so that a better minimum may exist. Fit to examples that the network
+    was not trained on: on those that it was, the deepest branch is better than it will ever be
+    again.
 
     Args:
       branch_logits: [examples, branches, classes], float.
       labels: [examples], int, from 0 on.
       kind: a learned one.
+      features: the branches' pooled features, [examples, channels_i] each, for `attention`.
 
     Returns:
-      The fusion and its parameters: `fusion.apply({"params": params}, branch_logits)`.
+      The fusion and its parameters: `fusion.apply({"params": params}, branch_logits, features)`.
 
     Raises:
-      ValueError: for `fixed` or an unknown kind, other than one label per example, or labels that
-        are no class's.
+      ValueError: for `fixed` or an unknown kind, other than one label per example, labels that are
+        no class's, or features that are missing.
     """
     learned = [name for name in KINDS if KINDS[name].learned]
     if kind not in learned:
@@ -253,19 +309,22 @@ def fit_fusion(
         )
     branch_logits = jnp.asarray(branch_logits, jnp.float32)
     labels = check_labels(np.asarray(labels), branch_logits.shape[2], "labels")
-    branches = branch_logits.shape[1]
-    fusion = Fusion(kind, (1 / branches,) * branches)
-    params = fusion.init(jax.random.key(0), branch_logits[:1])["params"]
-    params = _minimize(fusion, params, branch_logits, jnp.asarray(labels))
+    branches, of_features = branch_logits.shape[1], KINDS[kind].of_features
+    fusion = Fusion(kind, None if of_features else (1 / branches,) * branches)
+    given: tuple[Any, ...] = (branch_logits,)
+    if of_features and features is not None:
+        given = branch_logits, tuple(jnp.asarray(x, jnp.float32) for x in features)
+    params = fusion.init(jax.random.key(0), *given)["params"]
+    params = _minimize(fusion, params, given, jnp.asarray(labels))
     return Fusion(kind), params
 
 
 @partial(jax.jit, static_argnums=0)
-def _minimize(fusion: Fusion, params: Any, branch_logits: Array, labels: Array) -> Any:
+def _minimize(fusion: Fusion, params: Any, given: tuple[Any, ...], labels: Array) -> Any:
     optimizer = optax.lbfgs()
 
     def loss(params: Any) -> Array:
-        logits, _, ensembles = cast(tuple, fusion.apply({"params": params}, branch_logits))
+        logits, _, ensembles = cast(tuple, fusion.apply({"params": params}, *given))
         each = logits[:, None] if ensembles is None else ensembles
         targets = jnp.broadcast_to(labels[:, None], each.shape[:2])
         return optax.softmax_cross_entropy_with_integer_labels(each, targets).mean()

@@ -1,6 +1,8 @@
-"""The paper's eleven methods (Table II), and three baselines."""
+"""The paper's eleven methods (Table II), and five baselines."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from interflow_jax.fusion import FusionKind
 from interflow_jax.vgg import VGG_DEPTH
@@ -12,18 +14,20 @@ class Method(NamedTuple):
     Attributes:
       taps: the convolutions of the 13-layer network that branches follow, counted from 1.
       fusion: how the branches are weighted.
-      initial_weights: one per branch, shallow to deep; None for Xavier, or in a fixed fusion for
-        the last branch alone, whatever their number.
+      initial_weights: one per branch, shallow to deep, or a number for each, however many they
+        are; None for Xavier, or in a fixed fusion for the last branch alone.
       summary: the method in one line.
       auxiliary_loss: the weight in training of the loss of every branch but the last (see
         `train_step`); 0.0 for the paper's methods, whose loss is that of the fused logits alone.
+      options: the fields of `ModelConfig` that the method decides.
     """
 
     taps: tuple[int, ...]
     fusion: FusionKind
-    initial_weights: tuple[float, ...] | None
+    initial_weights: tuple[float, ...] | float | None
     summary: str
     auxiliary_loss: float = 0.0
+    options: Mapping[str, Any] = MappingProxyType({})
 
     @property
     def predicts_from_last(self) -> bool:
@@ -55,10 +59,13 @@ METHODS: dict[str, Method] = {
 }
 
 # Not the paper's methods. `Scaled` is Normal with its output as large as S1's is expected to be at
-# the start: the squares of n Xavier-uniform weights sum to 2n / (n + 1). In the others, branches
-# help to train and are left out of the prediction, which II-A argues against. The 0.3 is
+# the start: the squares of n Xavier-uniform weights sum to 2n / (n + 1). In `Aux` and `DSN`,
+# branches help to train and are left out of the prediction, which II-A argues against. The 0.3 is
 # GoogLeNet's (paper, II-A); deeply-supervised nets (Lee et al., 2015) appear here in their plainest
-# form, with every branch's cross-entropy at full and constant weight.
+# form, with every branch's cross-entropy at full and constant weight. `Concat` is one linear layer
+# on all pooled features, times 1/2, so that four branches of equal variance sum to that of one: S1
+# is this layer with its blocks tied up to a factor. `Detached` is fusion without what III-C
+# explains its gain by, the gradient's short cut to the shallower layers.
 BASELINES: dict[str, Method] = {
     "Scaled": Method(
         (VGG_DEPTH,),
@@ -79,6 +86,20 @@ BASELINES: dict[str, Method] = {
         None,
         "4 branches, the last predicts, losses of the others x 1",
         auxiliary_loss=1.0,
+    ),
+    "Concat": Method(
+        _FOUR,
+        "fixed",
+        0.5,
+        "4 branches, a fully connected layer each, fixed weights 0.5",
+        options={"fully_connected": "separate"},
+    ),
+    "Detached": Method(
+        _FOUR,
+        "shared",
+        None,
+        "S1, only the last branch sends the backbone a gradient",
+        options={"detached": True},
     ),
 }
 
@@ -115,14 +136,14 @@ def look_up(method: str) -> Method:
     return known[method]
 
 
-def losses(method: str, auxiliary_mean: float = 0.0) -> dict[str, float]:
-    """The branches' own losses in training: `auxiliary_loss` and `auxiliary_mean` of `train_step`.
+def losses(method: str, auxiliary_mean: float, distillation: float) -> dict[str, float]:
+    """The branches' own losses in training, as `train_step` takes them.
 
     A mean takes the place of the method's sum. Branches that have a loss of their own, that is
-    where any of the two is above zero, are supervised (see `eval_step`).
+    where any of them is above zero, are supervised (see `eval_step`).
     """
-    own = look_up(method).auxiliary_loss
-    return {"auxiliary_loss": 0.0 if auxiliary_mean else own, "auxiliary_mean": auxiliary_mean}
+    means = {"auxiliary_mean": auxiliary_mean, "distillation": distillation}
+    return {"auxiliary_loss": 0.0 if auxiliary_mean else look_up(method).auxiliary_loss, **means}
 
 
 def initial_weights(
@@ -134,7 +155,10 @@ def initial_weights(
       ValueError: for given ones that the method does not take, or other than one per tap.
     """
     weights = look_up(method).initial_weights
-    takes = [name for name, row in METHODS.items() if len(row.initial_weights or ()) > 1]
+    if isinstance(weights, int | float):
+        weights = (weights,) * len(taps)
+    rows = METHODS.items()
+    takes = [name for name, row in rows if row.initial_weights and len(row.taps) > 1]
     if given is not None:
         if method not in takes:
             raise ValueError(

@@ -39,6 +39,40 @@ class TrainMetrics(NamedTuple):
             return tuple.__repr__(self)
 
 
+class WeightSums(NamedTuple):
+    """Weights that depend on the image, summed over the images of every class.
+
+    Attributes:
+      count: images, [classes], int32.
+      total: their weights, [branches, classes], float.
+      squares: the squares of these, likewise.
+    """
+
+    count: Array
+    total: Array
+    squares: Array
+
+    @classmethod
+    def of(cls, weights: Array, labels: Array, mask: Array, classes: int) -> "WeightSums":
+        """Of weights, [batch, branches, 1], and labels, [batch], where the mask, [batch], is."""
+        images = jnp.where(mask[:, None], jax.nn.one_hot(labels, classes), 0.0)
+        powers = (jnp.sum(power * images[:, None], axis=0) for power in (weights, weights**2))
+        return cls(images.sum(0).astype(jnp.int32), *powers)
+
+    @property
+    def deviation(self) -> np.ndarray:
+        """The standard deviation over all images, [branches]."""
+        sums = (np.asarray(each, np.float64).sum(-1) for each in (self.total, self.squares))
+        total, squares = sums
+        count = np.sum(self.count)
+        return np.sqrt(np.maximum(squares / count - (total / count) ** 2, 0))
+
+    @property
+    def by_class(self) -> np.ndarray:
+        """The mean over the images of every class, [branches, classes]; 0 where there are none."""
+        return np.asarray(self.total) / np.maximum(self.count, 1)
+
+
 class EvalMetrics(NamedTuple):
     """Like `TrainMetrics`, with the branches.
 
@@ -46,6 +80,7 @@ class EvalMetrics(NamedTuple):
       branch_correct: hits of every branch alone (see `eval_step`), [branches], int32.
       weights: the fusion's weights, float32, [branches] or [branches, classes]; their mean over the
         examples where they depend on the image; None for a model without. Not a sum.
+      weight_sums: their sums, where they depend on the image, else None.
     """
 
     loss_sum: Array
@@ -53,6 +88,7 @@ class EvalMetrics(NamedTuple):
     count: Array
     branch_correct: Array
     weights: Array | None
+    weight_sums: WeightSums | None = None
 
     loss = TrainMetrics.loss
     accuracy = TrainMetrics.accuracy
@@ -71,6 +107,7 @@ def mean_losses(
     labels: Array,
     auxiliary_loss: float = 0.0,
     auxiliary_mean: float = 0.0,
+    distillation: float = 0.0,
 ) -> tuple[Array, Array]:
     """A batch's mean losses in nats: the one `train_step` minimises, and the fused logits' own."""
     loss = cross_entropy(prediction.logits, labels).mean()
@@ -83,6 +120,11 @@ def mean_losses(
         minimised += auxiliary_loss * losses.mean(axis=1).sum()
     if auxiliary_mean:
         minimised += auxiliary_mean * by_branch(prediction.branch_logits, labels).mean()
+    if distillation:
+        teacher = jax.nn.log_softmax(jax.lax.stop_gradient(prediction.logits))[:, None]
+        students = jax.nn.log_softmax(prediction.branch_logits)
+        divergences = jnp.sum(jnp.exp(teacher) * (teacher - students), axis=-1)
+        minimised += distillation * divergences.mean()
     return minimised, loss
 
 

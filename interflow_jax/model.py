@@ -1,5 +1,6 @@
 """Interflow over any backbone: a branch per feature map, and their fusion (paper, III-A)."""
 
+import inspect
 from typing import Any, Literal, NamedTuple, cast, get_args
 
 import flax.linen as nn
@@ -24,12 +25,15 @@ class Prediction(NamedTuple):
         depend on the image, [batch, branches, 1]; a model of one's own may give a scalar or None.
       ensembles: where the fusion learns how to fuse every number of branches (`geometric`), their
         logits, [batch, branches, classes], float32; the last are `logits`.
+      features: what the branches' layers take, [batch, channels_i] each, float32; a model of one's
+        own may give None.
     """
 
     logits: Array
     branch_logits: Array
     weights: Array | None
     ensembles: Array | None = None
+    features: tuple[Array, ...] | None = None
 
     @property
     def alone(self) -> Array:
@@ -65,7 +69,8 @@ class Interflow(nn.Module):
         [batch, height, width, channels], [batch, tokens, channels] or [batch, channels]. It may
         offer `labels`, one per map.
       num_classes: classes to tell apart.
-      fusion: the attention module; a kind's name stands for a `Fusion` of that kind.
+      fusion: the attention module; a kind's name stands for a `Fusion` of that kind. A module of
+        one's own takes branch logits and, if its call names them, `features`.
       fully_connected: "shared" by channel count, or "separate" for one layer per branch.
       switch: the backbone's training switch, where its signature does not tell (see
         `switch_arguments`).
@@ -73,6 +78,8 @@ class Interflow(nn.Module):
         class token. Other maps are averaged over their positions.
       frozen: whether the backbone is kept as it is: it runs in evaluation mode, gets no gradient,
         and `train_step` leaves its variables alone, whatever the optimiser.
+      detached: whether the backbone gets no gradient from any branch but the last: fusion without
+        the short cut to the shallower layers (III-C).
 
     Raises:
       ValueError: for a backbone or a fusion that is no Linen module, when it is made.
@@ -85,6 +92,7 @@ class Interflow(nn.Module):
     switch: str | None = None
     pool: Pool = "mean"
     frozen: bool = False
+    detached: bool = False
 
     def __post_init__(self):
         if isinstance(self.fusion, str):
@@ -136,18 +144,23 @@ class Interflow(nn.Module):
         shapes = [jnp.shape(feature_map) for feature_map in feature_maps]
         if not shapes or any(len(shape) not in (2, 3, 4) for shape in shapes):
             raise ValueError(f"the backbone returned feature maps of shapes {shapes}; {takes}")
+        if self.detached:
+            feature_maps = [*jax.lax.stop_gradient(feature_maps[:-1]), feature_maps[-1]]
+        features = tuple(pool(feature_map, self.pool) for feature_map in feature_maps)
         layers: dict[str, nn.Dense] = {}
         branches = []
-        for number, feature_map in enumerate(feature_maps, start=1):
-            name = self.layer_name(number, feature_map.shape[-1])
+        for number, pooled in enumerate(features, start=1):
+            name = self.layer_name(number, pooled.shape[-1])
             if name not in layers:
                 layers[name] = nn.Dense(
                     self.num_classes, kernel_init=nn.initializers.xavier_uniform(), name=name
                 )
-            branches.append(layers[name](pool(feature_map, self.pool)))
+            branches.append(layers[name](pooled))
         branch_logits = jnp.stack(branches, axis=1)
-        logits, weights, ensembles = self.fusion(branch_logits)
-        return Prediction(logits, branch_logits, weights, ensembles)
+        takes_features = "features" in inspect.signature(type(self.fusion).__call__).parameters
+        given = {"features": features} if takes_features else {}
+        logits, weights, ensembles = self.fusion(branch_logits, **given)
+        return Prediction(logits, branch_logits, weights, ensembles, features)
 
 
 def pool(feature_map: Array, kind: Pool = "mean") -> Array:

@@ -12,7 +12,7 @@ from jax import Array
 class Group:
     """Examples in progress: rows of what a program returned, and their numbers."""
 
-    carry: tuple[Array, Array]
+    carry: tuple[Array, ...]
     rows: np.ndarray
     numbers: np.ndarray
 
@@ -22,7 +22,7 @@ class Group:
     def after(self, count: int) -> "Group":
         return Group(self.carry, self.rows[count:], self.numbers[count:])
 
-    def packed(self, size: int) -> tuple[Array, Array]:
+    def packed(self, size: int) -> tuple[Array, ...]:
         """The rows in order, then arbitrary ones up to `size`."""
         if len(self.carry[0]) == size and np.array_equal(self.rows, np.arange(len(self.rows))):
             return self.carry
@@ -42,5 +42,5 @@ def _filled(rows: np.ndarray, size: int) -> np.ndarray:
 
 
 @jax.jit
-def _take(rows: Array, *carries: tuple[Array, Array]) -> tuple[Array, Array]:
+def _take(rows: Array, *carries: tuple[Array, ...]) -> tuple[Array, ...]:
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[rows], *carries)

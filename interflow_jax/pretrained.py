@@ -30,11 +30,15 @@ _KINDS = {"F": "float", "I": "int", "U": "uint", "C": "complex"}
 def with_backbone(variables: Any, pretrained: Any) -> dict[str, Any]:
     """Puts a network's variables into a model's backbone, and leaves all else as it is.
 
+    Of another `Interflow` over that network, what it has besides goes where names and shapes match:
+    layers of branches and fusion weights.
+
     Args:
       variables: of an `Interflow` over `Taps` or the network itself; arrays, or
         `jax.ShapeDtypeStruct` to check whether they fit.
       pretrained: the network's own variables, {"params": ..., "batch_stats": ...}, its parameters
-        alone, or an NNX network's `nnx.state`. What lies after the last tap is left out.
+        alone, an NNX network's `nnx.state`, or an Interflow's variables, as `TrainedRun.variables`.
+        What lies after the last tap is left out.
 
     Returns:
       The model's variables with copies of the pretrained ones, in the model's dtypes.
@@ -43,21 +47,9 @@ def with_backbone(variables: Any, pretrained: Any) -> dict[str, Any]:
       ValueError: for a model without a backbone, or arrays of its backbone that `pretrained` lacks
         or has in another shape; the message has their paths and shapes.
     """
-    if "backbone" not in variables["params"]:
-        raise ValueError(
-            f"the model's parameters are {', '.join(variables['params'])}; pretrained ones go into "
-            "those of a backbone, as an Interflow has"
-        )
-    given = _named(collections_of(pretrained))
-    flat = flatten_dict(dict(variables))
-    inside = {path: x for path, x in flat.items() if path[1] == "backbone"}
-    own = {path: "/".join(map(str, (path[0], *path[2:]))) for path in inside}
-    # `Taps` has the network's own names below "network", unless that is a name of the network's.
-    tapped = all(path[2] == "network" for path in inside if path[0] == "params")
-    if tapped and not set(own.values()) & set(given):
-        own = {path: "/".join(map(str, (path[0], *path[3:]))) for path in inside}
+    given, flat = _named(collections_of(pretrained)), flatten_dict(dict(variables))
     problems = []
-    for path, name in own.items():
+    for path, name in _origins(flat, given).items():
         leaf = nn.meta.unbox(flat[path])
         if name not in given:
             problems.append(f"{name} {leaf.shape} is missing")
@@ -73,6 +65,39 @@ def with_backbone(variables: Any, pretrained: Any) -> dict[str, Any]:
             f"{more}; they have {', '.join(examples)}"
         )
     return {collection: {} for collection in variables} | unflatten_dict(flat)
+
+
+def taken(variables: Any, pretrained: Any) -> tuple[list[str], list[str]]:
+    """The parts of a model's parameters that `with_backbone` takes, and those that stay."""
+    flat = flatten_dict(dict(variables))
+    origins = _origins(flat, _named(collections_of(pretrained)))
+    stay = {path[1] for path in flat if path[0] == "params" and path not in origins}
+    return [name for name in variables["params"] if name not in stay], sorted(stay)
+
+
+def _origins(flat: dict[tuple, Any], given: dict[str, Any]) -> dict[tuple, str]:
+    """By the path of a model's variable, the name of the given one that goes there."""
+    inside = [path for path in flat if path[1] == "backbone"]
+    if not inside:
+        parts = dict.fromkeys(path[1] for path in flat if path[0] == "params")
+        raise ValueError(
+            f"the model's parameters are {', '.join(parts)}; pretrained ones go into those of a "
+            "backbone, as an Interflow has"
+        )
+
+    def named(path: tuple, below: int) -> str:
+        return "/".join(map(str, (path[0], *path[below:])))
+
+    def fits(path: tuple) -> bool:
+        name, shape = named(path, 1), nn.meta.unbox(flat[path]).shape
+        return name in given and np.shape(given[name]) == shape
+
+    if any(named(path, 1) in given for path in inside):  # a whole model's
+        return {path: named(path, 1) for path in flat if path in inside or fits(path)}
+    # `Taps` has the network's own names below "network", unless that is a name of the network's.
+    tapped = all(path[2] == "network" for path in inside if path[0] == "params")
+    below = 3 if tapped and not any(named(path, 2) in given for path in inside) else 2
+    return {path: named(path, below) for path in inside}
 
 
 def _named(pretrained: Any) -> dict[str, Any]:

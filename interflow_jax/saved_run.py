@@ -60,7 +60,8 @@ class TrainedRun:
         self.image_shape = tuple(result["image_shape"])
         self.labels = tuple(result["branches"][: result.get("cut")])
         self.resize: Resize = result.get("resize", "squash")
-        self.losses = losses(result["method"], result.get("auxiliary_mean", 0.0))
+        means = (result.get(name, 0.0) for name in ("auxiliary_mean", "distillation"))
+        self.losses = losses(result["method"], *means)
         self.supervised = any(self.losses.values())
         self._check_entries()
         if variables:
@@ -111,15 +112,19 @@ class TrainedRun:
         """The logits by which each branch predicts alone: [images, branches, classes], float32."""
         return prediction.branch_logits if self.supervised else prediction.alone
 
-    def predict_split(self, split: Split) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """A split's logits, [examples, classes], the branches', and labels, [examples], int32."""
+    def predict_split(
+        self, split: Split
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[np.ndarray, ...]]:
+        """A split's logits, [examples, classes], and what `truncate` refits a fusion to.
+
+        Those are the branches' logits, the labels, [examples], int32, and the branches' features.
+        """
         parts = []
         for indices in chunks(split):
             images, labels = read(split, indices)
-            prediction = self.predict(images)
-            parts.append((prediction.logits, prediction.branch_logits, labels))
-        logits, branch_logits, labels = map(np.concatenate, zip(*parts, strict=True))
-        return logits, branch_logits, labels
+            given = self.predict(images)
+            parts.append((given.logits, given.branch_logits, labels, given.features))
+        return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
     def cut(
         self, branches: int, data: Dataset | None = None, refit: bool = False, alone: bool = False
@@ -136,7 +141,8 @@ class TrainedRun:
           refit: fits a fusion of the model's kind ("shared" for a fixed one) to what remains, on at
             most `HELD_OUT` training images that the run has not seen, or, where there are none, on
             others: `cut_fitted_to` says which.
-          alone: the last remaining branch predicts alone, as by `TrainedRun.alone`.
+          alone: the last remaining branch predicts alone, as by `TrainedRun.alone`; by its own
+            logits where its weight depends on the image.
 
         Raises:
           ValueError: as `truncate` does; for `refit` without data or with `alone`, data of other
@@ -170,14 +176,14 @@ class TrainedRun:
         cut = TrainedRun(model, variables, result | {"cut": branches})
         if data is not None:
             for name, run in zip(added, (cut, self), strict=True):
-                logits, _, labels = run.predict_split(data.test)
+                logits, _, labels, _ = run.predict_split(data.test)
                 cut.result[name] = 100 * float(np.mean(logits.argmax(-1) == labels))
         return cut
 
     def _alone_weights(self, branches: int) -> jax.Array:
         """Of a fusion by which the last of so many branches predicts as `alone` says."""
         weights = jnp.ones(len(self.labels))
-        if not self.supervised:
+        if not self.supervised and not KINDS[self.model.fusion.kind].of_features:
             params = {"params": self.variables["params"].get("fusion", {})}
             zeros = jnp.zeros((1, len(self.labels), len(self.class_names)))
             weights = jnp.asarray(self.model.fusion.apply(params, zeros)[1])

@@ -14,7 +14,13 @@ from flax.traverse_util import flatten_dict
 from jax import Array
 from jax.core import Tracer
 
-from interflow_jax.metrics import EvalMetrics, TrainMetrics, cross_entropy, mean_losses
+from interflow_jax.metrics import (
+    EvalMetrics,
+    TrainMetrics,
+    WeightSums,
+    cross_entropy,
+    mean_losses,
+)
 from interflow_jax.model import Interflow, Prediction
 from interflow_jax.optimizer import check_optimizer
 from interflow_jax.switch import apply, switch_arguments, without_sowing
@@ -97,6 +103,7 @@ def train_step(
     key: Array | None = None,
     auxiliary_loss: float = 0.0,
     auxiliary_mean: float = 0.0,
+    distillation: float = 0.0,
 ) -> tuple[TrainState, TrainMetrics]:
     """One step on the cross-entropy of the fused logits (paper, IV-B).
 
@@ -116,6 +123,9 @@ def train_step(
       auxiliary_loss: the weight of the cross-entropy of every branch but the last, a Python number
         (bind it before jit); with 0.0 the program has no such losses.
       auxiliary_mean: likewise, the weight of the mean cross-entropy of all branches.
+      distillation: likewise, the weight of the mean over all branches of the divergence
+        KL(fused || branch) of their probabilities; the fused ones, the teacher's, get no gradient
+        from it.
 
     Returns:
       The state after the step, and the metrics before it, of the fused logits alone, as in
@@ -130,7 +140,9 @@ def train_step(
         variables = {**state.variables, "params": params}
         mutable = ["batch_stats", *state.collections]
         prediction, changed = apply(model, variables, images, True, mutable, key)
-        minimised, loss = mean_losses(prediction, labels, auxiliary_loss, auxiliary_mean)
+        minimised, loss = mean_losses(
+            prediction, labels, auxiliary_loss, auxiliary_mean, distillation
+        )
         return minimised, (loss, prediction.logits, changed)
 
     results, gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
@@ -181,9 +193,9 @@ def eval_step(
     Args:
       model, state, images, labels: as in `train_step`.
       mask: [batch], bool; False for examples that only pad the batch.
-      supervised: whether training minimised the branches' own losses (`auxiliary_loss` or
-        `auxiliary_mean`); a branch alone then predicts by its own logits, else by its term of the
-        fusion (see `Prediction.alone`).
+      supervised: whether training minimised losses of the branches' own (`auxiliary_loss`,
+        `auxiliary_mean` or `distillation`); a branch alone then predicts by its own logits, else
+        by its term of the fusion (see `Prediction.alone`).
     """
     prediction = predict(model, state, images)
     loss = cross_entropy(prediction.logits, labels)
@@ -191,7 +203,9 @@ def eval_step(
     branch_hits = alone.argmax(-1) == labels[:, None]
     hits = mask & (prediction.logits.argmax(-1) == labels)
     count, weights = jnp.sum(mask, dtype=jnp.int32), prediction.weights
+    weight_sums = None
     if weights is not None and jnp.ndim(weights) == prediction.branch_logits.ndim:
+        weight_sums = WeightSums.of(weights, labels, mask, prediction.logits.shape[-1])
         weights = jnp.sum(jnp.where(mask[:, None, None], weights, 0.0), axis=0)
         weights = weights.squeeze(-1) / jnp.maximum(count, 1)
     return EvalMetrics(
@@ -200,6 +214,7 @@ def eval_step(
         count=count,
         branch_correct=jnp.sum(mask[:, None] & branch_hits, axis=0, dtype=jnp.int32),
         weights=weights,
+        weight_sums=weight_sums,
     )
 
 

@@ -26,6 +26,7 @@ from interflow_jax.metrics import EvalMetrics, TrainMetrics
 from interflow_jax.model import Prediction
 from interflow_jax.optimizer import learning_rate_schedule, make_optimizer
 from interflow_jax.pretrained import with_backbone
+from interflow_jax.recalibration import recalibrate
 from interflow_jax.steps import BATCH_SIZE, TrainState
 
 
@@ -59,6 +60,7 @@ class Trainer:
         resized_crop: bool = False,
         auxiliary_loss: float = 0.0,
         auxiliary_mean: float = 0.0,
+        distillation: float = 0.0,
         pretrained: Any = None,
         progress: splits.Progress = iter,
     ):
@@ -74,8 +76,9 @@ class Trainer:
           preprocessing: None to normalise by the channels' mean and deviation in training.
           augment, resized_crop: without `preprocessing`, whether training images are cropped and
             flipped, None as in the recipe, and how (see `Preprocessing`).
-          auxiliary_loss, auxiliary_mean: as in `train_step`.
-          pretrained: the backbone's variables that `init` starts from, as in `with_backbone`.
+          auxiliary_loss, auxiliary_mean, distillation: as in `train_step`.
+          pretrained: variables that `init` starts from, the backbone's or a whole model's, as in
+            `with_backbone`.
           progress: wraps the chunks of a split that is read whole, as `tqdm.tqdm` does.
 
         Raises:
@@ -128,12 +131,18 @@ class Trainer:
             augment = recipe(dataset.name).augment if augment is None else augment
             preprocessing = Preprocessing(*statistics, augment, resized_crop)
         self.preprocessing = preprocessing
-        losses = {"auxiliary_loss": auxiliary_loss, "auxiliary_mean": auxiliary_mean}
-        step = partial(pure.train_step, model, optimizer, **losses)
-        supervised = bool(auxiliary_loss or auxiliary_mean)
+        step = partial(
+            pure.train_step,
+            model,
+            optimizer,
+            auxiliary_loss=auxiliary_loss,
+            auxiliary_mean=auxiliary_mean,
+            distillation=distillation,
+        )
+        supervised = bool(auxiliary_loss or auxiliary_mean or distillation)
         evaluation = partial(pure.eval_step, model, supervised=supervised)
         programs = compiled(model, step, evaluation, preprocessing, self.mesh, batch_size)
-        self._train, self._evaluate, self._predict = programs
+        self._train, self._evaluate, self._predict, self._images_of = programs
 
     def __repr__(self) -> str:
         model, shape = type(self.model).__name__, " x ".join(map(str, self.dataset.image_shape))
@@ -211,20 +220,24 @@ class Trainer:
             yield state, jax.tree.map(np.asarray, metrics)
 
     def evaluate(
-        self, state: TrainState, split: str = "test", between: Callable[[], Any] = lambda: None
+        self,
+        state: TrainState,
+        split: str | splits.Split = "test",
+        between: Callable[[], Any] = lambda: None,
     ) -> EvalMetrics:
         """Sums over every example of a split, "test", "validation" or "train".
 
-        `between` is called after every dispatch; what it raises ends the evaluation.
+        Any other `Split` will do, and is streamed. `between` is called after every dispatch; what
+        it raises ends the evaluation.
 
         Raises:
           ValueError: for a split that the dataset does not have.
           splits.UnreadableExamplesError: for streamed examples that cannot be read.
         """
-        if split not in self._splits:
+        if isinstance(split, str) and split not in self._splits:
             raise ValueError(f"split is {split!r}; the dataset has {', '.join(self._splits)}")
         _check_usable(state)
-        examples = len(self._splits[split])
+        examples = len(self._splits[split] if isinstance(split, str) else split)
         order = batches.evaluation_order(examples, self.batch_size)
         parts = []
         for steps, source in self._sources(split, order, 0, len(order) // self.batch_size):
@@ -232,6 +245,9 @@ class Trainer:
             parts.append(jax.tree.map(np.asarray, metrics))
             between()
         stacked: EvalMetrics = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+        # Of float32, the difference of sums of squares would be rounding alone.
+        exact = jax.tree.map(np.float64, stacked.weight_sums)
+        stacked = stacked._replace(weight_sums=exact)
         sums = jax.tree.map(lambda array: array.sum(axis=0), stacked._replace(weights=None))
         if stacked.weights is None:
             return sums
@@ -254,9 +270,27 @@ class Trainer:
         shape = self.dataset.image_shape
         return pure.predict_in_batches(program, images, shape, self.batch_size)
 
+    def recalibrate(self, state: TrainState) -> TrainState:
+        """A state with BatchNorm's statistics by one pass over the training images (`recalibrate`).
+
+        They are not augmented, and the last ones that do not fill a batch are left out.
+
+        Raises:
+          splits.UnreadableExamplesError: for streamed examples that cannot be read.
+        """
+        _check_usable(state)
+        order = np.arange(self.steps * self.batch_size, dtype=np.int32)
+        images = (
+            self._images_of(source, step)
+            for steps, source in self._sources("train", order, 0, self.steps)
+            for step in steps
+        )
+        after = recalibrate(self.model, state, images, key=jax.random.key(0))
+        return after.replace(batch_stats=batches.replicate(after.batch_stats, self.mesh))
+
     def _sources(
         self,
-        split: str,
+        split: str | splits.Split,
         order: np.ndarray,
         first: int,
         last: int,
@@ -264,16 +298,17 @@ class Trainer:
     ) -> Iterator[tuple[np.ndarray, Any]]:
         """Pairs each dispatch's steps, from `first` to before `last`, with its batches."""
         chunks = batches.chunks(first, last, batches.steps_per_dispatch())
-        if split in self._resident:
+        if isinstance(split, str) and split in self._resident:
             yield from batches.resident_batches(self._resident[split], order, chunks, self.mesh)
             return
-        examples = self._splits[split]
+        examples = self._splits[split] if isinstance(split, str) else split
+        name = f"{split} labels" if isinstance(split, str) else "labels"
         for steps, window in batches.streamed_batches(
             examples, order, chunks, self.mesh, self.batch_size, draws
         ):
             for shard in window.labels.addressable_shards:
                 labels = np.asarray(shard.data).ravel()
-                check_labels(labels, len(self.dataset.class_names), f"{split} labels")
+                check_labels(labels, len(self.dataset.class_names), name)
             yield steps, window
 
 

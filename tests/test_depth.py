@@ -40,7 +40,7 @@ def vgg(method, **options):
 
 MAPS = {
     kind: ij.Interflow(Maps(), 10, ij.Fusion(kind, (0.0, 0.0, 1.0) if kind == "fixed" else None))
-    for kind in ("fixed", "shared", "class", "softmax", "geometric")
+    for kind in ("fixed", "shared", "class", "softmax", "geometric", "attention")
 }
 TAPS = ij.Taps(Network(), ("block0", "block1", "block3"))
 MODELS = MAPS | {
@@ -94,6 +94,15 @@ def test_a_cut_model_predicts_what_its_branches_did(name):
             expected = jnp.exp(variables["params"]["fusion"]["log_scale"]) * terms.sum(1)
             np.testing.assert_allclose(prediction.logits, expected, rtol=1e-5, atol=1e-5)
             expected = prediction.logits
+        elif name == "attention":
+            shares = whole.weights[:, :branches] / whole.weights[:, :branches].sum(1, keepdims=True)
+            scale = jnp.exp(variables["params"]["fusion"]["log_scale"])
+            np.testing.assert_allclose(prediction.weights, scale * shares, rtol=1e-5)
+            expected = jax.jit(lambda first, weights: (first * weights).sum(1))(
+                first, prediction.weights
+            )
+            np.testing.assert_allclose(prediction.logits, expected, rtol=1e-5, atol=1e-5)
+            expected = prediction.logits
         else:
             weights = weights.reshape(1, branches, -1)
             expected = jax.jit(lambda first, weights: (first * weights).sum(1))(first, weights)
@@ -144,18 +153,18 @@ def test_a_cut_model_trains_on_with_any_collection_and_stream():
     assert set(sown["intermediates"]["backbone"]["backbone"]) == {"first"}
 
 
-@pytest.mark.parametrize("kind", [None, "geometric"])
+@pytest.mark.parametrize("kind", [None, "geometric", "attention"])
 def test_a_refitted_cut_is_better_where_it_was_fitted(kind):
     model = MAPS["shared"]
     variables = trained(model)
-    branch_logits = run(model, variables).branch_logits
+    _, branch_logits, _, _, features = run(model, variables)
     labels = (branch_logits[:, 1] + branch_logits[:, 0]).argmax(-1)
     losses = []
-    for options in ({}, {"refit": (branch_logits, labels), "kind": kind}):
+    for options in ({}, {"refit": (branch_logits, labels, features), "kind": kind}):
         cut, its_variables = ij.truncate(model, variables, 2, IMAGES, **options)
         losses.append(cross_entropy(run(cut, its_variables).logits, labels).mean())
     assert losses[1] < losses[0]
-    _, expected = ij.fit_fusion(branch_logits[:, :2], labels, kind or "shared")
+    _, expected = ij.fit_fusion(branch_logits[:, :2], labels, kind or "shared", features[:2])
     jax.tree.map(np.testing.assert_array_equal, its_variables["params"]["fusion"], expected)
     fixed = MAPS["fixed"]  # of which nothing could be fitted
     cut, _ = ij.truncate(fixed, trained(fixed), 2, IMAGES, refit=(branch_logits, labels))

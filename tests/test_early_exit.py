@@ -46,6 +46,8 @@ MODELS = {
     "segmented": ij.Interflow(Segmented(), 10, ij.Fusion("class"), "separate"),
     "vgg": ij.build("S1", 10, **VGG),
     "geometric": ij.build("S1", 10, fusion="geometric", **VGG),
+    "attention": ij.build("S1", 10, fusion="attention", **VGG),
+    "attentive maps": ij.Interflow(Maps(), 10, ij.Fusion("attention")),
 }
 
 
@@ -53,7 +55,7 @@ def trained(name, seed=0):
     return MODELS[name], test_depth.trained(MODELS[name], seed)
 
 
-@pytest.mark.parametrize("name", ["vgg", "geometric", "maps"])
+@pytest.mark.parametrize("name", ["vgg", "geometric", "attention", "maps", "attentive maps"])
 def test_at_the_extremes_exits_are_the_first_branch_and_the_whole_model(name):
     """Bit for bit, at the batch size of the models that they are compared with."""
     model, variables = trained(name)
@@ -66,7 +68,13 @@ def test_at_the_extremes_exits_are_the_first_branch_and_the_whole_model(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "measure"), [("vgg", "probability"), ("maps", "margin"), ("maps", "entropy")]
+    ("name", "measure"),
+    [
+        ("vgg", "probability"),
+        ("attention", "probability"),
+        ("maps", "margin"),
+        ("maps", "entropy"),
+    ],
 )
 def test_an_example_leaves_where_it_is_surer_than_the_threshold(name, measure):
     model, variables = trained(name, seed=2)

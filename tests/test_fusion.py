@@ -14,7 +14,7 @@ from interflow_jax.metrics import cross_entropy
 KEY = jax.random.key(0)
 GIVEN = (0.1, 0.2, 0.3, 0.4)
 OF_PROBABILITIES = [name for name in KINDS if KINDS[name].positive]
-LEARNED = [name for name in KINDS if KINDS[name].learned]
+LEARNED = [name for name in KINDS if KINDS[name].learned and not KINDS[name].of_features]
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_xavier_weights_are_uniform_within_its_bound(kind, classes, start, fan_o
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("soft",), "kind is 'soft'; choose one of fixed, shared, class, softmax, geometric"),
+        (("soft",), "kind is 'soft'; choose one of fixed, shared, class, softmax, geometric, a"),
         (("shared", None, "zero"), "start is 'zero'; choose one of xavier, unit"),
         (("fixed",), "give it initial_weights"),
         (("shared", (0.5, 0.5)), r"initial_weights are \(0.5, 0.5\) for 4 branches"),
@@ -98,6 +98,8 @@ def test_xavier_weights_are_uniform_within_its_bound(kind, classes, start, fan_o
         (("shared", [float("nan")] * 4), "give one finite number per branch"),
         (("softmax", (0.5, 0.5, -0.1, 0.1)), "softmax takes positive ones"),
         (("geometric", (0.0, 0.0, 0.0, 1.0)), "geometric takes positive ones"),
+        (("attention", (0.25,) * 4), "attention takes none: it starts from the mean; leave them"),
+        (("attention",), "features are missing for 4 branches, which attention weighs by them"),
     ],
 )
 def test_what_does_not_fit_is_named(branch_logits, arguments, message):
@@ -219,6 +221,97 @@ def test_a_cut_fixed_fusion_keeps_its_weights_or_lets_the_last_branch_predict():
     last_alone = Fusion("fixed", (0.0, 0.0, 0.0, 1.0))
     assert cut_fusion(last_alone, {}, 2)[0].initial_weights == (0.0, 1.0)
     assert cut_fusion(last_alone, {}, 4)[0] == last_alone
+
+
+@pytest.fixture(scope="module")
+def features():
+    channels = (2, 3, 3, 5)
+    return tuple(jax.random.normal(jax.random.key(n), (3, n)) for n in channels)
+
+
+def moved_attention(branch_logits, features):
+    params = Fusion("attention").init(KEY, branch_logits, features)["params"]
+    keys = jax.random.split(KEY, len(jax.tree.leaves(params)))
+    keys = jax.tree.unflatten(jax.tree.structure(params), list(keys))
+    return jax.tree.map(lambda x, key: x + jax.random.normal(key, x.shape), params, keys)
+
+
+def attend(params, branch_logits, features):
+    return jax.jit(Fusion("attention").apply)({"params": params}, branch_logits, features)
+
+
+def test_attention_s_weights_by_hand(branch_logits, features):
+    """A query times layer-normalised keys of 64 channels, scaled, softmax, times a scale."""
+    params = moved_attention(branch_logits, features)
+    logits, weights, ensembles = attend(params, branch_logits, features)
+    query, scores = np.asarray(params["query"], np.float64), []
+    for number, x in enumerate(features, start=1):
+        layer = params[f"key_{number}"]
+        kernel, bias = (np.asarray(layer[name], np.float64) for name in ("kernel", "bias"))
+        key = np.asarray(x, np.float64) @ kernel + bias
+        key = (key - key.mean(1, keepdims=True)) / np.sqrt(key.var(1, keepdims=True) + 1e-6)
+        scores.append(key @ query / 8)
+    shares = np.exp(np.stack(scores, 1))
+    shares *= np.exp(params["log_scale"]) / shares.sum(1, keepdims=True)
+    assert shares.std(0).min() > 0.01  # they depend on the image
+    np.testing.assert_allclose(weights, shares[..., None], rtol=1e-4)
+    expected = np.einsum("bnc,bn->bc", branch_logits, shares)
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+    assert ensembles is None
+
+
+def test_attention_starts_as_the_mean_and_equal_keys_give_it(branch_logits, features):
+    start = jax.jit(Fusion("attention").init)(KEY, branch_logits, features)["params"]
+    mean = branch_logits.mean(1)
+    logits, weights, _ = attend(start, branch_logits, features)
+    np.testing.assert_array_equal(weights, np.full((3, 4, 1), 0.25, np.float32))
+    np.testing.assert_allclose(logits, mean, rtol=1e-5, atol=1e-6)
+    equal = tuple(features[1] for _ in range(4))
+    params = moved_attention(branch_logits, equal)
+    params |= {f"key_{number}": params["key_1"] for number in range(1, 5)} | {"log_scale": 0.0}
+    np.testing.assert_allclose(attend(params, branch_logits, equal)[0], mean, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("branches", [1, 2, 4])
+def test_a_cut_attention_shares_its_weights_out_among_the_first_keys(
+    branch_logits, features, branches
+):
+    params = moved_attention(branch_logits, features)
+    _, weights, _ = attend(params, branch_logits, features)
+    fusion, cut = cut_fusion(Fusion("attention"), params, branches)
+    assert set(cut) == {"query", "log_scale", *(f"key_{n + 1}" for n in range(branches))}
+    given = branch_logits[:, :branches], features[:branches]
+    logits, its, _ = jax.jit(fusion.apply)({"params": cut}, *given)
+    first = weights[:, :branches]
+    expected = first * jnp.exp(params["log_scale"]) / first.sum(1, keepdims=True)
+    np.testing.assert_allclose(its, expected, rtol=1e-5)
+    np.testing.assert_allclose(logits, (given[0] * expected).sum(1), rtol=1e-4, atol=1e-5)
+
+
+def test_attention_under_vmap_has_the_weights_of_each_member(branch_logits, features):
+    params = moved_attention(branch_logits, features)
+    members = jax.tree.map(lambda x: jnp.stack([x, -x, 0 * x]), params)
+    several = jax.vmap(attend, (0, None, None))(members, branch_logits, features)
+    assert several[1].shape == (3, 3, 4, 1)
+    for number in range(3):
+        one = attend(jax.tree.map(lambda x, n=number: x[n], members), branch_logits, features)
+        np.testing.assert_allclose(several[0][number], one[0], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(several[1][number], one[1], rtol=1e-4)
+
+
+def test_attention_is_fitted_to_features_that_tell_which_branch_knows(examples):
+    """Every image is known to one of two branches, which its features tell: no constant does."""
+    _, labels = examples
+    knows = jax.random.bernoulli(jax.random.key(7), shape=(400, 1))
+    scores = 4 * jax.nn.one_hot(labels, 3)
+    branch_logits = jnp.stack([jnp.where(knows, scores, -scores), jnp.where(knows, 0, scores)], 1)
+    features = tuple(2.0 * knows - 1 + jnp.zeros((400, channels)) for channels in (2, 5))
+    fusion, params = fit_fusion(branch_logits, labels, "attention", features)
+    loss = cross_entropy(fusion.apply({"params": params}, branch_logits, features)[0], labels)
+    constant, its = fit_fusion(branch_logits, labels, "class")
+    assert loss.mean() < 0.1 * loss_of(constant, (branch_logits, labels), its)
+    with pytest.raises(ValueError, match="features are missing for 2 branches"):
+        fit_fusion(branch_logits, labels, "attention")
 
 
 @pytest.mark.parametrize(

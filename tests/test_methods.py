@@ -1,4 +1,4 @@
-"""Eleven methods and three baselines through shared properties: shapes, parameters, gradients."""
+"""Eleven methods and five baselines through shared properties: shapes, parameters, gradients."""
 
 from functools import lru_cache, partial
 from itertools import pairwise
@@ -42,15 +42,21 @@ def test_the_table_is_the_papers():
 
 def parameters_by_hand(method: str, channels_in: int, classes: int) -> int:
     """Kernels and norms of VGG's 13 convolutions, two fully connected layers, the fusion."""
-    # Equal networks.
-    method = "S0" if method in SUPERVISED else "Normal" if method == "Scaled" else method
+    separate = 2 * (512 * classes + classes) if method == "Concat" else 0  # of 9, 11 and 13
+    equal = {
+        "Scaled": "Normal",
+        "Concat": "S0",
+        "Detached": "S1",
+        **dict.fromkeys(SUPERVISED, "S0"),
+    }
+    method = equal.get(method, method)
     widths = [channels_in, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512]
     backbone = sum(9 * a * b + 2 * b for a, b in pairwise(widths))
     if method == "Normal":
         return backbone + 512 * classes + classes
     branches, _, shared, learned = TABLE_II[method]
     fusion = 0 if not learned else branches if shared else branches * classes
-    return backbone + 256 * classes + classes + 512 * classes + classes + fusion
+    return backbone + 256 * classes + classes + 512 * classes + classes + separate + fusion
 
 
 @pytest.mark.parametrize("method", ALL)
@@ -166,6 +172,62 @@ def test_any_fusion_starts_from_the_method_s_weights(key, method, fusion):
         np.testing.assert_allclose(per_branch, (0.1, 0.2, 0.3, 0.4), rtol=1e-5)
 
 
+def test_concat_is_one_linear_layer_on_all_features(key, tiny):
+    """Times 1/2, at every number of branches."""
+    images = jax.random.normal(key, (2, 40, 40, 3))
+    for options in ({}, {"depth": 6, "taps": (2, 4, 6)}):
+        model = tiny("Concat", **options)
+        variables = jax.jit(partial(model.init, train=False))(key, images)
+        variables = jax.tree.map(lambda x: x + 0.1, variables)  # biases, too
+        prediction = jax.jit(partial(model.apply, train=False))(variables, images)
+        layers = [
+            variables["params"][f"fully_connected_branch_{n + 1}"] for n in range(len(model.labels))
+        ]
+        kernel = np.concatenate([np.asarray(layer["kernel"], np.float64) for layer in layers])
+        bias = np.sum([layer["bias"] for layer in layers], axis=0)
+        features = np.concatenate(prediction.features, axis=1)
+        assert kernel.shape == (features.shape[1], 10)
+        np.testing.assert_allclose(
+            prediction.logits, (features @ kernel + bias) / 2, rtol=1e-5, atol=1e-6
+        )
+
+
+@pytest.mark.parametrize("fusion", [None, "attention"])
+def test_detached_branches_send_the_backbone_exactly_no_gradient(key, tiny, fusion):
+    """Its gradient is that of the last branch alone, whose weight is what S1's would be."""
+    options = {"depth": 6, "taps": (3, 4, 6), "fusion": fusion}
+    detached, s1 = tiny("Detached", **options), tiny("S1", **options)
+    assert detached == s1.clone(detached=True) == tiny("S1", detached=True, **options)
+    images = jax.random.normal(key, (4, 32, 32, 3))
+    variables = jax.jit(partial(detached.init, train=False))(key, images)
+
+    def jacobian(model, scores):
+        def of_backbone(backbone):
+            params = {**variables["params"], "backbone": backbone}
+            given = {**variables, "params": params}
+            return scores(model.apply(given, images, train=True, mutable=["batch_stats"])[0])
+
+        return jax.jit(jax.jacrev(of_backbone))(variables["params"]["backbone"])
+
+    def by_branch(prediction):
+        return jnp.sum(prediction.branch_logits**2, axis=(0, 2))
+
+    def fused(prediction):
+        return jnp.sum(prediction.logits**2)
+
+    for leaf, whole in zip(
+        *(jax.tree.leaves(jacobian(m, by_branch)) for m in (detached, s1)), strict=True
+    ):
+        assert not np.any(leaf[:-1])
+        np.testing.assert_allclose(leaf[-1], whole[-1], rtol=1e-4, atol=1e-5)
+    last = jax.tree.leaves(jacobian(detached, fused))
+    assert all(np.any(leaf) for leaf in last)
+    assert any(
+        np.abs(a - b).max() > 1e-3
+        for a, b in zip(last, jax.tree.leaves(jacobian(s1, fused)), strict=True)
+    )
+
+
 def test_scaled_is_normal_times_the_expected_gain_of_s1(key, tiny):
     """E[w0^2] of one Xavier-uniform weight of n = 4 in and 1 out is 2 / 5; there are four."""
     weights = jax.vmap(lambda key: ij.Fusion("shared").init(key, jnp.zeros((1, 4, 2))))(
@@ -237,6 +299,7 @@ def test_table_i_is_normal_at_each_depth(key, tiny, depth):
         ({"method": "S1", "fusion_start": "one"}, "'one'; choose one of xavier, unit"),
         ({"method": "S1", "pool": "max"}, "'max'; choose one of mean, first"),
         ({"method": "S1", "fusion": "mean"}, "'mean'; choose one of fixed, shared, class, softmax"),
+        ({"method": "S2", "fusion": "attention"}, "attention takes none: it starts from the mean"),
     ],
 )
 def test_what_does_not_fit_is_named(arguments, message):

@@ -183,6 +183,34 @@ def test_auxiliary_losses_by_hand(weights, ensembles, expected):
     np.testing.assert_allclose(losses, [expected * np.log(2), np.log(2)], rtol=1e-6)
 
 
+def test_distillation_by_hand(images, labels):
+    """KL(fused || branch), the mean over branches and images; the teacher gets no gradient."""
+    logits = jax.random.normal(jax.random.key(3), (6, 10))
+    branch_logits = jax.random.normal(jax.random.key(4), (6, 3, 10))
+
+    def minimised(logits, branch_logits, **weights):
+        prediction = Prediction(logits, branch_logits, jnp.ones(3))
+        return mean_losses(prediction, labels, **weights)[0]
+
+    plain, both = (
+        minimised(logits, branch_logits, **weights) for weights in ({}, {"distillation": 0.5})
+    )
+    teacher, students = (np.exp(np.float64(x)) for x in (logits, branch_logits))
+    teacher /= teacher.sum(-1, keepdims=True)
+    students /= students.sum(-1, keepdims=True)
+    divergences = (teacher[:, None] * np.log(teacher[:, None] / students)).sum(-1)
+    np.testing.assert_allclose(both - plain, 0.5 * divergences.mean(), rtol=1e-4)
+    gradient = jax.grad(partial(minimised, distillation=0.5), (0, 1))(logits, branch_logits)
+    close(gradient[0], jax.grad(minimised)(logits, branch_logits))
+    close(gradient[1], 0.5 * (students - teacher[:, None]) / 18)
+    model = maps()
+    state = start(model)
+    after, metrics = stepped(model, state, images, labels, distillation=0.5)
+    other, same = stepped(model, state, images, labels)
+    close(metrics.loss_sum, same.loss_sum)
+    assert jnp.any(after.params[ONLY_SHALLOW]["kernel"] != other.params[ONLY_SHALLOW]["kernel"])
+
+
 @pytest.mark.parametrize("kind", ["softmax", "geometric"])
 def test_all_parameters_learn_through_a_fusion_of_probabilities(images, labels, kind):
     model = maps(kind)
@@ -373,7 +401,7 @@ def test_float32_stays_float32_where_x64_is_on(tiny):
             jax.eval_shape(partial(ij.eval_step, model), state, images, labels, EVERYTHING),
             jax.eval_shape(partial(ij.predict, model), state, images),
         ]
-        for kind in ("softmax", "geometric"):
+        for kind in ("softmax", "geometric", "attention"):
             results.append(jax.eval_shape(maps(kind).init, jax.random.key(0), images))
         _, fitted = ij.fit_fusion(np.eye(3)[None].repeat(6, 0), np.arange(6) % 3, "class")
         results += [fitted, ij.confidence(images, "entropy", np.float64(2.0))]
@@ -409,11 +437,17 @@ def test_weights_may_depend_on_the_image_or_be_none(weights):
 
     state = start(Model())
     mask = jnp.arange(6) < 3
-    metrics = ij.eval_step(Model(), state, jnp.zeros((6, *SHAPE)), jnp.zeros(6, int), mask)
+    labels = jnp.arange(6) % 2
+    metrics = ij.eval_step(Model(), state, jnp.zeros((6, *SHAPE)), labels, mask)
     program = partial(ij.predict, Model(), state)
     whole = predict_in_batches(lambda x: program(x / 1.0), np.zeros((8, *SHAPE), "u1"), SHAPE, 6)
     if weights == "per image":
         np.testing.assert_allclose(metrics.weights, [2.0, 3.0])
+        np.testing.assert_allclose(metrics.weight_sums.deviation, [(8 / 3) ** 0.5] * 2, rtol=1e-6)
+        by_class = [[2.0, 2.0, 0.0], [3.0, 3.0, 0.0]]  # of labels 0, 1, 0
+        np.testing.assert_allclose(metrics.weight_sums.by_class, by_class)
+        np.testing.assert_array_equal(metrics.weight_sums.count, [2, 1, 0])
         np.testing.assert_array_equal(whole.weights, np.concatenate([per_image, per_image[:2]]))
     else:
         assert metrics.weights == whole.weights == weights
+        assert metrics.weight_sums is None

@@ -251,6 +251,24 @@ def test_a_frozen_backbone_stays_whatever_the_optimizer():
     assert np.any(after.params["fusion"]["weights"] != before.params["fusion"]["weights"])
 
 
+def test_attention_trains_from_another_model_s_variables_and_is_recalibrated(tiny):
+    """Any split can be evaluated, and a pass over the training images replaces the statistics."""
+    options = {"depth": 4, "taps": (2, 4)}
+    other = make(tiny("S1", **options)).init(3)
+    model = tiny("Detached", fusion="attention", **options)
+    trainer = make(model, distillation=0.5, pretrained=other.variables)
+    state = trainer.init(0)
+    for name in other.params.keys() - {"fusion"}:
+        equal(state.params[name], other.params[name])
+    state, _ = trainer.train_epoch(state, 0)
+    whole, again = trainer.evaluate(state), trainer.evaluate(state, DATASET.test)
+    close(again, whole)
+    np.testing.assert_array_equal(whole.weight_sums.count, [5] * 10)
+    images = preprocessing.normalize(PLAIN, jnp.asarray(DATASET.train.images[:48]))
+    expected = ij.recalibrate(model, state, np.split(images, 6))
+    close(trainer.recalibrate(state), expected)
+
+
 def test_training_leaves_what_it_was_given():
     """Steps are given their state's memory; arrays of the caller's must not be part of it."""
     backbone = jax.jit(Pyramid().init)(jax.random.key(7), jnp.zeros((1, *SHAPE)))

@@ -28,7 +28,9 @@ def table_2():
     ]
     for name, method in (METHODS | BASELINES).items():
         start = "Xavier" if method.fusion != "fixed" else "the last branch alone"
-        if method.initial_weights is not None:
+        if isinstance(method.initial_weights, int | float):
+            start = f"{method.initial_weights:.3g} each"
+        elif method.initial_weights is not None:
             start = ", ".join(f"{weight:.3g}" for weight in method.initial_weights)
         if name in BASELINES:
             start += " (a baseline, not the paper's)"

@@ -99,7 +99,7 @@ def _branch_accuracy(history: list[dict[str, Any]], result: dict[str, Any]) -> F
 def _fusion_weights(
     history: list[dict[str, Any]], result: dict[str, Any], class_names: Sequence[str]
 ) -> Figure:
-    weights = np.array(result["weights"])
+    weights = np.array(result.get("weights_by_class", result["weights"]))
     if weights.ndim == 1:
         chart, axes = plt.subplots(figsize=(5.5, 3.6), layout="constrained")
         _by_epoch(axes, _of_branches(history, "weights"), "fusion weight")

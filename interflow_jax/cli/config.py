@@ -16,7 +16,7 @@ from interflow_jax import networks
 from interflow_jax.config import VGG, ModelConfig, check_choices, from_record
 from interflow_jax.data.pictures import Resize
 from interflow_jax.data.recipes import recipe
-from interflow_jax.methods import losses
+from interflow_jax.methods import look_up, losses
 from interflow_jax.optimizer import (
     LEARNING_RATE,
     WEIGHT_DECAY,
@@ -77,7 +77,10 @@ class TrainingConfig:
       warmup_epochs: over which the learning rate rises from zero.
       auxiliary_mean: weight of the mean of all branches' own losses, added to the loss; of Aux and
         DSN in place of their sum.
-      pretrained: file of the backbone's parameters to start from, *.safetensors or Flax msgpack.
+      distillation: weight of the branches' mean divergence from the fused prediction, their
+        teacher, added to the loss.
+      pretrained: file of the backbone's parameters to start from, *.safetensors or Flax msgpack, or
+        the folder of a finished run on it, whose other layers are taken where they match.
     """
 
     seed: int = 0
@@ -91,6 +94,7 @@ class TrainingConfig:
     drop_after: float | None = None
     warmup_epochs: float = 0.0
     auxiliary_mean: float = 0.0
+    distillation: float = 0.0
     pretrained: str | None = None
 
 
@@ -133,6 +137,7 @@ _BOUNDS = {  # lowest and highest value; memory or patience would end a run beyo
     "weight_decay": (0.0, 1e6),
     "drop_after": (0.0, 1.0),
     "auxiliary_mean": (0.0, 1e6),
+    "distillation": (0.0, 1e6),
     "width": (1e-6, 64),
     "seed": (0, 2**32 - 1),
 }
@@ -191,8 +196,9 @@ class RunConfig:
 
     def identity(self) -> dict[str, Any]:
         """What the run computes, JSON-able; resuming requires an equal one."""
-        taps = self.model.resolved_taps()
-        return _listed(self.replace(taps=taps, epochs=self.epochs()).flat()) | self._digests()
+        taps, decided = self.model.resolved_taps(), look_up(self.model.method).options
+        values = self.replace(taps=taps, epochs=self.epochs(), **decided).flat()
+        return _listed(values) | self._digests()
 
     def signature(self) -> str:
         """A digest of `identity`, the same before and after a flag with a default is added."""
@@ -211,7 +217,8 @@ class RunConfig:
 
     def losses(self) -> dict[str, float]:
         """The branches' own losses (see `methods.losses`)."""
-        return losses(self.model.method, self.training.auxiliary_mean)
+        training = self.training
+        return losses(self.model.method, training.auxiliary_mean, training.distillation)
 
     def make_optimizer(self, steps: int) -> optax.GradientTransformation:
         """The optimizer, with its schedule, for a training of so many steps per epoch."""
@@ -284,7 +291,10 @@ class RunConfig:
         given = {"method": self.model.method, "dataset": self.data.dataset, **self.changes()}
         if self.places.seeds is None:
             given["seed"] = self.training.seed
-        return [f"--{name}={as_flag(value)}" for name, value in given.items()]
+        return [
+            f"--{name}" if value is True and name != "frozen" else f"--{name}={as_flag(value)}"
+            for name, value in given.items()
+        ]
 
 
 PARTS = tuple(field.name for field in dataclasses.fields(RunConfig))
@@ -323,9 +333,13 @@ def as_flag(value: Any) -> str:
 
 
 def file_digest(file: str) -> str:
-    """The SHA-256 of a file of parameters, which is read once while it does not change."""
+    """The SHA-256 of a file of parameters, which is read once while it does not change.
+
+    Of a run's folder, that of its result, which has its parameters' digest.
+    """
     try:
         path = Path(file).expanduser()
+        path = path / "result.json" if path.is_dir() else path
         status = path.stat()
         return _digest(path, status.st_mtime_ns, status.st_size)
     except OSError as error:

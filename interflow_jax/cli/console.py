@@ -92,6 +92,8 @@ def summary(result: dict[str, Any], folder: Any) -> str:
         if isinstance(weight, list):
             row += f" (mean of {len(weight)} classes: {min(weight):+.3f} to {max(weight):+.3f})"
         rows.append(row)
+    for number, deviation in enumerate(result.get("weight_deviation", ()), start=1):
+        rows[number] += f" ± {deviation:.3f} between images"
     branches = "\n".join(rows)
     return (
         f"{result['method']} on {printable(result['dataset'])}, seed {result['seed']}: "

@@ -5,7 +5,7 @@ the run has not seen; the figures are of its test images.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, cast
 
@@ -42,14 +42,27 @@ COARSEST = 5.0  # points of accuracy lost that any choice must tell from none
 
 @dataclass(frozen=True)
 class Examples:
-    """Labels, [examples], int32, and the branches' logits, [examples, branches, classes]."""
+    """Labels, [examples], int32, the branches' logits, [examples, branches, classes], and features.
+
+    The latter are a tuple of [examples, channels_i].
+    """
 
     labels: np.ndarray
     branch_logits: Array
+    features: tuple[Array, ...]
+
+    def halves(self) -> tuple["Examples", "Examples"]:
+        """Splits held-out examples into those to fit to and those to choose by."""
+        half = len(self.labels) // 2
+        return self._rows(slice(half)), self._rows(slice(half, None))
+
+    def _rows(self, rows: slice) -> "Examples":
+        features = tuple(x[rows] for x in self.features)
+        return Examples(self.labels[rows], self.branch_logits[rows], features)
 
     def without(self, branch: int) -> "Examples":
         """With the branch's logits zero, so that it favours no class under any fusion."""
-        return Examples(self.labels, self.branch_logits.at[:, branch].set(0.0))
+        return replace(self, branch_logits=self.branch_logits.at[:, branch].set(0.0))
 
     def accuracy(self, logits: Array) -> float:
         """Accuracy in percent of logits, [examples, classes]."""
@@ -79,11 +92,9 @@ class Depths:
 
     def predict(self, dataset: Dataset, most: int = HELD_OUT, points: float = COARSEST) -> None:
         """Predicts up to `most` held-out images, and the test images; raises as `unseen` does."""
-        labels, logits = _predicted(self.run, unseen(self.run, dataset, most, points))
-        half = len(labels) // 2
-        self.fit = Examples(labels[:half], logits[:half])  # fitted to
-        self.held = Examples(labels[half:], logits[half:])  # chosen by
-        self.test = Examples(*_predicted(self.run, dataset.test))
+        examples = _predicted(self.run, unseen(self.run, dataset, most, points))
+        self.fit, self.held = examples.halves()
+        self.test = _predicted(self.run, dataset.test)
 
     def _logits_of_cut(self, fusion: str, fit: Examples, examples: Examples, count: int) -> Array:
         """What the first `count` branches predict, [examples, classes]."""
@@ -92,8 +103,10 @@ class Depths:
             module, params = cut_fusion(self.run.model.fusion, params, count)
         else:
             kind = cast(FusionKind, fusion)
-            module, params = fit_fusion(fit.branch_logits[:, :count], fit.labels, kind)
-        return module.apply({"params": params}, examples.branch_logits[:, :count])[0]
+            given = fit.branch_logits[:, :count], fit.labels, kind, fit.features[:count]
+            module, params = fit_fusion(*given)
+        given = examples.branch_logits[:, :count], examples.features[:count]
+        return module.apply({"params": params}, *given)[0]
 
     def _uncached_logits(self, fusion: str, of: str) -> Array:
         """What each cut predicts for "fit", "held" or "test": [examples, exits, classes]."""
@@ -113,8 +126,8 @@ class Depths:
     def alone(self) -> list[float]:
         """The accuracy of each branch alone."""
         params = {"params": self.run.variables["params"].get("fusion", {})}
-        branch_logits = self.test.branch_logits
-        logits, weights, _ = cast(tuple, self.run.model.fusion.apply(params, branch_logits))
+        branch_logits, fusion = self.test.branch_logits, self.run.model.fusion
+        logits, weights, _ = cast(tuple, fusion.apply(params, branch_logits, self.test.features))
         alone = self.run.alone(Prediction(logits, branch_logits, weights))
         return [self.test.accuracy(each) for each in alone.swapaxes(0, 1)]
 
@@ -294,10 +307,10 @@ def load(run: TrainedRun, data_dir: str | None) -> Dataset:
     return data.load(given["dataset"], data_dir, given["image_size"], resize=run.resize)
 
 
-def _predicted(run: TrainedRun, split: Split) -> tuple[np.ndarray, Array]:
+def _predicted(run: TrainedRun, split: Split) -> Examples:
     with data.reading(run.result["dataset"]):
-        _, branch_logits, labels = run.predict_split(split)
-    return labels, jnp.asarray(branch_logits)
+        _, branch_logits, labels, features = run.predict_split(split)
+    return Examples(labels, jnp.asarray(branch_logits), tuple(map(jnp.asarray, features)))
 
 
 def parameters(variables: dict[str, Any]) -> int:

@@ -173,7 +173,7 @@ def add_run(parser: Parser, about: str) -> None:
 def parse_run(arguments: Sequence[str]) -> RunConfig:
     """Reads the flags of `run`; an invalid one ends the process with status 2."""
     methods, baselines = (
-        "\n".join(f"  {name:<8}{method.summary}" for name, method in table.items())
+        "\n".join(f"  {name:<10}{method.summary}" for name, method in table.items())
         for table in (METHODS, BASELINES)
     )
     parser = Parser(
@@ -182,7 +182,7 @@ def parse_run(arguments: Sequence[str]) -> RunConfig:
         "epoch, and leaves metrics, pictures, checkpoints and result.json in a folder. The same\n"
         "command again goes on where it stopped, and returns at once when it is finished.",
         f"methods (paper, Table II):\n{methods}\n\n"
-        "baselines (not the paper's methods; their branches only help to train, see II-A):\n"
+        "baselines (not the paper's methods):\n"
         f"{baselines}\n\nexamples:\n"
         "  interflow run --method=S7\n"
         "  interflow run --method=S7 --dataset=svhn\n"

@@ -4,13 +4,16 @@ import contextlib
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from interflow_jax.checkpoints import fingerprint
 from interflow_jax.cli import charts, console, data, hosts, machine
-from interflow_jax.cli.config import RunConfig
+from interflow_jax.cli.config import RunConfig, recorded
 from interflow_jax.cli.folder import RunFolder
 from interflow_jax.cli.stopping import StopSignals, memory_errors
 from interflow_jax.cli.training import TrainingRun
@@ -18,11 +21,14 @@ from interflow_jax.config import VGG
 from interflow_jax.data import splits
 from interflow_jax.data.dataset import Dataset
 from interflow_jax.data.preprocessing import Preprocessing, imagenet_preprocessing
+from interflow_jax.model import Interflow
 from interflow_jax.networks import source
 from interflow_jax.ops import onednn
-from interflow_jax.pretrained import read_pretrained
+from interflow_jax.pretrained import read_pretrained, taken
+from interflow_jax.saved_run import load_run
+from interflow_jax.steps import predict
 from interflow_jax.trainer import Trainer
-from interflow_jax.vgg import forward_flops
+from interflow_jax.vgg import VGG_DEPTH, forward_flops
 
 
 class Runs:
@@ -58,6 +64,7 @@ class Runs:
                 me = jax.process_index()
                 raise ValueError(f"process {me} was given another command than process 0")
         self._trainer: Trainer | None = None
+        self._held_out: splits.Split | None = None
 
     def _check_folders(self) -> list[dict[str, Any]]:
         for (_, folder), identity in zip(self.seeds, self._identities, strict=True):
@@ -112,15 +119,16 @@ class Runs:
                     config.data.resize,
                 )
                 check_sizes(config, len(dataset.train))
-                pretrained = config.training.pretrained
-                variables = pretrained and read_pretrained(pretrained)
+                model = config.model.build(len(dataset.class_names))
+                variables = _pretrained(config, model, dataset)
             hosts.once(lambda: self._claim(dataset.digest()))
             for note in dataset.notes:
                 print(note, flush=True)
             with hosts.everywhere(), memory_errors(), data.reading(dataset.name):
-                dataset, losses = _subset(config, dataset), config.losses()
+                dataset, self._held_out = _subset(config, dataset)
+                losses = config.losses()
                 trainer = Trainer(
-                    config.model.build(len(dataset.class_names)),
+                    model,
                     dataset,
                     batch_size=config.training.batch_size,
                     optimizer=config.make_optimizer(
@@ -131,6 +139,7 @@ class Runs:
                     resized_crop=config.data.augment == "random_resized_crop",
                     auxiliary_loss=losses["auxiliary_loss"],
                     auxiliary_mean=losses["auxiliary_mean"],
+                    distillation=losses["distillation"],
                     pretrained=variables,
                     progress=partial(console.reading, words=dataset.name),
                 )
@@ -194,10 +203,12 @@ class Runs:
                 with contextlib.closing(training):
                     training.resume(partial(print, flush=True))
                     training.train(stop)
+                    deep = config.model.backbone == VGG and config.model.depth > VGG_DEPTH
+                    figures = training.measure(stop, self._held_out, recalibrated=deep)
 
             def finish() -> dict[str, Any]:
                 history = training.position.history
-                result = _result(identity, training, self.command)
+                result = _result(identity, training, figures, self.command)
                 charts.draw(history, result, trainer.dataset.class_names, folder.pictures)
                 folder.write_history(history)
                 folder.write_json("result.json", result)
@@ -224,28 +235,85 @@ def check_sizes(config: RunConfig, examples: int) -> None:
         )
 
 
-def _subset(config: RunConfig, dataset: Dataset) -> Dataset:
-    """Cuts the training split to `train_size`; the next tenth as many are for validation."""
+def _subset(config: RunConfig, dataset: Dataset) -> tuple[Dataset, splits.Split | None]:
+    """Cuts the training split to `train_size`; also returns all other training examples.
+
+    The next tenth as many are for validation after every epoch.
+    """
     train, size = dataset.train, config.data.train_size or len(dataset.train)
-    if size == len(train):
-        return dataset
-    validation = splits.take(train, min(max(1, size // 10), len(train) - size), after=size)
-    return dataset._replace(train=splits.take(train, size), validation=validation)
+    rest = len(train) - size
+    if not rest:
+        return dataset, None
+    validation = splits.take(train, min(max(1, size // 10), rest), after=size)
+    dataset = dataset._replace(train=splits.take(train, size), validation=validation)
+    return dataset, splits.take(train, rest, after=size)
 
 
-def _result(identity: dict[str, Any], training: TrainingRun, command: str) -> dict[str, Any]:
+def _pretrained(config: RunConfig, model: Interflow, dataset: Dataset) -> dict[str, Any] | None:
+    """The variables that `--pretrained` names, if it is given; says what a run's are taken for."""
+    given = config.training.pretrained
+    if given is None or not Path(given).expanduser().is_dir():
+        return None if given is None else read_pretrained(given)
+    named = config.model.backbone
+    run = load_run(given, None if named == VGG else named)
+    ours, theirs = vars(config.model), vars(recorded(run.result).model)
+    deep = max(ours["depth"], theirs["depth"]) > VGG_DEPTH
+    for name in ("backbone", "backbone_options", "downsample", *(["layout"] if deep else [])):
+        if ours[name] != theirs[name]:
+            raise ValueError(
+                f"--pretrained={given}: its backbone has {name} {theirs[name]}, this one "
+                f"{ours[name]}; choose the same, or another run"
+            )
+    params = run.variables["params"]
+    if run.class_names != dataset.class_names:
+        params = {"backbone": params["backbone"]}
+    elif model.labels != run.labels:  # then only layers that branches share mean the same
+        params = {name: part for name, part in params.items() if not _of_one_branch(name)}
+    variables = {**run.variables, "params": params}
+    images = jnp.zeros((1, *dataset.image_shape), jnp.float32)
+    shapes = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
+    parts, new = taken(shapes, variables)
+    print(f"from {given}: {', '.join(parts)}; new: {', '.join(new) or 'nothing'}", flush=True)
+    return variables
+
+
+def _of_one_branch(name: str) -> bool:
+    return name == "fusion" or "_branch_" in name
+
+
+def _branch_norms(training: TrainingRun) -> list[float]:
+    """By branch, the norm of its weight, or weights by class, times its layer's kernel."""
+    trainer, state = training.trainer, training.state
+    images = jnp.zeros((1, *trainer.dataset.image_shape), jnp.float32)
+    features = jax.eval_shape(partial(predict, trainer.model), state, images).features or ()
+    norms = []
+    weights = training.position.history[-1]["weights"].values()
+    for number, (weight, pooled) in enumerate(zip(weights, features, strict=True), start=1):
+        layer = trainer.model.layer_name(number, pooled.shape[-1])
+        kernel = np.asarray(state.params[layer]["kernel"])
+        norms.append(float(np.linalg.norm(kernel * np.reshape(weight, (1, -1)))))
+    return norms
+
+
+def _result(
+    identity: dict[str, Any], training: TrainingRun, figures: dict[str, Any], command: str
+) -> dict[str, Any]:
     """What result.json holds: accuracies in percent, after the last epoch."""
     trainer, position = training.trainer, training.position
     last, dataset, parameters = position.history[-1], trainer.dataset, training.state.params
-    figures = ("test_accuracy", "images_per_second", "train_loss", "test_loss")
+    of_epoch = ("test_accuracy", "images_per_second", "train_loss", "test_loss")
+    of_images = ("weight_deviation", "weights_by_class")  # where weights depend on them
     return {
         **identity,
-        **{figure: last[figure] for figure in figures},
+        **{name: last[name] for name in of_epoch},
+        **figures,
         "train_size": len(dataset.train),
         "validation_accuracy": last.get("validation_accuracy"),
         "branch_accuracy": list(last["branch_accuracy"].values()),
         "branches": list(trainer.labels),
         "weights": list(last["weights"].values()),
+        **{name: list(last[name].values()) for name in of_images if name in last},
+        "branch_norms": _branch_norms(training),
         "train_seconds": position.seconds,
         "device": machine.device(),
         "processes": jax.process_count(),

@@ -4,6 +4,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,10 +18,13 @@ from interflow_jax.cli.events import Events
 from interflow_jax.cli.folder import RunFolder
 from interflow_jax.cli.stopping import NonFiniteLossError, StoppedError, StopSignals
 from interflow_jax.data.batches import cores
+from interflow_jax.data.splits import Split, take
 from interflow_jax.steps import TrainMetrics, TrainState
 from interflow_jax.trainer import Trainer
 
 Say = Callable[[str], None]
+LEAST_MEASURED = 1000  # images
+LATE_EPOCHS = 10  # whose mean accuracy varies less between seeds than the last one's
 
 
 @dataclass
@@ -41,6 +45,11 @@ class Position:
     def number(self, steps: int) -> int:
         """A checkpoint number that grows with every step and every finished epoch."""
         return self.epoch * (steps + 1) + self.step
+
+
+def _check(stop: StopSignals) -> None:
+    with hosts.everywhere():
+        stop.check()
 
 
 class TrainingRun:
@@ -194,12 +203,7 @@ class TrainingRun:
 
     def _record(self, stop: StopSignals) -> dict[str, Any]:
         """Evaluates: losses in nats, accuracies in percent, branches by their labels."""
-        position, trainer = self.position, self.trainer
-
-        def between() -> None:
-            with hosts.everywhere():
-                stop.check()
-
+        position, trainer, between = self.position, self.trainer, partial(_check, stop)
         test = trainer.evaluate(self.state, "test", between)
         validation = {}
         # A run begun before this was measured goes on without it, so all epochs have equal figures.
@@ -208,6 +212,9 @@ class TrainingRun:
             metrics = trainer.evaluate(self.state, "validation", between)
             validation["validation_accuracy"] = metrics.accuracy
         labels = [str(label) for label in trainer.labels]
+        by_branch = {"weights": test.weights}
+        if (sums := test.weight_sums) is not None:
+            by_branch |= {"weight_deviation": sums.deviation, "weights_by_class": sums.by_class}
         return {
             "epoch": position.epoch + 1,
             "train_loss": position.loss_sum / position.count,
@@ -216,9 +223,40 @@ class TrainingRun:
             "test_accuracy": test.accuracy,
             **validation,
             "branch_accuracy": dict(zip(labels, test.branch_accuracy, strict=True)),
-            "weights": dict(zip(labels, np.asarray(test.weights).tolist(), strict=True)),
+            **{
+                name: dict(zip(labels, np.asarray(values).tolist(), strict=True))
+                for name, values in by_branch.items()
+            },
             "images_per_second": position.timed / position.seconds if position.seconds else 0.0,
         }
+
+    def measure(
+        self, stop: StopSignals, held_out: Split | None, recalibrated: bool
+    ) -> dict[str, Any]:
+        """What is measured once, after the last epoch: accuracies in percent, in evaluation mode.
+
+        Of the training images and of all those that no run trains on; where these are more than a
+        tenth of the images that training visits, and than `LEAST_MEASURED`, of as many of them: it
+        is to take a few percent of the training's time.
+
+        Args:
+          held_out: the training images that were not trained on.
+          recalibrated: whether to measure the test images with recalibrated statistics, too.
+        """
+        trainer, between = self.trainer, partial(_check, stop)
+        late = [record["test_accuracy"] for record in self.position.history[-LATE_EPOCHS:]]
+        figures: dict[str, Any] = {"late_accuracy": float(np.mean(late))}
+        visited = trainer.steps * trainer.batch_size * self.epochs
+        most = max(LEAST_MEASURED, visited // 10)
+        for name, split in (("train_eval", trainer.dataset.train), ("held_out", held_out)):
+            part = split if split is None else take(split, min(most, len(split)))
+            measured = part and trainer.evaluate(self.state, part, between).accuracy
+            figures |= {f"{name}_accuracy": measured, f"{name}_examples": part and len(part)}
+        if recalibrated:
+            state = trainer.recalibrate(self.state)
+            accuracy = trainer.evaluate(state, "test", between).accuracy
+            figures["recalibrated_accuracy"] = accuracy
+        return figures
 
     def save(self, say: Say) -> None:
         """Saves state and position; after a failure the next save tries again."""

@@ -144,6 +144,6 @@ def test_a_folder_is_probed_without_leaving_a_trace(tmp_path):
 def test_a_mean_of_branch_losses_takes_the_place_of_a_baseline_s_sum():
     for method, weight in (("S1", 0.0), ("Aux", 0.3), ("DSN", 1.0)):
         config = RunConfig().replace(method=method)
-        assert config.losses() == {"auxiliary_loss": weight, "auxiliary_mean": 0.0}
-        losses = config.replace(auxiliary_mean=0.5).losses()
-        assert losses == {"auxiliary_loss": 0.0, "auxiliary_mean": 0.5}
+        assert list(config.losses().values()) == [weight, 0.0, 0.0]
+        losses = config.replace(auxiliary_mean=0.5, distillation=0.2).losses()
+        assert losses == {"auxiliary_loss": 0.0, "auxiliary_mean": 0.5, "distillation": 0.2}

@@ -89,7 +89,11 @@ def test_a_budget_is_a_share_of_the_whole_model():
     depths, random = Depths(run), np.random.default_rng(0)
     assert depths.spent[-1] == sum(depths.operations) > depths.operations[-1]
     examples = [
-        Examples(random.integers(0, 3, 40), jnp.asarray(random.normal(size=(40, 2, 3))))
+        Examples(
+            random.integers(0, 3, 40),
+            jnp.asarray(random.normal(size=(40, 2, 3))),
+            tuple(jnp.asarray(random.normal(size=(40, channels))) for channels in (8, 16)),
+        )
         for _ in range(3)
     ]
     depths.fit, depths.held, depths.test = examples

@@ -17,7 +17,7 @@ from tests.cli.conftest import folder_in, result_in
 COMMAND = [
     *(sys.executable, "-m", "experiments.run"),
     *("--method=S1", "--depth=4", "--taps=2,3,4", "--width=0.0625", "--train_size=1024"),
-    *("--epochs=2", "--checkpoint_minutes=0.005"),
+    *("--epochs=2", "--checkpoint_minutes=0.005", "--distillation=0.5", "--fusion=attention"),
 ]
 
 
@@ -52,7 +52,14 @@ def kill_and_resume(moment, never_stopped, out):
     output, _ = again.communicate()
     assert again.returncode == 0, output
     result = result_in(out, "S1")
-    for figure in ("fingerprint", "train_loss", "test_accuracy", "branch_accuracy", "weights"):
+    for figure in (
+        "fingerprint",
+        "train_loss",
+        "test_accuracy",
+        "branch_accuracy",
+        "weights",
+        "held_out_accuracy",
+    ):
         assert result[figure] == never_stopped[figure]
     return process.returncode == -signal.SIGKILL, "taking up" in output
 

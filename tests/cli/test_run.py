@@ -13,7 +13,8 @@ from PIL import Image
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
 
-from experiments import run
+import interflow_jax as ij
+from experiments import predict, run
 from interflow_jax import optimizer, trainer
 from interflow_jax.checkpoints import Checkpoints, UnwritableError
 from interflow_jax.cli import charts, data, single
@@ -23,6 +24,7 @@ from interflow_jax.cli.main import LOCKED
 from interflow_jax.cli.stopping import StoppedError, StopSignals
 from interflow_jax.cli.training import TrainingRun
 from interflow_jax.data import batches, splits
+from interflow_jax.data.preprocessing import normalize
 from tests.cli.conftest import SMALL, folder_in, result_in
 
 CONTRACT = {
@@ -42,6 +44,107 @@ def test_the_result_keeps_the_contract(finished):
     assert np.shape(result["weights"]) == (3, 10)
     assert len(result["branch_accuracy"]) == 3
     assert result["command"].startswith("python -m interflow_jax run --method=S3")
+
+
+def test_what_the_end_measures_is_that_of_the_model(finished):
+    """On training images that were trained on, and on those that were not, at least 1,000."""
+    result, run = result_in(finished), ij.load_run(folder_in(finished))
+    rows = csv.DictReader((folder_in(finished) / "metrics.csv").open())
+    late = np.mean([float(row["test_accuracy"]) for row in rows])
+    assert result["late_accuracy"] == pytest.approx(late)
+    assert (result["train_eval_examples"], result["held_out_examples"]) == (256, 1000)
+    train = ij.data.load("fashion_mini").train
+    seen, unseen = splits.take(train, 256), splits.take(train, 6000 - 256, after=256)
+    for name, split in (("train_eval", seen), ("held_out", splits.take(unseen, 1000))):
+        logits, _, labels, _ = run.predict_split(split)
+        accuracy = 100 * np.mean(logits.argmax(-1) == labels)
+        assert result[f"{name}_accuracy"] == pytest.approx(accuracy, abs=0.5)
+    assert "recalibrated_accuracy" not in result  # not deep
+    weights, params = np.array(result["weights"]), run.variables["params"]
+    kernels = [params[f"fully_connected_channels_{n}"]["kernel"] for n in (8, 8, 16)]
+    norms = [np.linalg.norm(k * w[None]) for k, w in zip(kernels, weights, strict=True)]
+    np.testing.assert_allclose(result["branch_norms"], norms, rtol=1e-5)
+
+
+def test_a_deep_run_is_measured_with_recalibrated_statistics_too(tmp_path):
+    flags = ["--method=Normal", "--depth=14", "--layout=append", "--width=0.03"]
+    flags += ["--train_size=128", "--epochs=1"]
+    assert run.main([*flags, f"--out={tmp_path}"]) == 0
+    result, trained = result_in(tmp_path, "Normal"), ij.load_run(folder_in(tmp_path, "Normal"))
+    dataset = ij.data.load("fashion_mini")
+    images, labels = splits.read(splits.take(dataset.train, 128), np.arange(128))
+    batches = np.split(np.asarray(normalize(trained.preprocessing, images)), 2)
+    after = ij.recalibrate(trained.model, trained.variables, batches)
+    images, labels = splits.read(dataset.test, np.arange(1000))
+    logits = trained.model.apply(after, normalize(trained.preprocessing, images), False).logits
+    accuracy = 100 * np.mean(logits.argmax(-1) == labels)
+    assert result["recalibrated_accuracy"] == pytest.approx(accuracy, abs=0.5)
+
+
+def test_attention_s_weights_are_recorded_reported_predicted_and_exported(tmp_path, capsys):
+    flags = [*SMALL, "--method=S1", "--fusion=attention", "--learning_rate=0.2"]
+    assert run.main([*flags, f"--out={tmp_path}"]) == 0
+    assert "between images" in capsys.readouterr().out
+    folder, result = folder_in(tmp_path, "S1"), result_in(tmp_path, "S1")
+    trained, test = ij.load_run(folder), ij.data.load("fashion_mini").test
+    images, labels = splits.read(test, np.arange(1000))
+    weights = trained.predict(images).weights
+    assert weights.shape == (1000, 3, 1)
+    weights = np.asarray(weights, np.float64)[..., 0]
+    np.testing.assert_allclose(result["weights"], weights.mean(0), rtol=1e-4)
+    np.testing.assert_allclose(result["weight_deviation"], weights.std(0), rtol=1e-2, atol=1e-6)
+    assert min(result["weight_deviation"]) > 1e-4
+    by_class = [weights[labels == label].mean(0) for label in range(10)]
+    np.testing.assert_allclose(result["weights_by_class"], np.transpose(by_class), rtol=1e-4)
+    rows = list(csv.DictReader((folder / "metrics.csv").open()))
+    assert float(rows[-1]["weight_deviation/5"]) == result["weight_deviation"][2]
+    assert float(rows[-1]["weights_by_class/5/9"]) == result["weights_by_class"][2][9]
+    out = tmp_path / "all.csv"
+    given = [f"--run={folder}", "--dataset=fashion_mini", f"--out={out}"]
+    assert predict.main(given) == 0
+    table = list(csv.DictReader(out.open()))
+    columns = [[float(row[f"weight after {label}"]) for row in table] for label in (3, 4, 5)]
+    np.testing.assert_allclose(np.transpose(columns), weights, atol=1e-5)
+    program = ij.to_stablehlo(
+        trained.model, trained.variables, trained.preprocessing, trained.image_shape, ("cpu",)
+    )
+    probabilities, _ = jax.export.deserialize(bytearray(program)).call(images[:64])
+    expected = jax.nn.softmax(trained.predict(images[:64]).logits)
+    np.testing.assert_allclose(probabilities, expected, atol=1e-6)
+    cut = trained.cut(2, ij.data.load("fashion_mini"), refit=True)
+    assert (cut.result["cut_fusion"], set(cut.variables["params"]["fusion"])) == (
+        "attention",
+        {"query", "log_scale", "key_1", "key_2"},
+    )
+    alone = trained.cut(2, alone=True).predict(images[:64])
+    np.testing.assert_allclose(alone.logits, trained.predict(images[:64]).branch_logits[:, 1])
+
+
+def test_a_finished_run_is_where_another_begins(finished, tmp_path, capsys):
+    """Its backbone and statistics, and what matches besides: not the weights of other branches."""
+    start = folder_in(finished)
+    flags = [*SMALL, f"--pretrained={start}", "--epochs=1", "--learning_rate=0"]
+    flags = [flag for flag in flags if not flag.startswith(("--method", "--taps"))]
+    said, variables = {}, {}
+    for method, taps in (("S3", "3,4,5"), ("S1", "3,4,5"), ("DSN", "4,5"), ("Normal", "5")):
+        assert run.main([*flags, f"--method={method}", f"--taps={taps}", f"--out={tmp_path}"]) == 0
+        said[method] = capsys.readouterr().out.splitlines()[0].removeprefix(f"from {start}: ")
+        variables[method] = ij.load_run(folder_in(tmp_path, method)).variables["params"]
+    layers = ["fully_connected_channels_8", "fully_connected_channels_16"]
+    assert sorted(said["S3"].split("; ")[0].split(", ")) == sorted(["backbone", "fusion", *layers])
+    assert said["S3"].endswith("; new: nothing")
+    assert said["S1"].endswith("; new: fusion")
+    assert said["DSN"].endswith("; new: nothing")
+    assert said["Normal"] == f"backbone, {layers[1]}; new: nothing"
+    before = ij.load_run(start).variables["params"]
+    for params in variables.values():
+        for name in params.keys() - {"fusion"}:
+            jax.tree.map(np.testing.assert_array_equal, params[name], before[name])
+    np.testing.assert_array_equal(variables["S3"]["fusion"]["weights"], before["fusion"]["weights"])
+    assert run.main([*flags, "--method=Normal", "--taps=5", "--downsample=last"]) == 2
+    assert "has downsample first, this one last; choose the same" in capsys.readouterr().err
+    assert run.main([*flags, f"--pretrained={tmp_path}", f"--out={tmp_path / 'none'}"]) == 2
+    assert not (tmp_path / "none").exists()
 
 
 def test_csv_and_events_have_the_same_figures(finished):

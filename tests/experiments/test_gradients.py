@@ -63,7 +63,7 @@ def test_the_loss_is_the_one_that_was_trained(monkeypatch):
 
     monkeypatch.setattr(report_of, "kernel_gradient_norms", norms)
     report_of.measure([config])
-    assert given[0] == {"auxiliary_loss": 0.0, "auxiliary_mean": 1.0}
+    assert given[0] == {"auxiliary_loss": 0.0, "auxiliary_mean": 1.0, "distillation": 0.0}
 
 
 def test_a_relative_step_is_that_of_training(key):

@@ -45,7 +45,7 @@ FLAGS: dict[str, dict[str, list[str]]] = {
         **dict.fromkeys(("seed", "epochs", "batch_size", "train_size", "image_size"), WHOLE),
         **dict.fromkeys(("depth", "processes", "process"), WHOLE),
         **dict.fromkeys(("width", "learning_rate", "momentum", "weight_decay"), REAL),
-        **dict.fromkeys(("drop_after", "warmup_epochs", "auxiliary_mean"), REAL),
+        **dict.fromkeys(("drop_after", "warmup_epochs", "auxiliary_mean", "distillation"), REAL),
         "checkpoint_minutes": REAL,
         **dict.fromkeys(("method", "downsample", "layout", "dtype", "fusion"), JUNK),
         **dict.fromkeys(("fusion_start", "fully_connected", "pool", "frozen", "schedule"), JUNK),

@@ -155,7 +155,8 @@ def _measure(
     run, policy = depths.run, report["policy"]
     refit, kind = None, None
     if policy["fusion"] != OWN:
-        refit, kind = (depths.fit.branch_logits, depths.fit.labels), policy["fusion"]
+        fit = depths.fit
+        refit, kind = (fit.branch_logits, fit.labels, fit.features), policy["fusion"]
     images = np.asarray(normalize(run.preprocessing, jnp.asarray(images)))
     early = EarlyExit(
         run.model,

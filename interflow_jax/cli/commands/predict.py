@@ -18,9 +18,13 @@ from interflow_jax.cli.files import output_file, write_whole
 from interflow_jax.cli.flags import Parser, add_run
 from interflow_jax.data import pictures, splits
 from interflow_jax.data.dataset import printable
+from interflow_jax.model import Prediction
 from interflow_jax.saved_run import TrainedRun, load_run
 
 BATCH_SIZE = 64  # read at a time
+
+# Names of images, fused probabilities, [images, classes], and weights (see `_weights`).
+Predicted = tuple[Iterable[Any], np.ndarray, np.ndarray]
 
 
 def main(arguments: list[str]) -> int:
@@ -28,14 +32,14 @@ def main(arguments: list[str]) -> int:
     given = _flags(arguments)
     out = output_file(given.out) if given.out is not None else None
     run = load_run(given.run, given.backbone, given.trust_code)
-    names, fused = _dataset(run, given) if given.dataset else _files(run, given)
+    predicted = _dataset(run, given) if given.dataset else _files(run, given)
     if out is not None:
-        _write(out, names, run.class_names, fused)
+        _write(out, run, *predicted)
     return 0
 
 
-def _files(run: TrainedRun, given: Any) -> tuple[Iterable[Any], np.ndarray]:
-    """Predicts image files; returns their names and fused probabilities, [files, classes]."""
+def _files(run: TrainedRun, given: Any) -> Predicted:
+    """Predicts image files."""
     height, width, channels = run.image_shape
     mode = "L" if channels == 1 else "RGB"
     images, names = [], [*(given.images or []), *given.files]
@@ -49,15 +53,27 @@ def _files(run: TrainedRun, given: Any) -> tuple[Iterable[Any], np.ndarray]:
     prediction = run.predict(np.stack(images))
     fused = np.asarray(jax.nn.softmax(prediction.logits))
     alone = run.alone(prediction).argmax(-1)
-    for name, row, classes in zip(names, fused, alone, strict=True):
+    weights = _weights(prediction)
+    for name, row, classes, of_image in zip(names, fused, alone, weights, strict=True):
         best = (f"{run.class_names[label]} {row[label]:.1%}" for label in np.argsort(-row)[:3])
         branches = (f"{a}: {run.class_names[b]}" for a, b in zip(run.labels, classes, strict=True))
         print(f"{printable(str(name))}: {', '.join(best)}\n  branches: {', '.join(branches)}")
-    return names, fused
+        if of_image.size:
+            pairs = zip(run.labels, of_image, strict=True)
+            print(f"  weights: {', '.join(f'{label}: {weight:.3f}' for label, weight in pairs)}")
+    return names, fused, weights
 
 
-def _dataset(run: TrainedRun, given: Any) -> tuple[Iterable[Any], np.ndarray]:
-    """Evaluates a test split; returns its indices and fused probabilities, [images, classes]."""
+def _weights(prediction: Prediction) -> np.ndarray:
+    """Every image's fusion weights, [images, branches]; none, [images, 0], where all have equal."""
+    weights = np.asarray(prediction.weights)
+    if weights.ndim == 3:
+        return weights[..., 0]
+    return np.zeros((len(prediction.logits), 0))
+
+
+def _dataset(run: TrainedRun, given: Any) -> Predicted:
+    """Evaluates a test split, whose images are named by their indices."""
     height, width, channels = shape = run.image_shape
     # The run's own dataset as the run took it; any other one at the run's size, if that is square.
     same = given.dataset in (run.result["dataset"], "fashion_mini") or height != width
@@ -76,22 +92,25 @@ def _dataset(run: TrainedRun, given: Any) -> tuple[Iterable[Any], np.ndarray]:
             images, labels = splits.read(dataset.test, indices)
         prediction = run.predict(images)
         alone = run.alone(prediction).argmax(-1) == labels[:, None]
-        parts.append((jax.nn.softmax(prediction.logits), alone, labels))
-    fused, alone, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        parts.append((jax.nn.softmax(prediction.logits), alone, labels, _weights(prediction)))
+    fused, alone, labels, weights = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     correct = np.mean(fused.argmax(-1) == labels)
     print(f"{given.dataset}, {count:,} images of split {dataset.test_name}: {correct:.2%} correct")
     for label, accuracy in zip(run.labels, alone.mean(0), strict=True):
         print(f"  branch after {label} alone: {accuracy:.2%}")
-    return range(count), fused
+    return range(count), fused, weights
 
 
-def _write(out: Path, names: Iterable[Any], classes: tuple[str, ...], fused: np.ndarray) -> None:
+def _write(
+    out: Path, run: TrainedRun, names: Iterable[Any], fused: np.ndarray, weights: np.ndarray
+) -> None:
     text = io.StringIO(newline="")
     writer = csv.writer(text)
-    cells = list(map(as_text, classes))
-    writer.writerow(["image", "class", *cells])
-    for name, row in zip(names, fused, strict=True):
-        figures = [f"{value:.6f}" for value in row]
+    cells = list(map(as_text, run.class_names))
+    heads = [f"weight after {label}" for label in run.labels[: weights.shape[1]]]
+    writer.writerow(["image", "class", *cells, *heads])
+    for name, row, of_image in zip(names, fused, weights, strict=True):
+        figures = [f"{value:.6f}" for value in (*row, *of_image)]
         writer.writerow([as_text(str(name)), cells[row.argmax()], *figures])
     out.parent.mkdir(parents=True, exist_ok=True)
     write_whole(out, text.getvalue())
