@@ -4,7 +4,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -19,6 +19,8 @@ from flax.errors import FlaxError
 from interflow_jax.checkpoints import Checkpoints, UnreadableError, fingerprint
 from interflow_jax.config import VGG, ModelConfig, from_record
 from interflow_jax.data.dataset import Dataset
+from interflow_jax.data.folders import PictureSplit
+from interflow_jax.data.picture_files import find_pictures
 from interflow_jax.data.pictures import Resize
 from interflow_jax.data.preprocessing import Preprocessing, normalize
 from interflow_jax.data.splits import Split, chunks, read, take
@@ -108,6 +110,40 @@ class TrainedRun:
         program = partial(self._predict, self.variables)
         return predict_in_batches(program, images, self.image_shape, _BATCH_SIZE)
 
+    def predict_files(self, paths: str | Path | Iterable[str | Path]) -> list[dict[str, Any]]:
+        """Predicts picture files, turned upright (EXIF) and resized as the run's own were.
+
+        Args:
+          paths: files, folders and globs (see `find_pictures`).
+
+        Returns:
+          A row per picture, as `pandas.DataFrame` takes them: `file`, a Path; `class`, the surest;
+          `probability`, its own; `probabilities`, [classes], float32; `branches`, the classes that
+          the branches say alone; `weights`, as of `image_weights`, [branches] or empty.
+
+        Raises:
+          ValueError: as `find_pictures` does, and for a file that is no picture.
+        """
+        files, rows = find_pictures(paths), []
+        split = PictureSplit(files, np.zeros(len(files), np.int32), self.image_shape, self.resize)
+        for indices in chunks(split, _BATCH_SIZE):
+            prediction = self.predict(split.read(indices)[0])
+            fused = np.asarray(jax.nn.softmax(prediction.logits))
+            alone = np.asarray(self.alone(prediction)).argmax(-1)
+            weights = image_weights(prediction)
+            for index, row, labels, own in zip(indices, fused, alone, weights, strict=True):
+                rows.append(
+                    {
+                        "file": files[index],
+                        "class": self.class_names[row.argmax()],
+                        "probability": float(row.max()),
+                        "probabilities": row,
+                        "branches": [self.class_names[label] for label in labels],
+                        "weights": own,
+                    }
+                )
+        return rows
+
     def alone(self, prediction: Prediction) -> jax.Array:
         """The logits by which each branch predicts alone: [images, branches, classes], float32."""
         return prediction.branch_logits if self.supervised else prediction.alone
@@ -189,6 +225,14 @@ class TrainedRun:
             weights = jnp.asarray(self.model.fusion.apply(params, zeros)[1])
         own = jnp.where(weights == 0, 1.0, weights)[branches - 1]
         return jnp.zeros_like(weights[:branches]).at[-1].set(own)
+
+
+def image_weights(prediction: Prediction) -> np.ndarray:
+    """Every image's own fusion weights, [images, branches]; [images, 0] where all have equal."""
+    weights = prediction.weights
+    if weights is not None and weights.ndim == 3:
+        return np.asarray(weights)[..., 0]
+    return np.zeros((len(prediction.logits), 0), np.float32)
 
 
 def held_out(run: TrainedRun, data: Dataset, most: int = HELD_OUT) -> Split | None:

@@ -201,7 +201,9 @@ def eval_step(
     loss = cross_entropy(prediction.logits, labels)
     alone = prediction.branch_logits if supervised else prediction.alone
     branch_hits = alone.argmax(-1) == labels[:, None]
-    hits = mask & (prediction.logits.argmax(-1) == labels)
+    predicted = prediction.logits.argmax(-1)
+    answers = jnp.stack([labels, predicted], axis=1).astype(jnp.int32)
+    hits = mask & (predicted == labels)
     count, weights = jnp.sum(mask, dtype=jnp.int32), prediction.weights
     weight_sums = None
     if weights is not None and jnp.ndim(weights) == prediction.branch_logits.ndim:
@@ -215,6 +217,7 @@ def eval_step(
         branch_correct=jnp.sum(mask[:, None] & branch_hits, axis=0, dtype=jnp.int32),
         weights=weights,
         weight_sums=weight_sums,
+        answers=jnp.where(mask[:, None], answers, -1),
     )
 
 

@@ -247,8 +247,9 @@ class Trainer:
         stacked: EvalMetrics = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
         # Of float32, the difference of sums of squares would be rounding alone.
         exact = jax.tree.map(np.float64, stacked.weight_sums)
-        stacked = stacked._replace(weight_sums=exact)
-        sums = jax.tree.map(lambda array: array.sum(axis=0), stacked._replace(weights=None))
+        sums = stacked._replace(weights=None, answers=None, weight_sums=exact)
+        sums = jax.tree.map(lambda array: array.sum(axis=0), sums)
+        sums = sums._replace(answers=stacked.answers.reshape(-1, 2)[:examples])
         if stacked.weights is None:
             return sums
         # Exact where they are equal: float64 holds the products of float32 and counts.

@@ -232,6 +232,9 @@ def test_evaluation_counts_only_what_the_mask_keeps(images, labels):
     hits = prediction.alone.argmax(-1) == labels[mask][:, None]
     np.testing.assert_array_equal(masked.branch_correct, hits.sum(0))
     assert masked.count == 3
+    answers = np.stack([labels[mask], prediction.logits.argmax(-1)], axis=1)
+    np.testing.assert_array_equal(masked.answers[mask], answers)
+    assert (masked.answers[~mask] == -1).all()
     supervised = evaluate(model, state, images, labels, mask, supervised=True)
     hits = prediction.branch_logits.argmax(-1) == labels[mask][:, None]
     np.testing.assert_array_equal(supervised.branch_correct, hits.sum(0))
@@ -415,6 +418,7 @@ def test_metrics_are_sums_over_all_that_is_stacked():
         correct=np.array([1, 2, 3]),
         count=np.array([4, 4, 4]),
         branch_correct=np.array([[1, 0], [2, 0], [3, 3]]),
+        answers=np.full((3, 4, 2), -1),
         weights=np.ones((3, 2)),
     )
     assert (metrics.loss, metrics.accuracy, metrics.branch_accuracy) == (0.5, 50.0, [50.0, 25.0])

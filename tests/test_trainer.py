@@ -328,6 +328,7 @@ dataset = light(70)._replace(test=light(50).test)
 trainer = make(model, dataset, batch_size=16, preprocessing=AUGMENTING)
 state, trained = trainer.train_epoch(trainer.init(), 0)
 tested = trainer.evaluate(state)
+assert tested.answers[:, 0].tolist() == dataset.test.labels.tolist()
 print(json.dumps({"devices": jax.device_count(), "counted": int(tested.count),
                   "losses": [*trained.loss_sum.tolist(), float(tested.loss_sum)]}))
 """

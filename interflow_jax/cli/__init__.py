@@ -7,6 +7,6 @@ from functools import partial
 
 from interflow_jax.cli.main import main as _main
 
-run, predict, exits, export, prepare = (
-    partial(_main, name) for name in ("run", "predict", "exits", "export", "prepare")
+run, predict, exits, explore, export, prepare = (
+    partial(_main, name) for name in ("run", "predict", "exits", "explore", "export", "prepare")
 )

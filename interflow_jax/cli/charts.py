@@ -18,7 +18,8 @@ from matplotlib.ticker import MaxNLocator
 from interflow_jax.cli.files import write_whole
 
 MOST_NUMBERED = 20  # the most columns for which a heat map's cells have room for figures
-STYLE: Any = {"axes.grid": True, "grid.alpha": 0.3, "figure.dpi": 120}
+# Class names are no mathematics: one with two dollar signs would fail to be drawn.
+STYLE: Any = {"axes.grid": True, "grid.alpha": 0.3, "figure.dpi": 120, "text.parse_math": False}
 
 
 def draw(
@@ -42,6 +43,11 @@ def save(chart: Figure, file: Path) -> None:
     chart.savefig(drawn, format="png")
     plt.close(chart)
     write_whole(file, drawn.getvalue())
+
+
+def short(name: str) -> str:
+    """A name of at most 20 characters, as there is room for."""
+    return name if len(name) <= 20 else f"{name[:19]}…"
 
 
 def heatmap(

@@ -94,6 +94,10 @@ class Depths:
         """Predicts up to `most` held-out images, and the test images; raises as `unseen` does."""
         examples = _predicted(self.run, unseen(self.run, dataset, most, points))
         self.fit, self.held = examples.halves()
+        self.predict_test(dataset)
+
+    def predict_test(self, dataset: Dataset) -> None:
+        """Predicts the test images alone, which the run's own fusion needs."""
         self.test = _predicted(self.run, dataset.test)
 
     def _logits_of_cut(self, fusion: str, fit: Examples, examples: Examples, count: int) -> Array:

@@ -13,6 +13,7 @@ COMMANDS = {
     "run": "trains a network and evaluates it; the same command again resumes",
     "predict": "classifies pictures, or a whole dataset, with a finished run",
     "exits": "reports what cutting a finished run, and leaving it early, cost and save",
+    "explore": "writes a page to look at what every depth of a finished run says",
     "export": "writes a finished run as a program, or as safetensors",
     "prepare": "downloads a dataset and prepares it",
 }

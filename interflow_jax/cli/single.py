@@ -13,6 +13,7 @@ import numpy as np
 
 from interflow_jax.checkpoints import fingerprint
 from interflow_jax.cli import charts, console, data, hosts, machine
+from interflow_jax.cli.answers import Answers
 from interflow_jax.cli.config import RunConfig, recorded
 from interflow_jax.cli.folder import RunFolder
 from interflow_jax.cli.stopping import StopSignals, memory_errors
@@ -205,11 +206,13 @@ class Runs:
                     training.train(stop)
                     deep = config.model.backbone == VGG and config.model.depth > VGG_DEPTH
                     figures = training.measure(stop, self._held_out, recalibrated=deep)
+                    answers = Answers(trainer.dataset.class_names, *training.answers().T)
 
             def finish() -> dict[str, Any]:
                 history = training.position.history
                 result = _result(identity, training, figures, self.command)
                 charts.draw(history, result, trainer.dataset.class_names, folder.pictures)
+                answers.write(folder.pictures, folder.path / "classes.json")
                 folder.write_history(history)
                 folder.write_json("result.json", result)
                 return result

@@ -66,6 +66,7 @@ class TrainingRun:
         self._signature = config.signature()
         self.position = Position(cores=[cores()], software=[machine.software()])
         self._saved = -1
+        self._answers: np.ndarray | None = None  # of the last evaluation
         self._compiled: set[int] = set()  # dispatch sizes; the first of each is not timed
         self._last_save = time.monotonic()
 
@@ -205,6 +206,7 @@ class TrainingRun:
         """Evaluates: losses in nats, accuracies in percent, branches by their labels."""
         position, trainer, between = self.position, self.trainer, partial(_check, stop)
         test = trainer.evaluate(self.state, "test", between)
+        self._answers = np.asarray(test.answers)
         validation = {}
         # A run begun before this was measured goes on without it, so all epochs have equal figures.
         before = all("validation_accuracy" in record for record in position.history)
@@ -229,6 +231,12 @@ class TrainingRun:
             },
             "images_per_second": position.timed / position.seconds if position.seconds else 0.0,
         }
+
+    def answers(self) -> np.ndarray:
+        """The true and the predicted class of every test example, [examples, 2], int32."""
+        if self._answers is None:  # resumed after the last epoch
+            self._answers = np.asarray(self.trainer.evaluate(self.state).answers)
+        return self._answers
 
     def measure(
         self, stop: StopSignals, held_out: Split | None, recalibrated: bool

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 import interflow_jax as ij
-from experiments import exits, run
+from experiments import exits, explore, run
 from interflow_jax.cli import exit_report
 from interflow_jax.cli.depths import Depths, Examples, difference, operations, unseen
 from interflow_jax.data import recipes, splits
 from interflow_jax.data.preprocessing import normalize
 from interflow_jax.vgg import forward_flops
 from tests.cli.conftest import SMALL, folder_in, result_in
+from tests.cli.page import content, in_a_browser, in_browser, text_of
 
 FEW = ["--held_out=400", "--timed=64", "--points=5"]
 
@@ -147,6 +148,38 @@ def test_the_exits_of_the_report_are_those_that_really_run(folder, report):
         np.testing.assert_allclose(shares, row["exits"], atol=0.003)
         hits = 100 * np.mean(left.logits.argmax(-1) == labels)
         assert hits == pytest.approx(row["accuracy"], abs=0.3)
+
+
+@pytest.fixture(scope="module")
+def page(folder, report):
+    assert explore.main([f"--run={folder}", "--held_out=400", "--pictures=5"]) == 0
+    return folder / "explore.html"
+
+
+def test_the_explored_page_has_the_report_s_figures(page, report):
+    shows = content(page)
+    labels, said, sure = shows["labels"], shows["said"], shows["confidence"]
+    for row in [*report["budgets"], *report["curve"]]:
+        left = [
+            next((k for k, most in enumerate(row["thresholds"]) if each[k] > np.float32(most)), 2)
+            for each in sure
+        ]
+        hits = [answers[k] == label for answers, k, label in zip(said, left, labels, strict=True)]
+        assert 100 * np.mean(hits) == row["accuracy"]
+        assert np.mean([shows["operations"][k] for k in left]) == pytest.approx(row["operations"])
+        np.testing.assert_allclose(np.bincount(left, minlength=3) / len(left), row["exits"])
+    assert shows["whole_accuracy"] == report["cuts"][-1]["accuracy"]
+    assert shows["whole"] == report["cuts"][-1]["operations"]
+
+
+@in_a_browser
+def test_a_browser_computes_the_report_s_figures(page, report):
+    for row in report["budgets"]:
+        shown = in_browser(page, f"#{','.join(map(str, row['thresholds']))}")
+        for figure in (f"{row['accuracy']:.2f} %", f"({row['operations'] / 1e6:.2f} M)"):
+            assert figure in text_of("figures", shown)
+        for share in row["exits"]:
+            assert f"{100 * share:.1f} %" in text_of("exits", shown)
 
 
 def test_held_out_images_are_none_that_trained(folder):

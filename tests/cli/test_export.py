@@ -29,7 +29,7 @@ import sys
 from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
 
 class Installed:
-    names = {"jax", "jaxlib", "numpy", "ml_dtypes", "opt_einsum", "scipy", "flatbuffers"}
+    names = {"jax", "jaxlib", "numpy", "ml_dtypes", "opt_einsum", "scipy", "flatbuffers", "PIL"}
 
     def find_spec(self, name, path=None, target=None):
         top = name.partition(".")[0]
@@ -45,7 +45,7 @@ for module in ("flax", "interflow_jax"):
     else:
         raise SystemExit(f"{module} can be imported")
 """
-"""Lets a child import what `pip install jax flatbuffers` brings, nothing else."""
+"""Lets a child import what `pip install jax flatbuffers Pillow` brings, nothing else."""
 
 
 @pytest.fixture

@@ -74,6 +74,12 @@ FLAGS: dict[str, dict[str, list[str]]] = {
         "held_out": [*WHOLE[:10], "1.5", "0", "1"],
         "timed": [*WHOLE[:10], "1.5", "0", "1"],
     },
+    "explore": {
+        "run": [*JUNK, *NO_FOLDER, "empty"],
+        "pictures": [*WHOLE, "0", "101"],
+        "held_out": [*WHOLE[:10], "1.5", "0", "1"],
+        "out": ["file/below", "loop", "n" * 300, "/proc/nothing", "empty", ""],
+    },
     "export": {
         "run": [*JUNK, *NO_FOLDER, "empty"],
         "out": ["file/below", "loop", "n" * 300, "/proc/nothing", "empty", ""],
@@ -108,6 +114,7 @@ NEEDED = {
     "run": [*SMALL, "--out=new"],
     "predict": [f"--run={RUN}", "--dataset=fashion_mini", "--out=new/a.csv"],
     "exits": [f"--run={RUN}"],
+    "explore": [f"--run={RUN}"],
     "export": [f"--run={RUN}", "--out=new/a.bin"],
     "prepare": ["--dataset=svhn", "--data_dir=new"],
     "reproduce": ["--table=3", "--preset=quick", "--out=new"],

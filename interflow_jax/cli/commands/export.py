@@ -7,7 +7,8 @@ interflow export --run=runs/fashion_mini/S7/seed0 --out=model.safetensors --form
 interflow export --run=runs/fashion_mini/S7/seed0 --out=small.stablehlo --branches=2 --refit
 
 stablehlo    uint8 images in, probabilities out, for any batch size; FILE.json beside it has the
-             class names, the digest, and how the file came to be. docs/depth.md shows how to run it
+             class names, the digest, and how the file came to be; classify.py beside them runs it
+             on pictures: python classify.py cat.jpg (jax, flatbuffers, Pillow and numpy alone)
 safetensors  the parameters, the run's result as metadata; ij.load_safetensors opens it
 
 A cut network is measured on the test split, where the data are here; nothing is downloaded.
@@ -16,6 +17,7 @@ A cut network is measured on the test split, where the data are here; nothing is
 import hashlib
 import json
 import shlex
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +61,18 @@ def main(arguments: list[str]) -> int:
     about = {"command": command, **_about(run, program, platforms)}
     _write(out, program, measured)
     _write(Path(f"{out}.json"), (json.dumps(about, indent=1) + "\n").encode())
+    _write_script(out)
     return 0
+
+
+def _write_script(program: Path) -> None:
+    """Writes classify.py for a program, in place of none but an earlier one."""
+    text = (resources.files("interflow_jax.cli") / "classify.py").read_text("utf-8")
+    file, first = program.with_name("classify.py"), text.partition("\n")[0]
+    if file.exists() and not file.read_bytes().startswith(first.encode()):
+        print(f"{file} is there and is not ours: it stays, and no script is written")
+        return
+    _write(file, text.replace('"model.stablehlo"', repr(program.name), 1).encode())
 
 
 def _cut(run: TrainedRun, given: Any) -> tuple[TrainedRun, str]:
@@ -99,6 +112,7 @@ def _about(run: TrainedRun, program: bytes, platforms: tuple[str, ...]) -> dict[
             f"those of each branch alone, float32 [batch, {len(run.labels)}, {classes}]",
         ],
         "image_shape": run.image_shape,
+        "resize": run.resize,
         "class_names": run.class_names,
         "branches": run.labels,
         "platforms": platforms,

@@ -1,30 +1,51 @@
-"""Predicts with a finished run, by its folder alone.
+"""Predicts with a finished run, by its folder alone: files, folders and globs, or a test split.
 
-interflow predict --run=runs/fashion_mini/S7/seed0 --images photo.jpg sketch.png
-interflow predict --run=runs/fashion_mini/S7/seed0 --dataset=fashion_mini
+interflow predict --run=runs/fashion_mini/S7/seed0 photo.jpg pictures/ 'more/*.png'
+interflow predict --run=runs/fashion_mini/S7/seed0 --dataset=fashion_mini --out=a/predictions.csv
+
+Pictures are turned upright and resized as the run's own were. Where the truth is known, of a
+dataset or of pictures in folders named after the run's classes, they are measured, class by class,
+and beside the CSV come confusion.png, mistakes.png and classes.json.
 """
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from interflow_jax.cli import data
+from interflow_jax.cli.answers import Answers, draw_mistakes
 from interflow_jax.cli.files import output_file, write_whole
 from interflow_jax.cli.flags import Parser, add_run
 from interflow_jax.data import pictures, splits
 from interflow_jax.data.dataset import printable
-from interflow_jax.model import Prediction
-from interflow_jax.saved_run import TrainedRun, load_run
+from interflow_jax.data.folders import PictureSplit
+from interflow_jax.data.picture_files import class_by_folder, find_pictures
+from interflow_jax.saved_run import TrainedRun, image_weights, load_run
 
 BATCH_SIZE = 64  # read at a time
 
-# Names of images, fused probabilities, [images, classes], and weights (see `_weights`).
-Predicted = tuple[Iterable[Any], np.ndarray, np.ndarray]
+
+class Predictions(NamedTuple):
+    """What was predicted, and what is known of it.
+
+    Attributes:
+      names: of the pictures: their files, or indices in the split.
+      probabilities: [pictures, classes], float32.
+      labels: the true classes, [pictures], int; -1 where none is known.
+      weights: as of `image_weights`.
+      read: gives the pictures at [n] indices, as the model takes them.
+    """
+
+    names: list[str]
+    probabilities: np.ndarray
+    labels: np.ndarray
+    weights: np.ndarray
+    read: Callable[[np.ndarray], Any]
 
 
 def main(arguments: list[str]) -> int:
@@ -32,48 +53,73 @@ def main(arguments: list[str]) -> int:
     given = _flags(arguments)
     out = output_file(given.out) if given.out is not None else None
     run = load_run(given.run, given.backbone, given.trust_code)
-    predicted = _dataset(run, given) if given.dataset else _files(run, given)
-    if out is not None:
-        _write(out, run, *predicted)
+    predictions = _dataset(run, given) if given.dataset else _files(run, given)
+    (known,) = np.nonzero(predictions.labels >= 0)
+    labels, probabilities = predictions.labels[known], predictions.probabilities[known]
+    answers = Answers(run.class_names, labels, probabilities.argmax(1))
+    if len(known):
+        print(answers.table())
+    if out is None:
+        return 0
+    out.parent.mkdir(parents=True, exist_ok=True)
+    _write(out, run, predictions, bool(len(known)))
+    if len(known) and out.is_file():  # beside a pipe there is no place
+        answers.write(out.parent, out.parent / "classes.json")
+        mistakes = out.parent / "mistakes.png"
+        draw_mistakes(
+            mistakes, run.class_names, labels, probabilities, lambda at: predictions.read(known[at])
+        )
+        print("beside it: classes.json, confusion.png, mistakes.png")
     return 0
 
 
-def _files(run: TrainedRun, given: Any) -> Predicted:
-    """Predicts image files."""
+def _files(run: TrainedRun, given: Any) -> Predictions:
+    """Predicts picture files."""
+    files = find_pictures([*(given.images or []), *given.files])
+    _say_changes(run, files)
+    rows = run.predict_files(files)
+    truths = [class_by_folder(file, run.class_names) for file in files]
+    labels = np.array([-1 if truth is None else truth for truth in truths], np.int32)
+    probabilities = np.stack([row["probabilities"] for row in rows])
+    for row, label, sure in zip(rows, labels, probabilities, strict=True):
+        best = [f"{run.class_names[each]} {sure[each]:.1%}" for each in np.argsort(-sure)[:3]]
+        if label not in (-1, sure.argmax()):
+            best.append(f"but its folder is {run.class_names[label]}")
+        print(f"{printable(str(row['file']))}: {', '.join(best)}")
+        if given.branches:
+            alone = zip(run.labels, row["branches"], strict=True)
+            print(f"  branches alone: {', '.join(f'{a}: {b}' for a, b in alone)}")
+        if len(row["weights"]):
+            own = zip(run.labels, row["weights"], strict=True)
+            print(f"  weights: {', '.join(f'{label}: {weight:.3f}' for label, weight in own)}")
+    if (known := labels >= 0).any():
+        correct = np.mean(probabilities[known].argmax(1) == labels[known])
+        print(
+            f"{known.sum():,} of {len(files):,} pictures are in folders named after the run's "
+            f"classes: {correct:.2%} of them correct"
+        )
+    split = PictureSplit(files, labels, run.image_shape, run.resize)
+    weights, names = np.stack([row["weights"] for row in rows]), [*map(str, files)]
+    return Predictions(names, probabilities, labels, weights, lambda at: split.read(at)[0])
+
+
+def _say_changes(run: TrainedRun, files: list[Path]) -> None:
+    """Says how many pictures are of another size or mode than the model takes."""
     height, width, channels = run.image_shape
-    mode = "L" if channels == 1 else "RGB"
-    images, names = [], [*(given.images or []), *given.files]
-    for name in names:
-        with pictures.opened(name) as picture:
-            images.append(pictures.fit(picture, run.image_shape, resize=run.resize))
+    mode, changed = "L" if channels == 1 else "RGB", []
+    for file in files:
+        with pictures.opened(file) as picture:  # reads only the file's header
             size = pictures.upright_size(picture)
             if (size, picture.mode) != ((width, height), mode):
-                old = f"{size[0]}x{size[1]} {picture.mode}"
-                print(f"{printable(str(name))}: {old} turned to {width}x{height} {mode}")
-    prediction = run.predict(np.stack(images))
-    fused = np.asarray(jax.nn.softmax(prediction.logits))
-    alone = run.alone(prediction).argmax(-1)
-    weights = _weights(prediction)
-    for name, row, classes, of_image in zip(names, fused, alone, weights, strict=True):
-        best = (f"{run.class_names[label]} {row[label]:.1%}" for label in np.argsort(-row)[:3])
-        branches = (f"{a}: {run.class_names[b]}" for a, b in zip(run.labels, classes, strict=True))
-        print(f"{printable(str(name))}: {', '.join(best)}\n  branches: {', '.join(branches)}")
-        if of_image.size:
-            pairs = zip(run.labels, of_image, strict=True)
-            print(f"  weights: {', '.join(f'{label}: {weight:.3f}' for label, weight in pairs)}")
-    return names, fused, weights
+                changed.append(f"{size[0]}x{size[1]} {picture.mode}")
+    if changed:
+        old = changed[0] if len({*changed}) == 1 else f"{len({*changed})} sizes and modes"
+        note = pictures.resized_note(old, (width, height), run.resize)
+        print(f"{len(changed):,} of {len(files):,} {note}, {mode}")
 
 
-def _weights(prediction: Prediction) -> np.ndarray:
-    """Every image's fusion weights, [images, branches]; none, [images, 0], where all have equal."""
-    weights = np.asarray(prediction.weights)
-    if weights.ndim == 3:
-        return weights[..., 0]
-    return np.zeros((len(prediction.logits), 0))
-
-
-def _dataset(run: TrainedRun, given: Any) -> Predicted:
-    """Evaluates a test split, whose images are named by their indices."""
+def _dataset(run: TrainedRun, given: Any) -> Predictions:
+    """Predicts and measures a test split."""
     height, width, channels = shape = run.image_shape
     # The run's own dataset as the run took it; any other one at the run's size, if that is square.
     same = given.dataset in (run.result["dataset"], "fashion_mini") or height != width
@@ -85,34 +131,41 @@ def _dataset(run: TrainedRun, given: Any) -> Predicted:
             f"classes; the run was trained on {shape} and {len(run.class_names)}: "
             f"choose a dataset like {run.result['dataset']}, with {channels} channel(s)"
         )
+    if dataset.class_names != run.class_names:
+        print(f"{given.dataset} names its classes otherwise than the run: they count by position")
     count, parts = len(dataset.test), []
-    for start in range(0, count, BATCH_SIZE):
+
+    def read(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         with data.reading(given.dataset):
-            indices = np.arange(start, min(start + BATCH_SIZE, count))
-            images, labels = splits.read(dataset.test, indices)
+            return splits.read(dataset.test, indices)
+
+    for indices in splits.chunks(dataset.test, BATCH_SIZE):
+        images, labels = read(indices)
         prediction = run.predict(images)
         alone = run.alone(prediction).argmax(-1) == labels[:, None]
-        parts.append((jax.nn.softmax(prediction.logits), alone, labels, _weights(prediction)))
-    fused, alone, labels, weights = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        fused = jax.nn.softmax(prediction.logits)
+        parts.append((fused, alone, labels, image_weights(prediction)))
+    fused, alone, labels, weights = map(np.concatenate, zip(*parts, strict=True))
     correct = np.mean(fused.argmax(-1) == labels)
     print(f"{given.dataset}, {count:,} images of split {dataset.test_name}: {correct:.2%} correct")
     for label, accuracy in zip(run.labels, alone.mean(0), strict=True):
         print(f"  branch after {label} alone: {accuracy:.2%}")
-    return range(count), fused, weights
+    names = [*map(str, getattr(dataset.test, "files", range(count)))]
+    return Predictions(names, fused, labels, weights, lambda at: read(at)[0])
 
 
-def _write(
-    out: Path, run: TrainedRun, names: Iterable[Any], fused: np.ndarray, weights: np.ndarray
-) -> None:
+def _write(out: Path, run: TrainedRun, predictions: Predictions, measured: bool) -> None:
+    """Writes file, truth where any is known, class and probability, and those of all classes."""
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     cells = list(map(as_text, run.class_names))
-    heads = [f"weight after {label}" for label in run.labels[: weights.shape[1]]]
-    writer.writerow(["image", "class", *cells, *heads])
-    for name, row, of_image in zip(names, fused, weights, strict=True):
-        figures = [f"{value:.6f}" for value in (*row, *of_image)]
-        writer.writerow([as_text(str(name)), cells[row.argmax()], *figures])
-    out.parent.mkdir(parents=True, exist_ok=True)
+    heads = [f"weight after {label}" for label in run.labels[: predictions.weights.shape[1]]]
+    writer.writerow(["file", *["truth"] * measured, "class", "probability", *cells, *heads])
+    names, rows, labels, weights, _ = predictions
+    for name, row, label, own in zip(names, rows, labels, weights, strict=True):
+        truth = [cells[label] if label >= 0 else ""] * measured
+        best, figures = row.argmax(), [f"{value:.6f}" for value in (*row, *own)]
+        writer.writerow([as_text(name), *truth, cells[best], figures[best], *figures])
     write_whole(out, text.getvalue())
     print(f"all probabilities are in {out}")
 
@@ -126,12 +179,15 @@ def _flags(arguments: list[str]) -> Any:
     parser = Parser("predict", __doc__ or "")
     add = parser.add_argument
     add_run(parser, "folder of a finished run")
-    add("--images", nargs="+", metavar="FILE", help="image files of any size")
-    add("files", nargs="*", metavar="FILE", help="more of them")
+    add("files", nargs="*", metavar="FILE", help="picture files, folders of them, and globs")
+    add("--images", nargs="+", metavar="FILE", help="the same")
     add("--dataset", help="predict a dataset's test split, and measure")
     add("--data_dir", help="default: $TFDS_DATA_DIR, then ~/tensorflow_datasets")
     add("--out", help="CSV file for all classes and probabilities")
+    about = "of files, print what each branch says alone, too: without a loss of its own (DSN, "
+    about += "--auxiliary_mean) a branch learns to add to the others, and may say anything alone"
+    add("--branches", action="store_true", help=about)
     given = parser.parse_args(arguments)
     if bool(given.dataset) == bool(given.images or given.files):
-        parser.error("give either --images or --dataset")
+        parser.error("give either picture files or --dataset")
     return given
