@@ -203,6 +203,7 @@ class Exits:
         exit, by the greatest mean of `held_out_accuracy` over exits, in percent; `refit`, the best
         of the kinds that are fitted, "own" if there are none; the `measure` of confidence, by the
         greatest mean of `ranking` over exits (see `failure_ranking`); `temperatures`, one per exit.
+      confidences: of "held" and "test" examples, by that measure: [examples, exits], float32.
     """
 
     def __init__(self, depths: Depths, fusions: tuple[str, ...] = (OWN, *KINDS)):
@@ -232,9 +233,9 @@ class Exits:
             "held_out_accuracy": means,
             "ranking": ranking,
         }
-        self._sure = {of: sure(of, measure) for of in self._correct}
+        self.confidences = {of: sure(of, measure) for of in self._correct}
         chances = sure("held", "probability")
-        self._frontier = ExitFrontier(self._sure["held"], chances, depths.spent)
+        self._frontier = ExitFrontier(self.confidences["held"], chances, depths.spent)
 
     def within(self, operations: float) -> dict[str, Any]:
         """The figures of a budget of mean operations."""
@@ -253,7 +254,7 @@ class Exits:
 
     def _figures(self, thresholds: list[float]) -> dict[str, Any]:
         figures: dict[str, Any] = {"thresholds": thresholds}
-        leaves = {of: leaving(sure, thresholds) for of, sure in self._sure.items()}
+        leaves = {of: leaving(sure, thresholds) for of, sure in self.confidences.items()}
         for of, prefix in (("held", "held_out_"), ("test", "")):
             correct = self._correct[of][np.arange(len(leaves[of])), leaves[of] - 1]
             minus_whole, error = difference(correct, self._whole[of])

@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from interflow_jax.budget import confidence
 from interflow_jax.cli import data
-from interflow_jax.cli.depths import OWN, SHARES, Depths, Policy, Thresholds, load, unseen
+from interflow_jax.cli.depths import OWN, SHARES, Depths, Exits, load, unseen
 from interflow_jax.cli.files import output_file, write_whole
 from interflow_jax.cli.flags import Parser, add_run
 from interflow_jax.data import splits
@@ -66,21 +67,14 @@ def html(content: dict[str, Any]) -> str:
 def _content(run: TrainedRun, dataset: Dataset, given: Any) -> dict[str, Any]:
     """What the page shows."""
     depths = Depths(run)
-    policy, notes = _policy(depths, dataset, given.held_out)
-    logits = depths.logits(policy.fusion, "test")
-    labels, said = depths.test.labels, np.asarray(logits).argmax(-1)
-    confidence = policy.confidences(logits)
-    whole = float(depths.accuracies(OWN)[-1])
-    plans, total = [], depths.operations[-1]
-    for share in SHARES[:-1]:
-        if depths.held is not depths.test and share * total >= depths.spent[0]:
-            plan = Thresholds(depths, policy).within(share * total)["thresholds"]
-            plans.append({"name": f"within {share:.0%} of the operations", "thresholds": plan})
+    fusion, sure, plans, note = _exits(depths, dataset, given.held_out)
+    labels, said = depths.test.labels, np.asarray(depths.logits(fusion, "test")).argmax(-1)
+    whole, notes = float(depths.accuracies(OWN)[-1]), [note]
     random = np.random.default_rng(0).permutation(len(labels))
     kept = np.sort(random[: _MOST_ANSWERS // len(run.labels)])
     if len(kept) < len(labels):
         notes.append(f"Of {len(labels):,} test images, {len(kept):,} drawn at random are measured.")
-    labels, said, confidence = labels[kept], said[kept], confidence[kept]
+    labels, said, sure = labels[kept], said[kept], sure[kept]
     sample = _sample(labels, said, given.pictures)
     with data.reading(dataset.name):
         shown = splits.read(dataset.test, kept[sample])[0]
@@ -98,12 +92,12 @@ def _content(run: TrainedRun, dataset: Dataset, given: Any) -> dict[str, Any]:
         "classes": list(run.class_names),
         "depths": [str(label) for label in run.labels],
         "operations": list(depths.spent),
-        "whole": total,
+        "whole": depths.operations[-1],
         "whole_accuracy": whole,
         "plans": plans,
         "labels": _packed(labels, "<u2"),
         "said": _packed(said, "<u2"),
-        "confidence": _packed(confidence, "<f4"),
+        "confidence": _packed(sure, "<f4"),
         "pictures": [
             {
                 "index": int(index),
@@ -116,26 +110,38 @@ def _content(run: TrainedRun, dataset: Dataset, given: Any) -> dict[str, Any]:
     }
 
 
-def _policy(depths: Depths, dataset: Dataset, most: int) -> tuple[Policy, list[str]]:
-    """How depths predict and how sure they are, as `interflow exits` does, and that in words."""
+def _exits(depths: Depths, dataset: Dataset, most: int) -> tuple[str, np.ndarray, list, str]:
+    """How depths predict and images leave, as `interflow exits` chooses it.
+
+    Returns:
+      The fusion, confidences, [test images, exits], thresholds within `SHARES`, and it in words.
+    """
     try:
         if len(depths.run.labels) == 1:
             raise ValueError("the run has one branch")
         unseen(depths.run, dataset, most)
     except ValueError as error:
         depths.predict_test(dataset)
-        depths.fit = depths.held = depths.test  # nothing is chosen
-        policy = Policy(OWN, OWN, "probability", [1.0] * len(depths.models), {}, {})
-        return policy, [f"Confidence is the largest probability, as the model has it: {error}."]
+        depths.fit = depths.test  # nothing is fitted
+        sure = np.asarray(confidence(depths.logits(OWN, "test")))
+        note = f"Confidence is the largest probability, as the model has it: {error}."
+        return OWN, sure, [], note
     depths.predict(dataset, most)
-    policy = depths.policy()
-    fusion = "the model's own" if policy.fusion == OWN else f"a fitted {policy.fusion}"
+    exits, plans = Exits(depths), []
+    for share in SHARES[:-1]:
+        if share * depths.operations[-1] >= depths.spent[0]:
+            thresholds = exits.within(share * depths.operations[-1])["thresholds"]
+            name = f"within {share:.0%} of the operations"
+            plans.append({"name": name, "thresholds": thresholds})
+    fusion, measure = exits.policy["fusion"], exits.policy["measure"]
+    words = "the model's own" if fusion == OWN else f"a fitted {fusion}"
     count = len(depths.fit.labels) + len(depths.held.labels)
-    return policy, [
+    note = (
         f"As interflow exits chooses on {count:,} training images that the run has not seen, a "
-        f"depth predicts with {fusion} fusion of the branches up to there; confidence is the "
-        f"{policy.measure}, at a temperature per depth."
-    ]
+        f"depth predicts with {words} fusion of the branches up to there; confidence is the "
+        f"{measure}, at a temperature per depth."
+    )
+    return fusion, exits.confidences["test"], plans, note
 
 
 def _sample(labels: np.ndarray, said: np.ndarray, count: int) -> np.ndarray:
