@@ -1,13 +1,15 @@
 """The pictures of a finished run."""
 
 import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 
-matplotlib.use("Agg")
+if "MPLBACKEND" not in os.environ:  # a notebook's own would no longer show what its cells draw
+    matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
