@@ -3,7 +3,7 @@
 One file for dark and light pages: its colours follow the reader's.
 """
 
-STAGES = ("1–7", "8–9", "10–11", "12–13")  # convolutions
+STAGES = ("1 to 7", "8, 9", "10, 11", "12, 13")  # convolutions
 WEIGHTS = (0.3, 0.9, 0.6, 0.4)  # of a drawing, not of a run
 STYLE = """
   text { font: 15px system-ui, sans-serif; fill: #1f2328; text-anchor: middle; }

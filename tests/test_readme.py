@@ -7,7 +7,6 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-import pytest
 
 import interflow_jax as ij
 from experiments.timing import report
@@ -83,11 +82,11 @@ def test_its_methods_are_those_of_the_code():
 
 
 def _repeated(word, words):
-    """A weight, as often as the "×4" behind it says."""
-    if word.startswith("×"):
+    """A weight, as often as the factor behind it says."""
+    if word.startswith("\u00d7"):
         return ()
     times = words[words.index(word) + 1 :][:1]
-    return (float(word),) * int(times[0][1:] if times and times[0].startswith("×") else 1)
+    return (float(word),) * int(times[0][1:] if times and times[0].startswith("\u00d7") else 1)
 
 
 def test_its_benchmarks_are_those_of_the_files():
