@@ -3,10 +3,12 @@
 python -m experiments.sweep.child CORES FLAGS...
 """
 
+import contextlib
 import os
 import signal
 import sys
 import threading
+from pathlib import Path
 
 
 def _end_with_driver() -> None:
@@ -18,6 +20,9 @@ def _end_with_driver() -> None:
 if __name__ == "__main__":
     # Ray's workers block SIGINT, and what they start inherits that.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    # Linux counts niceness within a session only, and this is one of its own.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/autogroup").write_text(str(os.nice(0)))
     cores = [int(core) for core in sys.argv.pop(1).split(",") if core]
     if cores:
         os.sched_setaffinity(0, cores)  # before XLA starts its threads
