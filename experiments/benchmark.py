@@ -13,21 +13,29 @@ from typing import Any
 
 from experiments.timing import convolutions
 from experiments.timing import report as of_networks
-from experiments.timing.contenders import TORCH, Network, epoch, flax, ours
+from experiments.timing.contenders import (
+    TORCH,
+    Contender,
+    Network,
+    epoch,
+    flax,
+    ours,
+    without_onednn,
+)
 from experiments.timing.turns import measure
 from interflow_jax.cli.files import writable
 from interflow_jax.cli.flags import Parser
 from interflow_jax.cli.machine import device
-from interflow_jax.ops import memory
+from interflow_jax.ops import memory, onednn
 from interflow_jax.steps import BATCH_SIZE
 
 NETWORKS = {
     "width1": Network("S1", 13, 1.0, (32, 32, 3), BATCH_SIZE),
     "width1-28": Network("S1", 13, 1.0, (28, 28, 1), BATCH_SIZE),
-    "class": Network("S3", 13, 1.0, (32, 32, 3), BATCH_SIZE),
-    "class-28": Network("S3", 13, 1.0, (28, 28, 1), BATCH_SIZE),
+    "half": Network("S1", 13, 0.5, (32, 32, 3), BATCH_SIZE),
     "quarter": Network("S1", 13, 0.25, (32, 32, 3), BATCH_SIZE),
     "quarter-28": Network("S1", 13, 0.25, (28, 28, 1), BATCH_SIZE),
+    "eighth-28": Network("S1", 13, 0.125, (28, 28, 1), BATCH_SIZE),
     "deep": Network("S1", 60, 0.125, (28, 28, 1), BATCH_SIZE),
     "deepest": Network("S1", 100, 0.25, (28, 28, 1), BATCH_SIZE),
     "width1-bf16": Network("S1", 13, 1.0, (32, 32, 3), BATCH_SIZE, "bfloat16"),
@@ -87,7 +95,10 @@ def _networks(report: dict[str, Any], names: list[str], profile: str | None, out
     for number, name in enumerate(names, start=1):
         network = NETWORKS[name]
         print(f"[{number}/{len(names)}] {network}", flush=True)
-        contenders = {"ours": ours, "flax": flax, **(TORCH if PYTORCH else {})}
+        contenders: dict[str, Contender] = {"ours": ours}
+        if onednn.package():
+            contenders["without oneDNN"] = without_onednn
+        contenders |= {"flax": flax, **(TORCH if PYTORCH else {})}
         if name == EPOCH_OF:
             contenders["epoch"] = epoch
         trace = f"{profile}/{name}" if profile else None

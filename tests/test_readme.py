@@ -1,22 +1,17 @@
 """What the README shows works, and says what the code does."""
 
-import json
 import re
 import shlex
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 
 import interflow_jax as ij
-from experiments.timing import report
 from interflow_jax.cli.flags import parse_run
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "results"
 README = (ROOT / "README.md").read_text()
 METHODS = README.partition("## Methods")[2].partition("## Commands")[0]
-SPEED = (ROOT / "docs" / "speed.md").read_text()
 
 
 def test_the_example_runs(capsys):
@@ -87,22 +82,6 @@ def _repeated(word, words):
         return ()
     times = words[words.index(word) + 1 :][:1]
     return (float(word),) * int(times[0][1:] if times and times[0].startswith("\u00d7") else 1)
-
-
-def test_its_benchmarks_are_those_of_the_files():
-    rows = iter([line for line in SPEED.splitlines() if re.match(r"\| S\d, ", line)])
-    for file in (RESULTS / "benchmark.json", RESULTS / "jax-0.12" / "benchmark.json"):
-        measured = json.loads(file.read_text())
-        assert measured["networks"]
-        for network in measured["networks"].values():
-            seconds = median(network["contenders"]["ours"]["step_seconds"])
-            rate = network["network"]["batch_size"] / seconds
-            torch = report.best_torch(network)
-            ratios = [report.ratio(network, "ours", name) for name in ("flax", torch)]
-            figures = [f"{rate:.0f}", *(f"{ratio:.2f}" for ratio in ratios)]
-            assert next(rows) == f"| {network['description']} | {' | '.join(figures)} |"
-        assert measured["command"] in SPEED
-    assert not list(rows)
 
 
 def test_the_layout_names_files_that_are_there():

@@ -91,6 +91,14 @@ def ours(network: Network) -> Step:
     return _jax_step(network.build(), network, ij.cpu_compiler_options())
 
 
+def without_onednn(network: Network) -> Step:
+    """Ours with XLA's convolutions and our own paths alone."""
+    memory.keep_freed_memory()
+    model = network.build()
+    plain = model.backbone.clone(convolution="xla")
+    return _jax_step(model.clone(backbone=plain), network, ij.cpu_compiler_options())
+
+
 def flax(network: Network) -> Step:
     """The same branches, fusion, loss and optimiser on Flax's own convolutions and BatchNorm."""
     model = network.build()

@@ -12,11 +12,42 @@ def _seconds(measured: dict[str, Any], name: str) -> list[float]:
     return measured["contenders"].get(name, {}).get("step_seconds", [])
 
 
-def ratio(measured: dict[str, Any], name: str, to: str) -> float | None:
-    """How many times as fast as `to` a contender is: the median ratio of neighbouring turns."""
+def ratios(measured: dict[str, Any], name: str, to: str) -> list[float]:
+    """How many times as fast as `to` a contender is, per pair of neighbouring turns."""
     pairs = zip(_seconds(measured, name), _seconds(measured, to), strict=False)
-    ratios = [theirs / ours for ours, theirs in pairs]
-    return median(ratios) if ratios else None
+    return [theirs / ours for ours, theirs in pairs]
+
+
+def ratio(measured: dict[str, Any], name: str, to: str) -> float | None:
+    """The median of `ratios`; None without any."""
+    values = ratios(measured, name, to)
+    return median(values) if values else None
+
+
+def _in_words(measured: dict[str, Any], name: str | None) -> str | None:
+    """Ours over a contender's speed: the median, and the least and the greatest over turns."""
+    values = ratios(measured, "ours", name) if name else []
+    return f"{median(values):.2f} ({min(values):.2f} to {max(values):.2f})" if values else None
+
+
+def summary(report: dict[str, Any]) -> list[str]:
+    """A row per network: ours, and how much faster and larger than others."""
+    rows = []
+    for measured in report["networks"].values():
+        contenders, best = measured["contenders"], best_torch(measured)
+        peaks = [contenders.get(name, {}).get("peak_bytes") for name in ("ours", best)]
+        rows.append(
+            [
+                measured["description"],
+                f"{measured['network']['batch_size'] / median(_seconds(measured, 'ours')):.0f}"
+                if _seconds(measured, "ours")
+                else None,
+                *(_in_words(measured, name) for name in ("without oneDNN", "flax", best)),
+                peaks[0] / peaks[1] if all(peaks) else None,
+            ]
+        )
+    head = ["", "ours, images/s", "/ without oneDNN", "/ Flax", "/ PyTorch", "memory / PyTorch's"]
+    return markdown.table(head, rows)
 
 
 def best_torch(measured: dict[str, Any]) -> str | None:
@@ -46,13 +77,11 @@ def text(report: dict[str, Any]) -> str:
         f"{origin(report)}; float32 where not said. One process per",
         f"contender, taking turns ({report['turns']}); medians over turns, ratios of neighbouring",
         "turns. `epoch` is a whole one of `ij.Trainer`, per step. Peak memory is that of the whole",
-        "process.\n",
+        "process. Ours is compared with PyTorch's fastest mode, with the range over turns.\n",
+        *summary(report),
     ]
     for measured in report["networks"].values():
         lines.append(f"## {measured['description']}\n")
-        best = best_torch(measured)
-        if best and (factor := ratio(measured, "ours", best)):
-            lines.append(f"Ours / PyTorch's best ({best}): **{factor:.2f}**\n")
         lines += table(measured)
     return "\n".join(lines)
 
