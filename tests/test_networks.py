@@ -215,6 +215,7 @@ def test_a_method_is_a_fusion_and_a_start_over_any_number_of_taps(module, method
     alone = method in ("Normal", "Scaled")
     if not alone and not gives:  # where nothing is learned, the last branch predicts
         weights = (0.0, 1.0) if own.kind == "fixed" else None
+        weights = (0.5, 0.5) if method == "Concat" else weights
     assert model.labels == (("b",) if alone else ("a", "b"))
     assert model.fusion == own if alone else model.fusion.kind == own.kind
     assert alone or model.fusion.initial_weights == weights

@@ -253,8 +253,7 @@ def safetensors(finished, tmp_path):
 def test_safetensors_and_back(finished, safetensors):
     ours, theirs = ij.load_run(folder_in(finished)), ij.load_safetensors(safetensors)
     images = some_images(7)
-    for mine, other in zip(ours.predict(images), theirs.predict(images), strict=True):
-        np.testing.assert_array_equal(mine, other)
+    jax.tree.map(np.testing.assert_array_equal, ours.predict(images), theirs.predict(images))
     assert (theirs.result, theirs.labels) == (ours.result, ours.labels)
     assert jax.tree.structure(ours.variables) == jax.tree.structure(theirs.variables)
 
