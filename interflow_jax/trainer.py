@@ -61,6 +61,10 @@ class Trainer:
         auxiliary_loss: float = 0.0,
         auxiliary_mean: float = 0.0,
         distillation: float = 0.0,
+        label_smoothing: float = 0.0,
+        mixup: float = 0.0,
+        balanced: bool = False,
+        ema: float = 0.0,
         pretrained: Any = None,
         progress: splits.Progress = iter,
     ):
@@ -76,7 +80,9 @@ class Trainer:
           preprocessing: None to normalise by the channels' mean and deviation in training.
           augment, resized_crop: without `preprocessing`, whether training images are cropped and
             flipped, None as in the recipe, and how (see `Preprocessing`).
-          auxiliary_loss, auxiliary_mean, distillation: as in `train_step`.
+          auxiliary_loss, auxiliary_mean, distillation, label_smoothing, mixup, ema: as in
+            `train_step`.
+          balanced: whether classes weigh alike in the losses, however many examples they have.
           pretrained: variables that `init` starts from, the backbone's or a whole model's, as in
             `with_backbone`.
           progress: wraps the chunks of a split that is read whole, as `tqdm.tqdm` does.
@@ -104,7 +110,7 @@ class Trainer:
             frozen = ("backbone",) if getattr(model, "frozen", False) else ()
             optimizer = make_optimizer(schedule, frozen=frozen)
         self.model, self.batch_size, self.epochs = model, batch_size, epochs
-        self.optimizer, self._pretrained = optimizer, pretrained
+        self.optimizer, self._pretrained, self._ema = optimizer, pretrained, ema
         self._initialize = pure.make_initializer(model, optimizer, dataset.image_shape)
         state = self._begin(jax.eval_shape(self._initialize, initial_key(0)))
         images = jax.ShapeDtypeStruct((1, *dataset.image_shape), jnp.float32)
@@ -131,6 +137,12 @@ class Trainer:
             augment = recipe(dataset.name).augment if augment is None else augment
             preprocessing = Preprocessing(*statistics, augment, resized_crop)
         self.preprocessing = preprocessing
+        class_weights: tuple[float, ...] = ()
+        if balanced:
+            counts = splits.class_counts(dataset.train, len(dataset.class_names))
+            shares = counts.sum() / (len(counts) * np.maximum(counts, 1))
+            beyond = prediction.logits.shape[-1] - len(counts)  # logits of no class
+            class_weights = (*shares.tolist(), *(1.0,) * beyond)
         step = partial(
             pure.train_step,
             model,
@@ -138,6 +150,10 @@ class Trainer:
             auxiliary_loss=auxiliary_loss,
             auxiliary_mean=auxiliary_mean,
             distillation=distillation,
+            label_smoothing=label_smoothing,
+            mixup=mixup,
+            class_weights=class_weights,
+            ema=ema,
         )
         supervised = bool(auxiliary_loss or auxiliary_mean or distillation)
         evaluation = partial(pure.eval_step, model, supervised=supervised)
@@ -159,12 +175,12 @@ class Trainer:
         return batches.replicate(state, self.mesh)
 
     def _begin(self, state: TrainState) -> TrainState:
-        """The state with the pretrained variables, if there are any."""
-        if self._pretrained is None:
-            return state
-        others = with_backbone(state.variables, self._pretrained)
-        params, batch_stats = others.pop("params"), others.pop("batch_stats")
-        return state.replace(params=params, batch_stats=batch_stats, collections=others)
+        """The state with the pretrained variables, if there are any, and averages, if asked."""
+        if self._pretrained is not None:
+            others = with_backbone(state.variables, self._pretrained)
+            params, batch_stats = others.pop("params"), others.pop("batch_stats")
+            state = state.replace(params=params, batch_stats=batch_stats, collections=others)
+        return state.with_average() if self._ema else state
 
     def put(self, state: TrainState) -> TrainState:
         """Copies a state, such as one that was saved, to every device."""
@@ -280,6 +296,7 @@ class Trainer:
           splits.UnreadableExamplesError: for streamed examples that cannot be read.
         """
         _check_usable(state)
+        state = state.averaged()
         order = np.arange(self.steps * self.batch_size, dtype=np.int32)
         images = (
             self._images_of(source, step)

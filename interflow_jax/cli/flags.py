@@ -13,7 +13,14 @@ from interflow_jax.config import choices
 from interflow_jax.data.dataset import printable
 from interflow_jax.methods import BASELINES, METHODS
 
-_TITLES = {"model": "model", "data": "data", "training": "training", "places": "places and hosts"}
+_TITLES = {
+    "model": "model",
+    "data": "data",
+    "training": "training",
+    "regularization": "regularisation",
+    "selection": "evaluation and stopping",
+    "places": "places and hosts",
+}
 
 
 _LONGEST_LINE = 1000  # characters; the end of an error says what to do, so its middle goes

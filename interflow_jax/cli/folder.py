@@ -17,12 +17,14 @@ from interflow_jax.cli.files import locked, read_json, writable, write_whole
 class RunFolder:
     """The files of one run. Those that a run reads back are replaced whole, never half-written.
 
-    config.json, metrics.csv, events/ (TensorBoard), checkpoints/, pictures/ and result.json.
+    config.json, metrics.csv, events/ (TensorBoard), checkpoints/, pictures/ and result.json; of a
+    run that keeps its best epoch, best/.
     """
 
     def __init__(self, path: Path):
         self.path = path
         self.checkpoints = path / "checkpoints"
+        self.best = path / "best"
         self.pictures = path / "pictures"
 
     def check(self, identity: dict[str, Any]) -> None:
