@@ -22,7 +22,7 @@ from interflow_jax.ops.memory import keep_freed_memory
 
 OUT = "runs/tables"
 _ELSEWHERE = ("workers", "cpus", "runs_per_gpu")  # say where runs are trained
-_OF_TABLES = ("method", "dataset", "seed", "depth", "layout")
+_OF_TABLES = ("method", "dataset", "seed", "depth", "layout", "recipe")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -157,5 +157,5 @@ def soft_targets(
       smoothing: the share of a label that goes to all classes alike.
       class_weights: factors of the classes' terms; () for 1.
     """
-    targets = optax.smooth_labels(jax.nn.one_hot(labels, classes), smoothing)
-    return targets * jnp.asarray(class_weights) if class_weights else targets
+    targets = optax.smooth_labels(jax.nn.one_hot(labels, classes, dtype=jnp.float32), smoothing)
+    return targets * jnp.asarray(class_weights, jnp.float32)[None] if class_weights else targets

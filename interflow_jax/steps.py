@@ -165,7 +165,8 @@ def train_step(
     if mixup:
         if key is None:
             raise ValueError(f"mixup is {mixup}, which draws; give a key")
-        share = jax.random.beta(jax.random.fold_in(key, zlib.crc32(b"mixup")), mixup, mixup)
+        own_key = jax.random.fold_in(key, zlib.crc32(b"mixup"))
+        share = jax.random.beta(own_key, mixup, mixup, dtype=jnp.float32)
         images = share * images + (1 - share) * images[::-1]
 
     def loss_of(params: Any) -> tuple[Array, tuple]:

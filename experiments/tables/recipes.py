@@ -22,13 +22,13 @@ FOLDER = "folder:runs/fashion_300"
 DATASETS = (FOLDER, "fashion_mini", "cifar10")
 NOTE = """\
 Candidates were fixed beforehand; the best mean of the held-out accuracies of the three sets
-(training images that no run trains on, after the last epoch) chooses, and the test split is
-reported, not looked at. Sets: 300 pictures of fashion_mini in folders (240 trained on),
+(training images that no run trains on) chooses, and the test split is reported: both are measured
+once, after the last epoch. Sets: 300 pictures of fashion_mini in folders (240 trained on),
 fashion_mini (5,400 of 6,000), and 5,000 images of CIFAR-10. The row of sgd is the paper's defaults
 (which crop and flip CIFAR alone); all others have a cosine after a warm-up over a tenth of the
 epochs, and random crops and flips."""
 
-_SIZES = {FOLDER: (240, 40), "fashion_mini": (5_400, 20), "cifar10": (5_000, 20)}
+_SIZES = {FOLDER: (240, 40), "fashion_mini": (5_400, 10), "cifar10": (5_000, 10)}
 _NESTEROV = {"optimizer": "nesterov", "momentum": 0.9, "learning_rate": 0.03}
 _ADAMW = {"optimizer": "adamw", "weight_decay": 0.05, "learning_rate": 3e-3}
 _SMOOTH = {"label_smoothing": 0.1, "ema": 0.98}
@@ -48,7 +48,7 @@ def recipes(base):
     if base.data.dataset == FOLDER:
         write_pictures(Path(FOLDER.removeprefix("folder:")))
     size, epochs = _SIZES[base.data.dataset]
-    base = base.replace(method="S1", train_size=size, epochs=epochs)
+    base = base.replace(method="S1", train_size=size, epochs=epochs, evaluate_every=epochs)
     modern = {"schedule": "cosine", "warmup_epochs": epochs / 10, "augment": "crop_flip"}
     return [base.replace(**(candidate and modern | candidate)) for candidate in CANDIDATES]
 

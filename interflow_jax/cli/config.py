@@ -26,6 +26,12 @@ from interflow_jax.optimizer import (
     make_optimizer,
 )
 from interflow_jax.steps import BATCH_SIZE
+from interflow_jax.training_recipe import (
+    RecipeName,
+    TrainingRecipe,
+    default_recipe,
+    training_recipe,
+)
 from interflow_jax.vgg import StrideVGG
 
 
@@ -63,6 +69,8 @@ class TrainingConfig:
     """How a run trains.
 
     Attributes:
+      recipe: paper (IV-B), or modern, which measured best on small sets; for the flags of training,
+        augmentation and regularisation that are not given.
       seed: of the initial parameters, the order of examples, the augmentation.
       epochs: passes over the training split; None for the paper's, CIFAR 100, others 40, and
         fashion_mini 3.
@@ -84,6 +92,7 @@ class TrainingConfig:
         the folder of a finished run on it, whose other layers are taken where they match.
     """
 
+    recipe: RecipeName = "paper"
     seed: int = 0
     epochs: int | None = None
     batch_size: int = BATCH_SIZE
@@ -262,6 +271,13 @@ class RunConfig:
             digests["pretrained_sha256"] = file_digest(self.training.pretrained)
         return digests
 
+    def decided(self) -> dict[str, Any]:
+        """What the recipe decides of the fields, whatever flags win over it."""
+        training = self.training
+        if training.recipe == "paper":
+            return {}
+        return training_recipe("modern", self.epochs(), training.batch_size)._asdict()
+
     def losses(self) -> dict[str, float]:
         """The branches' own losses (see `methods.losses`)."""
         training = self.training
@@ -343,6 +359,11 @@ class RunConfig:
     def arguments(self) -> list[str]:
         """The main command's flags for this run."""
         given = {"method": self.model.method, "dataset": self.data.dataset, **self.changes()}
+        if (recipe := self.training.recipe) != default_recipe(self.data.dataset):
+            given["recipe"] = recipe
+        if recipe == "modern":  # some flags may win over it
+            values = {name: self.flat()[name] for name in TrainingRecipe._fields}
+            given |= {name: value for name, value in values.items() if value is not None}
         if self.places.seeds is None:
             given["seed"] = self.training.seed
         return [

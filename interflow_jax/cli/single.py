@@ -159,7 +159,11 @@ class Runs:
           digest: of the data, which work in a folder must have been done on; None before there is
             any.
         """
-        facts: dict[str, Any] = {"command": self.command, "versions": machine.versions()}
+        facts: dict[str, Any] = {
+            "command": self.command,
+            "versions": machine.versions(),
+            "recipe": self.config.decided(),
+        }
         if self.config.model.backbone != VGG:
             facts["backbone_source"] = source(self.config.model.backbone)
         for (_, folder), identity in zip(self.seeds, self._identities, strict=True):
@@ -205,19 +209,21 @@ class Runs:
             if bring := onednn.hint():
                 print(bring, flush=True)
             with memory_errors(), data.reading(trainer.dataset.name):
-                training = TrainingRun(trainer, config, folder)
-                with contextlib.closing(training):
-                    training.resume(partial(print, flush=True))
-                    training.train(stop)
-                    deep = config.model.backbone == VGG and config.model.depth > VGG_DEPTH
-                    figures = training.measure(stop, self._held_out, recalibrated=deep)
-                    answers = Answers(trainer.dataset.class_names, *training.answers().T)
+                training = lock.enter_context(
+                    contextlib.closing(TrainingRun(trainer, config, folder))
+                )
+                training.resume(partial(print, flush=True))
+                training.train(stop)
+                deep = config.model.backbone == VGG and config.model.depth > VGG_DEPTH
+                figures = training.measure(stop, self._held_out, recalibrated=deep)
+                answers = Answers(trainer.dataset.class_names, *training.answers().T)
 
             def finish() -> dict[str, Any]:
                 history = training.position.history
                 result = _result(identity, training, figures, self.command)
                 charts.draw(history, result, trainer.dataset.class_names, folder.pictures)
                 answers.write(folder.pictures, folder.path / "classes.json")
+                training.write_pictures(partial(print, flush=True))
                 folder.write_history(history)
                 folder.write_json("result.json", result)
                 return result

@@ -13,7 +13,7 @@ import numpy as np
 
 from interflow_jax.checkpoints import Checkpoints, UnwritableError
 from interflow_jax.cli import hosts, machine
-from interflow_jax.cli.config import RunConfig
+from interflow_jax.cli.config import RunConfig, as_flag
 from interflow_jax.cli.console import Progress, epoch_line
 from interflow_jax.cli.events import Events
 from interflow_jax.cli.folder import RunFolder
@@ -67,8 +67,11 @@ class TrainingRun:
         self._selection, self._rates = config.selection, config.learning_rates(trainer.steps)
         self._seconds_between_saves = 60 * config.places.checkpoint_minutes
         self._checkpoints = Checkpoints(folder.checkpoints)
-        self.close = self._checkpoints.close
-        self._events = Events(folder.path / "events")
+        shown = {
+            name: as_flag(value) if isinstance(value, tuple) else value
+            for name, value in {**config.flat(), "epochs": self.epochs}.items()
+        }
+        self._events = Events(folder.path / "events", shown, trainer.dataset.class_names)
         self.state: TrainState = trainer.init(self.seed)
         self._signature = config.signature()
         self.position = Position(cores=[cores()], software=[machine.software()])
@@ -153,7 +156,6 @@ class TrainingRun:
                     raise StoppedError(stopped.signal, str(error)) from error
             raise
         finally:
-            self._events.close()
             progress.close()
         with hosts.everywhere():
             self._check_saved()
@@ -206,6 +208,18 @@ class TrainingRun:
                 f"the last state could not be saved in {self.folder.checkpoints}; make room and "
                 "run the same command again: it goes on from the checkpoint before"
             )
+
+    def write_pictures(self, say: Say) -> None:
+        """Adds the run's pictures to its events."""
+        try:
+            self._events.write_pictures(self.position.epoch, self.folder.pictures)
+        except OSError as error:
+            say(f"could not write the pictures' events ({error})")
+
+    def close(self) -> None:
+        """Ends the threads of checkpoints, and closes the events."""
+        self._events.close()
+        self._checkpoints.close()
 
     def _write_history(self, say: Say) -> None:
         """Writes the metrics; a failure loses nothing, as every checkpoint has them too."""
