@@ -29,19 +29,23 @@ def read(file: str, given: Container[str]) -> list[str]:
         text = Path(file).expanduser().read_text()
         is_json = text.lstrip().startswith("{")
         values: dict[str, Any] = json.loads(text) if is_json else tomllib.loads(text)
-        if is_json and "configuration" not in values:
-            raise ValueError("it has no configuration, as a run's config.json")
+        if is_json:
+            values = values.get("configuration", {})
+            if not isinstance(values, dict) or "method" not in values:
+                raise ValueError("it has no configuration, as a run's config.json")
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"--config={file} cannot be read: {error}") from error
-    network = values.get("configuration", values).get("backbone", VGG)
+    for part in () if is_json else PARTS:
+        if isinstance(values.get(part), dict):
+            table = values.pop(part)
+            values |= table
+    network = values.get("backbone", VGG)
     if network != VGG and "backbone" not in given:
         raise ValueError(
             f"--config={file} names the network {network}, which is not imported at a file's "
             f"word; add --backbone={network}"
         )
-    if is_json:
-        return _of_run(file, values["configuration"], given)
-    return _of_toml(file, values, given)
+    return _of_run(file, values, given) if is_json else _of_toml(file, values, given)
 
 
 def _of_run(file: str, record: Any, given: Container[str]) -> list[str]:
@@ -59,9 +63,6 @@ def _of_run(file: str, record: Any, given: Container[str]) -> list[str]:
 
 
 def _of_toml(file: str, values: dict[str, Any], given: Container[str]) -> list[str]:
-    for part in PARTS:
-        if isinstance(values.get(part), dict):
-            values = {**values, **values.pop(part)}
     known = sorted(name for part in PARTS for name in fields(part))
     flags = []
     for name, value in values.items():
