@@ -7,7 +7,6 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from tensorboardX.proto import event_pb2
 
 import interflow_jax as ij
 from interflow_jax.cli import predict, run
@@ -193,34 +192,3 @@ def test_every_second_epoch_is_evaluated(finished, tmp_path):
     )
     assert row["test_accuracy"] == both[-1]["test_accuracy"]
     assert result_in(tmp_path)["fingerprint"] == result_in(finished)["fingerprint"]
-
-
-def test_events_name_classes_options_and_pictures(finished):
-    (file,) = (folder_in(finished) / "events").iterdir()
-    values = [value for event in read_events(file) for value in event.summary.value]
-    tags = {value.tag for value in values}
-    names = ij.load_run(folder_in(finished)).class_names
-    written = {name.replace(" ", "_") for name in names}  # as TensorBoard has tags
-    assert {f"weights/5/{name}" for name in written} <= tags
-    pictures = {value.tag: value.image for value in values if value.HasField("image")}
-    assert pictures.keys() == {
-        f"pictures/{name}" for name in ("learning_curves", "branch_accuracy", "fusion_weights")
-    }
-    file = folder_in(finished) / "pictures" / "learning_curves.png"
-    assert pictures["pictures/learning_curves"].encoded_image_string == file.read_bytes()
-    hparams = [value.metadata for value in values if value.tag.startswith("_hparams_")]
-    assert {each.plugin_data.plugin_name for each in hparams} == {"hparams"}
-    assert any(b"learning_rate" in each.plugin_data.content for each in hparams)
-    rates = [float(row["learning_rate"]) for row in history(finished)]
-    np.testing.assert_allclose(rates, [1e-3, 1e-4])  # a drop after half
-
-
-def read_events(file):
-    """TensorBoard's records: length (8 bytes), its checksum (4), the event, its checksum (4)."""
-    content, position = file.read_bytes(), 0
-    while position < len(content):
-        length = int.from_bytes(content[position : position + 8], "little")
-        event = event_pb2.Event()  # pyright: ignore[reportAttributeAccessIssue]
-        event.ParseFromString(content[position + 12 : position + 12 + length])
-        yield event
-        position += 12 + length + 4
