@@ -200,7 +200,7 @@ class TrainingRun:
             state = restored.state
 
         hosts.once(read)
-        self.state = self.trainer.put(hosts.same(state))
+        self.state, self._answers = self.trainer.put(hosts.same(state)), None
 
     def _check_saved(self) -> None:
         if self._saved != self.position.number(self.trainer.steps):
@@ -307,7 +307,7 @@ class TrainingRun:
 
     def answers(self) -> np.ndarray:
         """The true and the predicted class of every test example, [examples, 2], int32."""
-        if self._answers is None:  # resumed after the last epoch
+        if self._answers is None:  # resumed after the last epoch, or of another one
             self._answers = np.asarray(self.trainer.evaluate(self.state).answers)
         return self._answers
 
