@@ -70,7 +70,8 @@ class TrainingConfig:
 
     Attributes:
       recipe: paper (IV-B), or modern, which measured best on small sets; for the flags of training,
-        augmentation and regularisation that are not given.
+        augmentation and regularisation that are not given; None for modern with folder:PATH, else
+        paper.
       seed: of the initial parameters, the order of examples, the augmentation.
       epochs: passes over the training split; None for the paper's, CIFAR 100, others 40, and
         fashion_mini 3.

@@ -145,7 +145,9 @@ def add_config(
                 options: dict[str, Any] = {"action": "store_true"}
             else:
                 options = _options(field.name, hints[field.name])
-                shown = decided or (unset if field.default is None else as_flag(field.default))
+                shown = decided or unset
+                if shown is None and field.default is not None:
+                    shown = as_flag(field.default)
                 about += f" (default: {shown})" if shown else ""
             group.add_argument(*flags, default=argparse.SUPPRESS, help=about, **options)
 
@@ -231,4 +233,8 @@ def _with_recipe(given: dict[str, Any]) -> RunConfig:
         batch_size = given.get("batch_size")
         values = training_recipe(recorded, config.epochs(), batch_size)._asdict()
         values = values if recorded == "modern" else {}
+    if values and given.get("optimizer", values["optimizer"]) != values["optimizer"]:
+        # Another optimizer's rate and decay would be out of all proportion.
+        of_its_own = ("learning_rate", "momentum", "weight_decay")
+        values = {name: value for name, value in values.items() if name not in of_its_own}
     return RunConfig().replace(**{**values, **given, "recipe": recorded})

@@ -285,7 +285,7 @@ class TrainingRun:
             younger["validation_accuracy"] = metrics.accuracy
         if measured("learning_rate"):
             last = trainer.steps * (position.epoch + 1) - 1
-            younger["learning_rate"] = float(self._rates(last))
+            younger["learning_rate"] = float(np.asarray(self._rates(last)))
         labels = [str(label) for label in trainer.labels]
         by_branch = {"weights": test.weights}
         if (sums := test.weight_sums) is not None:

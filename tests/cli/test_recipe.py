@@ -47,7 +47,15 @@ def test_modern_is_the_default_of_one_s_own_pictures_and_flags_win(tmp_path):
     assert given.regularization.label_smoothing == 0
     assert given.training.learning_rate == training_recipe("modern", 20, 16).learning_rate
     assert parse(["--recipe=modern"]).training.schedule == "cosine"
-    for config in (parse(own), given, parse([*own, "--recipe=paper"]), parse(["--recipe=modern"])):
+    sgd = parse([*own, "--optimizer=sgd"])  # to which the rate and decay of another mean nothing
+    assert (sgd.training.learning_rate, sgd.training.weight_decay) == (1e-3, 5e-4)
+    for config in (
+        parse(own),
+        given,
+        sgd,
+        parse([*own, "--recipe=paper"]),
+        parse(["--recipe=modern"]),
+    ):
         assert parse(config.arguments()) == config
 
 
