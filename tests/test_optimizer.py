@@ -78,7 +78,11 @@ def test_a_gradient_is_clipped_by_the_norm_of_what_is_trained_before_its_decay()
     optimizer = ij.make_optimizer(1.0, momentum=0.0, frozen="backbone", clip_norm=2.0)
     params = {"backbone": jnp.ones(2), "a": jnp.ones(1), "b": jnp.ones(1)}
     for scale, clipped in ((0.1, 1.0), (1.0, 2 / 5)):  # of a norm of 5
-        gradients = {"backbone": 1e6 * jnp.ones(2), "a": scale * 3 * jnp.ones(1), "b": scale * 4}
+        gradients = {
+            "backbone": 1e6 * jnp.ones(2),
+            "a": jnp.full(1, 3 * scale),
+            "b": jnp.full(1, 4 * scale),
+        }
         updates, _ = optimizer.update(gradients, optimizer.init(params), params)
         np.testing.assert_allclose(updates["a"], -(scale * 3 * clipped + 5e-4), rtol=1e-5)
         np.testing.assert_allclose(updates["b"], -(scale * 4 * clipped + 5e-4), rtol=1e-5)
