@@ -25,13 +25,11 @@ class TrainingRecipe(NamedTuple):
 
 
 _MODERN = TrainingRecipe(  # by experiments/tables/recipes.py
-    optimizer="adamw",
-    learning_rate=3e-3,
-    weight_decay=0.05,
+    optimizer="nesterov",
+    learning_rate=0.03,
+    momentum=0.9,
     schedule="cosine",
     augment="crop_flip",
-    label_smoothing=0.1,
-    ema=0.98,
 )
 
 
@@ -47,7 +45,7 @@ def training_recipe(name: RecipeName, epochs: int, batch_size: int | None = None
     Args:
       name: "paper" (IV-B), or "modern".
       epochs: over the first tenth of which "modern" warms up.
-      batch_size: by whose square root "modern" scales its rate; None for the recipe's own.
+      batch_size: in proportion to which "modern" scales its rate; None for the recipe's own.
 
     Raises:
       ValueError: for another name.
@@ -57,5 +55,5 @@ def training_recipe(name: RecipeName, epochs: int, batch_size: int | None = None
     if name == "paper":
         return TrainingRecipe(batch_size=batch_size or BATCH_SIZE)
     own = batch_size or _MODERN.batch_size
-    rate = _MODERN.learning_rate * (own / _MODERN.batch_size) ** 0.5
+    rate = _MODERN.learning_rate * own / _MODERN.batch_size
     return _MODERN._replace(batch_size=own, learning_rate=rate, warmup_epochs=epochs / 10)
