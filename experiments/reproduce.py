@@ -22,7 +22,7 @@ from interflow_jax.ops.memory import keep_freed_memory
 
 OUT = "runs/tables"
 _ELSEWHERE = ("workers", "cpus", "runs_per_gpu")  # say where runs are trained
-_OF_TABLES = ("method", "dataset", "seed", "depth", "layout")
+_OF_TABLES = ("method", "dataset", "seed", "depth", "layout", "recipe")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,6 +53,8 @@ def _reproduce(arguments: Sequence[str]) -> int:
     table = tables[name or figure]
     given["datasets"] = given["datasets"] or table.DATASETS
     given["seeds"] = given["seeds"] or table.SEEDS
+    if hasattr(table, "prepare") and not only_report:
+        table.prepare(given["datasets"])
     axes = {axis: values for axis in plan.AXES if (values := given.pop(axis)) is not None}
     configs = [*plan.plan(table, runs.load(out), axes=axes, **given)["config"]]
     if dry_run:

@@ -211,9 +211,9 @@ def _leave_out_echoes() -> None:
 
 
 def _nested(state: Any) -> dict[str, Any]:
-    """A pytree as nested dicts, without empty `collections`: older checkpoints lack that field."""
-    parts = serialization.to_state_dict(state)
-    return {name: part for name, part in parts.items() if name != "collections" or part}
+    """A pytree as nested dicts, without empty fields that older checkpoints lack."""
+    parts, younger = serialization.to_state_dict(state), ("collections", "average")
+    return {name: part for name, part in parts.items() if name not in younger or part}
 
 
 def _first_line(error: Exception) -> str:

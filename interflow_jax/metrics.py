@@ -1,5 +1,6 @@
 """What training and evaluation measure: losses in nats, hits, and their sums."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -112,7 +113,10 @@ def mean_losses(
     auxiliary_mean: float = 0.0,
     distillation: float = 0.0,
 ) -> tuple[Array, Array]:
-    """A batch's mean losses in nats: the one `train_step` minimises, and the fused logits' own."""
+    """A batch's mean losses in nats: the one `train_step` minimises, and the fused logits' own.
+
+    Labels are as in `cross_entropy`.
+    """
     loss = cross_entropy(prediction.logits, labels).mean()
     minimised = loss
     by_branch = jax.vmap(cross_entropy, in_axes=(1, None))  # to [branches, batch]
@@ -132,5 +136,26 @@ def mean_losses(
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:
-    """Cross-entropy of the softmax in nats: [batch, classes] and [batch] to [batch], float32."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
+    """Cross-entropy of the softmax in nats: [batch, classes] and labels to [batch], float32.
+
+    Labels are integers, [batch], or `soft_targets`, [batch, classes].
+    """
+    logits = logits.astype(jnp.float32)
+    if labels.ndim == logits.ndim:
+        return optax.softmax_cross_entropy(logits, labels)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def soft_targets(
+    labels: Array, classes: int, smoothing: float = 0.0, class_weights: Sequence[float] = ()
+) -> Array:
+    """Labels as what `cross_entropy` multiplies log-probabilities by: [batch, classes], float32.
+
+    Args:
+      labels: [batch], int.
+      classes: their number.
+      smoothing: the share of a label that goes to all classes alike.
+      class_weights: factors of the classes' terms; () for 1.
+    """
+    targets = optax.smooth_labels(jax.nn.one_hot(labels, classes, dtype=jnp.float32), smoothing)
+    return targets * jnp.asarray(class_weights, jnp.float32)[None] if class_weights else targets

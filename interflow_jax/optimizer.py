@@ -11,7 +11,7 @@ LEARNING_RATE_DROP = 0.1
 MOMENTUM = 0.95
 WEIGHT_DECAY = 5e-4
 
-Optimizer = Literal["sgd", "adamw"]
+Optimizer = Literal["sgd", "nesterov", "adamw"]
 Schedule = Literal["step", "cosine"]
 
 
@@ -54,6 +54,7 @@ def make_optimizer(
     momentum: float | None = None,
     weight_decay: float = WEIGHT_DECAY,
     frozen: str | Sequence[str] = (),
+    clip_norm: float | None = None,
 ) -> optax.GradientTransformation:
     """SGD with momentum 0.95 (not Nesterov's) and weight decay 5e-4 on every parameter.
 
@@ -62,11 +63,13 @@ def make_optimizer(
 
     Args:
       learning_rate: a number, or a schedule of steps.
-      name: "sgd", or "adamw" with its decoupled weight decay (not the paper's).
-      momentum: for "sgd"; None for 0.95.
+      name: "sgd", or (not the paper's) "nesterov" for its other momentum, or "adamw" with its
+        decoupled weight decay.
+      momentum: for all but "adamw"; None for 0.95.
       weight_decay: for every parameter.
       frozen: the parameters that stay as they are, by the beginnings of their paths: "backbone" or
         ("backbone/network/stem", ...). `Interflow.frozen` keeps BatchNorm's statistics, too.
+      clip_norm: scales a gradient, of all that is trained, down to this norm before all else.
 
     Raises:
       ValueError: for another name, or a momentum for "adamw"; when the optimizer is initialised,
@@ -74,7 +77,7 @@ def make_optimizer(
     """
     frozen = (frozen,) if isinstance(frozen, str) else tuple(frozen)
     if frozen:
-        trained = make_optimizer(learning_rate, name, momentum, weight_decay)
+        trained = make_optimizer(learning_rate, name, momentum, weight_decay, (), clip_norm)
         parts: dict[Hashable, optax.GradientTransformation] = {
             True: optax.set_to_zero(),
             False: trained,
@@ -82,6 +85,9 @@ def make_optimizer(
         return optax.multi_transform(parts, lambda params: _is_frozen(params, frozen))
     if name not in get_args(Optimizer):
         raise ValueError(f"optimizer is {name!r}; choose one of {', '.join(get_args(Optimizer))}")
+    if clip_norm is not None:
+        clip = optax.clip_by_global_norm(clip_norm)
+        return optax.chain(clip, make_optimizer(learning_rate, name, momentum, weight_decay))
     if name == "adamw":
         if momentum is not None:
             raise ValueError(
@@ -89,7 +95,8 @@ def make_optimizer(
             )
         return optax.adamw(learning_rate, weight_decay=weight_decay)
     momentum = MOMENTUM if momentum is None else momentum
-    return optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(learning_rate, momentum))
+    sgd = optax.sgd(learning_rate, momentum, nesterov=name == "nesterov")
+    return optax.chain(optax.add_decayed_weights(weight_decay), sgd)
 
 
 def check_optimizer(optimizer: Any) -> None:

@@ -270,6 +270,8 @@ def load_run(
         result = json.loads(file.read_text())
         run = TrainedRun(build_as(result, backbone, trust_code), {}, result)
         digest, command = result["fingerprint"], result["command"]
+    if result.get("keep") == "best":
+        checkpoints = folder / "best"
     variables = _variables(checkpoints)
     if variables is None or fingerprint(variables["params"]) != digest:
         raise ValueError(
@@ -351,6 +353,7 @@ def _variables(folder: Path) -> dict[str, Any] | None:
     ):
         if restored := checkpoints.restore():
             # An empty tree, such as the statistics of a network without BatchNorm, is not saved.
-            own = {name: restored.state.get(name) or {} for name in ("params", "batch_stats")}
+            state = restored.state | (restored.state.get("average") or {})
+            own = {name: state.get(name) or {} for name in ("params", "batch_stats")}
             return own | (restored.state.get("collections") or {})
     return None

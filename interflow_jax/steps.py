@@ -1,6 +1,8 @@
 """Training as pure functions: state and steps (paper, IV-B)."""
 
-from collections.abc import Callable
+import math
+import zlib
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,6 +22,7 @@ from interflow_jax.metrics import (
     WeightSums,
     cross_entropy,
     mean_losses,
+    soft_targets,
 )
 from interflow_jax.model import Interflow, Prediction
 from interflow_jax.optimizer import check_optimizer
@@ -38,6 +41,8 @@ class TrainState(struct.PyTreeNode):
       opt_state: the optimiser's state.
       collections: the model's other collections of variables, by name, such as constants, caches
         and moving averages; not what it only sows.
+      average: of the parameters and statistics over the steps, by the names of their collections;
+        empty without `ema`.
     """
 
     step: Array
@@ -45,11 +50,21 @@ class TrainState(struct.PyTreeNode):
     batch_stats: Any
     opt_state: optax.OptState
     collections: dict[str, Any] = struct.field(default_factory=dict)
+    average: dict[str, Any] = struct.field(default_factory=dict)
 
     @property
     def variables(self) -> dict[str, Any]:
         """What `model.apply` takes."""
         return {"params": self.params, "batch_stats": self.batch_stats, **self.collections}
+
+    def averaged(self) -> "TrainState":
+        """With the averages, if it has any, as its parameters and statistics: to predict with."""
+        return self.replace(**self.average, average={}) if self.average else self
+
+    def with_average(self) -> "TrainState":
+        """With averages, of which this is the first, for `train_step` to go on with."""
+        first = {"params": self.params, "batch_stats": self.batch_stats}
+        return self.replace(average=jax.tree.map(jnp.copy, first))  # training consumes both
 
 
 def create_state(
@@ -104,6 +119,10 @@ def train_step(
     auxiliary_loss: float = 0.0,
     auxiliary_mean: float = 0.0,
     distillation: float = 0.0,
+    label_smoothing: float = 0.0,
+    mixup: float = 0.0,
+    class_weights: Sequence[float] = (),
+    ema: float = 0.0,
 ) -> tuple[TrainState, TrainMetrics]:
     """One step on the cross-entropy of the fused logits (paper, IV-B).
 
@@ -126,22 +145,42 @@ def train_step(
       distillation: likewise, the weight of the mean over all branches of the divergence
         KL(fused || branch) of their probabilities; the fused ones, the teacher's, get no gradient
         from it.
+      label_smoothing: likewise, the share of a label that goes to all classes alike, in every loss.
+      mixup: likewise, alpha of the Beta distribution from which a step draws a share; images and
+        targets are mixed by it with those of the batch in reverse (Zhang et al., 2018).
+      class_weights: likewise, factors of the classes' terms in every loss; () for 1.
+      ema: likewise, the decay of `TrainState.average`, which the state must have: after t steps it
+        is their mean, weighted by the decay to the power of the steps since.
 
     Returns:
       The state after the step, and the metrics before it, of the fused logits alone, as in
-      `eval_step`.
+      `eval_step`; the loss is by what was trained on, mixed, smoothed and weighted.
 
     Raises:
       ValueError: for integer images, a key that is missing, or a model that makes variables in
         training that it does not make when it is initialised.
     """
 
+    share: Array | None = None
+    if mixup:
+        if key is None:
+            raise ValueError(f"mixup is {mixup}, which draws; give a key")
+        own_key = jax.random.fold_in(key, zlib.crc32(b"mixup"))
+        share = jax.random.beta(own_key, mixup, mixup, dtype=jnp.float32)
+        images = share * images + (1 - share) * images[::-1]
+
     def loss_of(params: Any) -> tuple[Array, tuple]:
         variables = {**state.variables, "params": params}
         mutable = ["batch_stats", *state.collections]
         prediction, changed = apply(model, variables, images, True, mutable, key)
+        targets = labels
+        if label_smoothing or class_weights or mixup:
+            classes = prediction.logits.shape[-1]
+            targets = soft_targets(labels, classes, label_smoothing, class_weights)
+        if share is not None:
+            targets = share * targets + (1 - share) * targets[::-1]
         minimised, loss = mean_losses(
-            prediction, labels, auxiliary_loss, auxiliary_mean, distillation
+            prediction, targets, auxiliary_loss, auxiliary_mean, distillation
         )
         return minimised, (loss, prediction.logits, changed)
 
@@ -165,7 +204,15 @@ def train_step(
     after = {name: _updated(state, name, tree, frozen) for name, tree in changed.items()}
     others = {**state.variables, **after}
     params, batch_stats = others.pop("params"), others.pop("batch_stats")
-    return TrainState(state.step + 1, params, batch_stats, opt_state, others), metrics
+    average = state.average
+    if ema:
+        weight = (1 - ema) / -jnp.expm1((state.step + 1) * math.log(ema))
+        average = jax.tree.map(
+            lambda mean, new: (mean + weight * (new - mean)).astype(mean.dtype),
+            average,
+            {"params": params, "batch_stats": batch_stats},
+        )
+    return TrainState(state.step + 1, params, batch_stats, opt_state, others, average), metrics
 
 
 def _updated(state: TrainState, collection: str, after: Any, frozen: bool) -> Any:
@@ -224,12 +271,12 @@ def eval_step(
 def predict(model: nn.Module, state: TrainState, images: Array) -> Prediction:
     """The model's prediction in evaluation mode, with arguments as in `train_step`.
 
-    Softmax of `logits` gives probabilities.
+    By the state's averages, if it has any. Softmax of `logits` gives probabilities.
 
     Raises:
       ValueError: for integer images, or a model that draws from a random stream to predict.
     """
-    return apply(model, state.variables, images, False)[0]
+    return apply(model, state.averaged().variables, images, False)[0]
 
 
 def predict_in_batches(

@@ -12,7 +12,7 @@ import optax
 from jax import Array
 
 from interflow_jax import steps as pure
-from interflow_jax.data import batches, splits
+from interflow_jax.data import batches, recipes, splits
 from interflow_jax.data.dataset import Dataset, check_labels
 from interflow_jax.data.preprocessing import (
     Preprocessing,
@@ -20,14 +20,14 @@ from interflow_jax.data.preprocessing import (
     epoch_keys,
     initial_key,
 )
-from interflow_jax.data.recipes import RECIPES, recipe
 from interflow_jax.dispatch import compiled
 from interflow_jax.metrics import EvalMetrics, TrainMetrics
 from interflow_jax.model import Prediction
 from interflow_jax.optimizer import learning_rate_schedule, make_optimizer
 from interflow_jax.pretrained import with_backbone
 from interflow_jax.recalibration import recalibrate
-from interflow_jax.steps import BATCH_SIZE, TrainState
+from interflow_jax.steps import TrainState
+from interflow_jax.training_recipe import RecipeName, default_recipe, training_recipe
 
 
 class Trainer:
@@ -53,7 +53,8 @@ class Trainer:
         dataset: Dataset,
         *,
         epochs: int | None = None,
-        batch_size: int = BATCH_SIZE,
+        recipe: RecipeName | None = None,
+        batch_size: int | None = None,
         optimizer: optax.GradientTransformation | None = None,
         preprocessing: Preprocessing | None = None,
         augment: bool | None = None,
@@ -61,6 +62,10 @@ class Trainer:
         auxiliary_loss: float = 0.0,
         auxiliary_mean: float = 0.0,
         distillation: float = 0.0,
+        label_smoothing: float | None = None,
+        mixup: float = 0.0,
+        balanced: bool = False,
+        ema: float | None = None,
         pretrained: Any = None,
         progress: splits.Progress = iter,
     ):
@@ -70,13 +75,18 @@ class Trainer:
           model: any Linen module that returns a `Prediction`.
           dataset: its images are uint8.
           epochs: of the whole training, which the schedule spans and no training exceeds. None for
-            those of the dataset's recipe, else one; with an `optimizer`, for any number.
+            the paper's on the dataset, else one; with an `optimizer`, for any number.
+          recipe: "paper" (IV-B) or "modern", for what the arguments below leave at None (see
+            `training_recipe`); None for "modern" on arrays and folders of one's own, and for
+            "paper" on all else and with an `optimizer`.
           batch_size: over all devices.
-          optimizer: any of optax; None for the paper's (IV-B), with the drop of the recipe.
+          optimizer: any of optax.
           preprocessing: None to normalise by the channels' mean and deviation in training.
           augment, resized_crop: without `preprocessing`, whether training images are cropped and
-            flipped, None as in the recipe, and how (see `Preprocessing`).
-          auxiliary_loss, auxiliary_mean, distillation: as in `train_step`.
+            flipped, and how (see `Preprocessing`).
+          auxiliary_loss, auxiliary_mean, distillation, label_smoothing, mixup, ema: as in
+            `train_step`.
+          balanced: whether classes weigh alike in the losses, however many examples they have.
           pretrained: variables that `init` starts from, the backbone's or a whole model's, as in
             `with_backbone`.
           progress: wraps the chunks of a split that is read whole, as `tqdm.tqdm` does.
@@ -89,6 +99,15 @@ class Trainer:
           splits.UnreadableExamplesError: for data that cannot be read.
         """
         self.mesh = batches.device_mesh()
+        paper = recipes.recipe(dataset.name)
+        if epochs is None and optimizer is None:
+            epochs = paper.epochs if dataset.name in recipes.RECIPES else 1
+        if recipe is None:
+            recipe = "paper" if optimizer else default_recipe(dataset.name, not dataset.source)
+        way = training_recipe(recipe, epochs or 1, batch_size)
+        batch_size = way.batch_size
+        label_smoothing = way.label_smoothing if label_smoothing is None else label_smoothing
+        ema = way.ema if ema is None else ema
         if batch_size % self.mesh.size or not 1 <= batch_size <= len(dataset.train):
             raise ValueError(
                 f"batch_size is {batch_size}; it must be a multiple of the {self.mesh.size} "
@@ -98,13 +117,19 @@ class Trainer:
             raise ValueError(f"epochs is {epochs}; choose 1 or more")
         self.steps = len(dataset.train) // batch_size
         if optimizer is None:
-            if epochs is None:
-                epochs = RECIPES[dataset.name].epochs if dataset.name in RECIPES else 1
-            schedule = learning_rate_schedule(self.steps * epochs, recipe(dataset.name).drop_after)
+            schedule = learning_rate_schedule(
+                self.steps * (epochs or 1),
+                paper.drop_after,
+                way.learning_rate,
+                way.schedule,
+                round(self.steps * way.warmup_epochs),
+            )
             frozen = ("backbone",) if getattr(model, "frozen", False) else ()
-            optimizer = make_optimizer(schedule, frozen=frozen)
+            optimizer = make_optimizer(
+                schedule, way.optimizer, way.momentum, way.weight_decay, frozen
+            )
         self.model, self.batch_size, self.epochs = model, batch_size, epochs
-        self.optimizer, self._pretrained = optimizer, pretrained
+        self.optimizer, self._pretrained, self._ema = optimizer, pretrained, ema
         self._initialize = pure.make_initializer(model, optimizer, dataset.image_shape)
         state = self._begin(jax.eval_shape(self._initialize, initial_key(0)))
         images = jax.ShapeDtypeStruct((1, *dataset.image_shape), jnp.float32)
@@ -128,9 +153,16 @@ class Trainer:
         self.dataset = dataset = dataset._replace(**self._splits)
         if preprocessing is None:
             statistics = splits.channel_statistics(dataset.train, progress)
-            augment = recipe(dataset.name).augment if augment is None else augment
+            if augment is None:
+                augment = paper.augment if way.augment is None else True
             preprocessing = Preprocessing(*statistics, augment, resized_crop)
         self.preprocessing = preprocessing
+        class_weights: tuple[float, ...] = ()
+        if balanced:
+            counts = splits.class_counts(dataset.train, len(dataset.class_names))
+            shares = counts.sum() / (len(counts) * np.maximum(counts, 1))
+            beyond = prediction.logits.shape[-1] - len(counts)  # logits of no class
+            class_weights = (*shares.tolist(), *(1.0,) * beyond)
         step = partial(
             pure.train_step,
             model,
@@ -138,6 +170,10 @@ class Trainer:
             auxiliary_loss=auxiliary_loss,
             auxiliary_mean=auxiliary_mean,
             distillation=distillation,
+            label_smoothing=label_smoothing,
+            mixup=mixup,
+            class_weights=class_weights,
+            ema=ema,
         )
         supervised = bool(auxiliary_loss or auxiliary_mean or distillation)
         evaluation = partial(pure.eval_step, model, supervised=supervised)
@@ -156,6 +192,7 @@ class Trainer:
         """A new state on every device; raises ValueError for a seed of more than 32 bits."""
         _check_seed(seed)
         state = self._begin(self._initialize(initial_key(seed)))
+        state = state.with_average() if self._ema else state
         return batches.replicate(state, self.mesh)
 
     def _begin(self, state: TrainState) -> TrainState:
@@ -280,6 +317,7 @@ class Trainer:
           splits.UnreadableExamplesError: for streamed examples that cannot be read.
         """
         _check_usable(state)
+        state = state.averaged()
         order = np.arange(self.steps * self.batch_size, dtype=np.int32)
         images = (
             self._images_of(source, step)

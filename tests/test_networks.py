@@ -260,6 +260,34 @@ def test_an_nnx_state_is_what_its_network_starts_from(module):
             same(blocks[number], {"kernel": block.kernel[...], "bias": block.bias[...]})
 
 
+def test_an_nnx_state_has_statistics_and_streams_too():
+    """The latter are no variables of the model's; `Taps` makes its own."""
+
+    class Network(nnx.Module):
+        def __init__(self, rngs):
+            self.first = nnx.Linear(3, 4, rngs=rngs)
+            self.norm = nnx.BatchNorm(4, rngs=rngs)
+            self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+        def __call__(self, x):
+            return self.dropout(self.norm(self.first(x)))
+
+    network = Network(nnx.Rngs(7))
+    network.norm.mean[...] += 3
+    model = ij.Interflow(ij.Taps(Network(nnx.Rngs(1)), "norm"), 10, "shared")
+    variables = jax.jit(model.init)(KEY, IMAGES)
+    result = ij.with_backbone(variables, nnx.state(network))
+    inside = {name: part["backbone"]["network"] for name, part in result.items() if part}
+    same(inside["params"]["first"]["kernel"], network.first.kernel[...])
+    same(inside["batch_stats"]["norm"]["mean"], network.norm.mean[...])
+    assert jax.tree.structure(result) == jax.tree.structure(variables)
+    network.eval()
+    (tapped,) = model.backbone.apply(
+        {name: part["backbone"] for name, part in result.items() if part}, IMAGES, train=False
+    )
+    np.testing.assert_allclose(tapped, network(IMAGES), rtol=1e-6)
+
+
 def test_a_backbone_whose_only_layer_is_called_network_is_itself():
     class Backbone(nn.Module):
         @nn.compact

@@ -52,7 +52,7 @@ def test_decay_reaches_every_parameter_that_is_not_frozen(name, frozen, moved):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "adam"}, "choose one of sgd, adamw"),
+        ({"name": "adam"}, "choose one of sgd, nesterov, adamw"),
         ({"name": "adamw", "momentum": 0.9}, "adamw has none"),
         ({"frozen": "back"}, "frozen is 'back', but no parameter is below it; .* with backbone"),
     ],
@@ -62,3 +62,28 @@ def test_what_cannot_be_is_named(arguments, message):
         ij.make_optimizer(0.1, **arguments).init({"backbone": jnp.zeros(1)})
     with pytest.raises(ValueError, match="choose one of step, cosine"):
         ij.learning_rate_schedule(1, 0.5, kind="linear")  # pyright: ignore
+
+
+def test_nesterov_looks_ahead_by_its_momentum():
+    optimizer = ij.make_optimizer(0.1, "nesterov", momentum=0.5, weight_decay=0.0)
+    params, state = jnp.zeros(1), optimizer.init(jnp.zeros(1))
+    velocity = 0.0
+    for gradient in (1.0, 3.0, -2.0):
+        update, state = optimizer.update(jnp.array([gradient]), state, params)
+        velocity = 0.5 * velocity + gradient
+        np.testing.assert_allclose(update, [-0.1 * (gradient + 0.5 * velocity)], rtol=1e-6)
+
+
+def test_a_gradient_is_clipped_by_the_norm_of_what_is_trained_before_its_decay():
+    optimizer = ij.make_optimizer(1.0, momentum=0.0, frozen="backbone", clip_norm=2.0)
+    params = {"backbone": jnp.ones(2), "a": jnp.ones(1), "b": jnp.ones(1)}
+    for scale, clipped in ((0.1, 1.0), (1.0, 2 / 5)):  # of a norm of 5
+        gradients = {
+            "backbone": 1e6 * jnp.ones(2),
+            "a": jnp.full(1, 3 * scale),
+            "b": jnp.full(1, 4 * scale),
+        }
+        updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+        np.testing.assert_allclose(updates["a"], -(scale * 3 * clipped + 5e-4), rtol=1e-5)
+        np.testing.assert_allclose(updates["b"], -(scale * 4 * clipped + 5e-4), rtol=1e-5)
+        assert not np.any(updates["backbone"])

@@ -455,3 +455,94 @@ def test_weights_may_depend_on_the_image_or_be_none(weights):
     else:
         assert metrics.weights == whole.weights == weights
         assert metrics.weight_sums is None
+
+
+def cross_entropies(logits, targets):
+    """By hand, in float64: [batch]."""
+    logits = np.asarray(logits, np.float64)
+    log_softmax = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    return -(np.asarray(targets, np.float64) * log_softmax).sum(1)
+
+
+ONE_HOT = np.eye(3)
+WEIGHTS = (0.5, 1.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "targets"),
+    [
+        ({"label_smoothing": 0.3}, 0.7 * ONE_HOT + 0.1),
+        ({"class_weights": WEIGHTS}, ONE_HOT * WEIGHTS),
+        (
+            {"class_weights": WEIGHTS, "label_smoothing": 0.3},
+            (0.7 * ONE_HOT + 0.1) * WEIGHTS,
+        ),
+    ],
+)
+def test_smoothed_and_weighted_labels_are_what_the_loss_is_of(options, targets):
+    """And their loss is what is minimised: by its gradient, from pixels by hand."""
+    model, labels = Linear(), np.array([0, 2, 1, 2])
+    images = np.random.default_rng(1).normal(size=(4, 2, 2, 1)).astype(np.float32)
+    state = ij.create_state(model, SGD, jax.random.key(0), (2, 2, 1))
+    after, metrics = stepped(model, state, images, labels, **options)
+    kernel = np.asarray(state.params["Dense_0"]["kernel"], np.float64)
+    logits, own = images.reshape(4, 4) @ kernel, targets[labels]
+    np.testing.assert_allclose(metrics.loss_sum, cross_entropies(logits, own).sum(), rtol=1e-5)
+    softmax = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    gradient = images.reshape(4, 4).T @ (softmax * own.sum(1, keepdims=True) - own) / 4
+    np.testing.assert_allclose(
+        after.params["Dense_0"]["kernel"], kernel - gradient, rtol=1e-4, atol=1e-6
+    )
+
+
+def test_the_loss_of_mixup_is_the_mixture_of_the_losses_of_mixed_images(key):
+    model, labels = Linear(), np.array([0, 2, 1, 2])
+    images = np.random.default_rng(2).normal(size=(4, 2, 2, 1)).astype(np.float32)
+    state, shares = ij.create_state(model, SGD, key, (2, 2, 1)), []
+    kernel = np.asarray(state.params["Dense_0"]["kernel"], np.float64)
+    step = jax.jit(partial(ij.train_step, model, SGD, mixup=0.5))
+    for number in range(5):
+        _, metrics = step(state, images, labels, key=jax.random.fold_in(key, number))
+
+        def loss(share):
+            mixed = (share * images + (1 - share) * images[::-1]).reshape(4, 4) @ kernel
+            first, second = (
+                cross_entropies(mixed, ONE_HOT[part]) for part in (labels, labels[::-1])
+            )
+            return (share * first + (1 - share) * second).sum()
+
+        grid = np.linspace(0, 1, 1001)
+        losses = np.array([loss(share) for share in grid])
+        distance = np.abs(losses - float(metrics.loss_sum))
+        assert distance.min() < np.abs(np.diff(losses)).max()  # some share explains it
+        shares.append(grid[distance.argmin()])
+    assert len(set(shares)) == 5  # a draw per step
+    same = [float(step(state, images, labels, key=key)[1].loss_sum) for _ in range(2)]
+    assert same[0] == same[1]
+    with pytest.raises(ValueError, match=r"mixup is 0.5, which draws; give a key"):
+        stepped(model, state, images, labels, mixup=0.5)
+
+
+def test_averages_of_weights_and_statistics_are_the_closed_form(images, labels):
+    """By weights decay^(t - s) over their sum; evaluation is by them, training is not."""
+    model, optimizer = maps(), ij.make_optimizer(0.1)
+    plain = start(model, optimizer)
+    state, steps = plain.with_average(), []
+    step, averaging = (
+        jax.jit(partial(ij.train_step, model, optimizer, ema=ema)) for ema in (0.0, 0.8)
+    )
+    for _ in range(5):
+        state, _ = averaging(state, images, labels)
+        plain, _ = step(plain, images, labels)
+        steps.append({"params": plain.params, "batch_stats": plain.batch_stats})
+    powers = 0.8 ** np.arange(4, -1, -1.0)
+    expected = jax.tree.map(
+        lambda *leaves: np.tensordot(powers / powers.sum(), np.stack(leaves), 1), *steps
+    )
+    close(state.average, expected, rtol=1e-5)
+    close(state.params, plain.params, rtol=1e-6)
+    averaged = plain.replace(**expected)
+    close(predict(model, state, images).logits, predict(model, averaged, images).logits)
+    assert not np.allclose(
+        predict(model, state, images).logits, predict(model, plain, images).logits
+    )

@@ -17,6 +17,7 @@ from interflow_jax.data import batches, preprocessing
 from interflow_jax.data.dataset import Dataset
 from interflow_jax.data.preprocessing import Preprocessing
 from interflow_jax.data.splits import ArraySplit, Subset, UnreadableExamplesError
+from interflow_jax.training_recipe import training_recipe
 
 BATCH = 8
 SHAPE = (12, 12, 1)
@@ -232,12 +233,21 @@ def test_the_recipe_of_a_known_dataset_is_the_default(monkeypatch):
     monkeypatch.setattr(schedule, lambda *given: schedules.append(given) or 0.1)
     known = ij.Trainer(PYRAMID, light(16, "cifar10"), batch_size=16)
     assert (known.labels, make(Plain()).labels) == (("shallow", "deep"), (1,))
-    assert (known.epochs, known.preprocessing.augment, schedules) == (100, True, [(100, 0.8)])
+    paper = (100, 0.8, 1e-3, "step", 0)
+    assert (known.epochs, known.preprocessing.augment, schedules) == (100, True, [paper])
     with pytest.raises(ValueError, match=r"epoch is 100; .* for epochs=100, .* as many epochs as"):
         known.train_epoch(known.init(), 100)
     # Where nothing says how many, the schedule spans one, and no second one is trained at its end.
     other = ij.Trainer(PYRAMID, light(16), batch_size=16)
-    assert schedules[1:] == [(1, 0.5)]
+    modern = training_recipe("modern", 1, 16)
+    assert schedules[1:] == [(1, 0.5, modern.learning_rate, "cosine", 0)]
+    assert other.preprocessing.augment
+    with pytest.raises(ValueError, match="recipe is 'new'; choose one of paper, modern"):
+        ij.Trainer(PYRAMID, light(16), batch_size=16, recipe="new")  # pyright: ignore
+    averaging = ij.Trainer(PYRAMID, light(16), batch_size=16, recipe="paper", ema=0.9)
+    assert not averaging.preprocessing.augment
+    assert averaging.init().average  # of the weights
+    assert not other.init().average
     with pytest.raises(ValueError, match=r"epoch is 1; .* for epochs=1, .* as many epochs as you"):
         other.train_epoch(other.init(), 1)
     assert repr(known).startswith("<Trainer: Interflow with 2 branches, cifar10, 16 images of 12 x")
@@ -386,3 +396,25 @@ def test_processes_lose_what_one_loses_and_read_their_part(
         np.testing.assert_allclose(each["losses"], losses, rtol=1e-4)
         # 64 for training and 64 for testing, the last 14 of which only fill up the batch.
         assert reads == f"read {70 + 50 if resident else 128 // processes}"
+
+
+def test_balanced_classes_weigh_alike_however_many_images_they_have():
+    """A step on all images minimises the mean over classes of their mean losses."""
+
+    class Linear(nn.Module):
+        @nn.compact
+        def __call__(self, images):
+            logits = nn.Dense(4)(images.reshape(len(images), -1))  # a logit more than classes
+            return ij.Prediction(logits, logits[:, None], None)
+
+    labels = np.array([0, 0, 0, 1, 0, 2, 0, 2], np.int32)
+    images = np.random.default_rng(0).integers(0, 255, (8, *SHAPE)).astype(np.uint8)
+    split = ArraySplit(images, labels)
+    dataset = Dataset("few", split, split, "test", ("a", "b", "c"), SHAPE)
+    trainer = make(Linear(), dataset, batch_size=8, balanced=True)
+    state = trainer.init()
+    logits = trainer.predict(state, images).logits
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    by_class = [losses[labels == label].mean() for label in range(3)]
+    metrics = trainer.train_epoch(state, 0)[1]
+    np.testing.assert_allclose(metrics.loss, np.mean(by_class), rtol=1e-4)

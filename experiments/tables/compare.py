@@ -11,6 +11,7 @@ from interflow_jax.cli.config import RunConfig, as_flag
 from interflow_jax.methods import BASELINES
 
 ROW_ABOVE, FIRST_ROW = "row above", "first row"
+_SILENT_ZEROS = ("auxiliary_mean", "label_smoothing", "ema")
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ def in_words(values: dict[str, Any], names: Sequence[str]) -> str:
 def _in_words(name: str, value: Any) -> str:
     if name == "method" and value in BASELINES:
         return f"{value} (not the paper's)"
-    if value is None or (name == "auxiliary_mean" and not value):
+    if value is None or (name in _SILENT_ZEROS and not value):
         return ""
     if name in ("method", "dataset", "backbone"):
         return value.rpartition(":")[2] if name == "backbone" else value

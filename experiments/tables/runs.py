@@ -24,7 +24,7 @@ OLDER = "older_branch_accuracy"
 LATE_EPOCHS = 10
 _RESULTS = ("run", "test_accuracy", "branch_accuracy", "branches", "weights", "class_names")
 _NEEDED = (*_RESULTS, "image_shape", "device", "versions")
-_OPTIONAL = ("validation_accuracy", "history", record.EXITS, OLDER)
+_OPTIONAL = ("validation_accuracy", "held_out_accuracy", "history", record.EXITS, OLDER)
 _MEASURED = (*_NEEDED, *_OPTIONAL, "late_accuracy", "machine", "key")
 
 
@@ -68,7 +68,7 @@ def match(runs: Frame, configs: Iterable[RunConfig]) -> Frame:
         for config in configs
     ]
     matched = pd.DataFrame(rows).merge(runs[[*_MEASURED]], on="key", how="left")
-    floats = ["test_accuracy", "late_accuracy", "validation_accuracy"]
+    floats = ["test_accuracy", "late_accuracy", "validation_accuracy", "held_out_accuracy"]
     matched = matched.astype(dict.fromkeys(floats, float)).astype({"run": object})
     machines = sorted({*matched["machine"].dropna()})
     letters = dict(zip(machines, string.ascii_letters, strict=False)) if len(machines) > 1 else {}
@@ -88,7 +88,8 @@ def finished(runs: Frame) -> Frame:
 def by_epoch(runs: Frame) -> Frame:
     """A row per run and epoch: the run's columns, and those of its metrics.csv."""
     rows = runs.drop(columns=["test_accuracy", "validation_accuracy"]).to_dict("records")
-    return pd.DataFrame([row | epoch for row in rows for epoch in row["history"] or ()])
+    # The fields of the run win: its `learning_rate` is not that of the epoch.
+    return pd.DataFrame([epoch | row for row in rows for epoch in row["history"] or ()])
 
 
 def by_branch(runs: Frame) -> Frame:

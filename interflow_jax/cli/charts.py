@@ -70,9 +70,11 @@ def heatmap(
                 axes.text(column, row, f"{value:z.2f}", color=color, **options)
 
 
-def _by_epoch(axes: Axes, series: dict[str, list[float]], ylabel: str) -> None:
+def _by_epoch(
+    axes: Axes, history: list[dict[str, Any]], series: dict[str, list[float]], ylabel: str
+) -> None:
     for label, values in series.items():
-        axes.plot(range(1, len(values) + 1), values, marker=".", label=label)
+        axes.plot([record["epoch"] for record in history], values, marker=".", label=label)
     axes.set(xlabel="epoch", ylabel=ylabel)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend()
@@ -88,14 +90,14 @@ def _learning_curves(history: list[dict[str, Any]]) -> Figure:
         series = {
             split: [epoch[f"{split}_{figure}"] for epoch in history] for split in ("train", "test")
         }
-        _by_epoch(axes, series, f"{figure} ({unit})")
+        _by_epoch(axes, history, series, f"{figure} ({unit})")
     return chart
 
 
 def _branch_accuracy(history: list[dict[str, Any]], result: dict[str, Any]) -> Figure:
     chart, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained", sharey=True)
     fused = {"fused": [epoch["test_accuracy"] for epoch in history]}
-    _by_epoch(left, _of_branches(history, "branch_accuracy") | fused, "test accuracy (%)")
+    _by_epoch(left, history, _of_branches(history, "branch_accuracy") | fused, "test accuracy (%)")
     labels = [str(label) for label in result["branches"]]
     right.plot(labels, result["branch_accuracy"], "o-", label="branch alone")
     right.axhline(result["test_accuracy"], color="k", ls="--", label="fused")
@@ -110,7 +112,7 @@ def _fusion_weights(
     weights = np.array(result.get("weights_by_class", result["weights"]))
     if weights.ndim == 1:
         chart, axes = plt.subplots(figsize=(5.5, 3.6), layout="constrained")
-        _by_epoch(axes, _of_branches(history, "weights"), "fusion weight")
+        _by_epoch(axes, history, _of_branches(history, "weights"), "fusion weight")
         return chart
     rows, columns = weights.shape
     size = (min(2 + 0.6 * columns, 24), 2 + 0.45 * rows)

@@ -26,6 +26,12 @@ from interflow_jax.optimizer import (
     make_optimizer,
 )
 from interflow_jax.steps import BATCH_SIZE
+from interflow_jax.training_recipe import (
+    RecipeName,
+    TrainingRecipe,
+    default_recipe,
+    training_recipe,
+)
 from interflow_jax.vgg import StrideVGG
 
 
@@ -63,18 +69,22 @@ class TrainingConfig:
     """How a run trains.
 
     Attributes:
+      recipe: paper (IV-B), or modern, which measured best on small sets; for the flags of training,
+        augmentation and regularisation that are not given; None for modern with folder:PATH, else
+        paper.
       seed: of the initial parameters, the order of examples, the augmentation.
       epochs: passes over the training split; None for the paper's, CIFAR 100, others 40, and
         fashion_mini 3.
       batch_size: examples per step, over all devices.
-      optimizer: of the parameters.
+      optimizer: of the parameters; nesterov is sgd with that momentum.
       learning_rate: at the start, or after the warmup.
-      momentum: of sgd, not Nesterov's; None for 0.95.
+      momentum: of all but adamw; None for 0.95.
       weight_decay: of every parameter; of adamw decoupled.
       schedule: of the learning rate, a drop to a tenth, or half a cosine.
       drop_after: share of the training before the drop; None for the paper's, CIFAR 0.8, others
         0.5.
       warmup_epochs: over which the learning rate rises from zero.
+      clip_norm: the largest norm of a gradient; None for any.
       auxiliary_mean: weight of the mean of all branches' own losses, added to the loss; of Aux and
         DSN in place of their sum.
       distillation: weight of the branches' mean divergence from the fused prediction, their
@@ -83,6 +93,7 @@ class TrainingConfig:
         the folder of a finished run on it, whose other layers are taken where they match.
     """
 
+    recipe: RecipeName = "paper"
     seed: int = 0
     epochs: int | None = None
     batch_size: int = BATCH_SIZE
@@ -93,9 +104,46 @@ class TrainingConfig:
     schedule: Schedule = "step"
     drop_after: float | None = None
     warmup_epochs: float = 0.0
+    clip_norm: float | None = None
     auxiliary_mean: float = 0.0
     distillation: float = 0.0
     pretrained: str | None = None
+
+
+@dataclass(frozen=True)
+class RegularizationConfig:
+    """What keeps a run from learning its training images by heart.
+
+    Attributes:
+      label_smoothing: share of a label that goes to all classes alike.
+      mixup: alpha of the Beta distribution by which pairs of images, and their labels, are mixed; 0
+        for none.
+      class_weights: of the losses, balanced weighs classes alike, however many images they have.
+      ema: decay per step of the mean of all steps' weights, by which the run evaluates and which it
+        saves; 0 for the last step's weights.
+    """
+
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
+    class_weights: Literal["none", "balanced"] = "none"
+    ema: float = 0.0
+
+
+@dataclass(frozen=True)
+class SelectionConfig:
+    """When a run evaluates and ends, and which of its epochs it keeps.
+
+    Attributes:
+      evaluate_every: epochs between evaluations; the last epoch always has one.
+      keep: weights of the last epoch, or of the one best on held-out images, which are training
+        images beyond --train_size.
+      patience: end after so many epochs without a better accuracy on held-out images; None for
+        never.
+    """
+
+    evaluate_every: int = 1
+    keep: Literal["last", "best"] = "last"
+    patience: int | None = None
 
 
 @dataclass(frozen=True)
@@ -136,6 +184,12 @@ _BOUNDS = {  # lowest and highest value; memory or patience would end a run beyo
     "momentum": (0.0, 1.0),
     "weight_decay": (0.0, 1e6),
     "drop_after": (0.0, 1.0),
+    "clip_norm": (1e-6, 1e6),
+    "label_smoothing": (0.0, 0.999),
+    "mixup": (0.0, 100.0),
+    "ema": (0.0, 0.999999),
+    "evaluate_every": (1, 1_000_000),
+    "patience": (1, 1_000_000),
     "auxiliary_mean": (0.0, 1e6),
     "distillation": (0.0, 1e6),
     "width": (1e-6, 64),
@@ -154,6 +208,8 @@ class RunConfig:
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     training: TrainingConfig = TrainingConfig()
+    regularization: RegularizationConfig = RegularizationConfig()
+    selection: SelectionConfig = SelectionConfig()
     places: Places = Places()
 
     def replace(self, **values: Any) -> "RunConfig":
@@ -167,8 +223,9 @@ class RunConfig:
         return RunConfig(**parts)
 
     def flat(self) -> dict[str, Any]:
-        """The fields that say what is computed: of model, data and training."""
-        return {**vars(self.model), **vars(self.data), **vars(self.training)}
+        """The fields that say what is computed: of all parts but the places."""
+        parts = (vars(getattr(self, part)) for part in PARTS if part != "places")
+        return {name: value for part in parts for name, value in part.items()}
 
     def changes(self) -> dict[str, Any]:
         """The values of all parts that are not the flags' defaults."""
@@ -215,6 +272,13 @@ class RunConfig:
             digests["pretrained_sha256"] = file_digest(self.training.pretrained)
         return digests
 
+    def decided(self) -> dict[str, Any]:
+        """What the recipe decides of the fields, whatever flags win over it."""
+        training = self.training
+        if training.recipe == "paper":
+            return {}
+        return training_recipe("modern", self.epochs(), training.batch_size)._asdict()
+
     def losses(self) -> dict[str, float]:
         """The branches' own losses (see `methods.losses`)."""
         training = self.training
@@ -223,17 +287,24 @@ class RunConfig:
     def make_optimizer(self, steps: int) -> optax.GradientTransformation:
         """The optimizer, with its schedule, for a training of so many steps per epoch."""
         training = self.training
-        drop_after = training.drop_after
-        schedule = learning_rate_schedule(
+        return make_optimizer(
+            self.learning_rates(steps),
+            training.optimizer,
+            training.momentum,
+            training.weight_decay,
+            ("backbone",) if self.model.frozen else (),
+            training.clip_norm,
+        )
+
+    def learning_rates(self, steps: int) -> optax.Schedule:
+        """The learning rate by step, for a training of so many steps per epoch."""
+        training, drop_after = self.training, self.training.drop_after
+        return learning_rate_schedule(
             steps * self.epochs(),
             recipe(self.data.dataset).drop_after if drop_after is None else drop_after,
             training.learning_rate,
             training.schedule,
             round(steps * training.warmup_epochs),
-        )
-        frozen = ("backbone",) if self.model.frozen else ()
-        return make_optimizer(
-            schedule, training.optimizer, training.momentum, training.weight_decay, frozen=frozen
         )
 
     def check(self) -> None:
@@ -289,6 +360,11 @@ class RunConfig:
     def arguments(self) -> list[str]:
         """The main command's flags for this run."""
         given = {"method": self.model.method, "dataset": self.data.dataset, **self.changes()}
+        if (recipe := self.training.recipe) != default_recipe(self.data.dataset):
+            given["recipe"] = recipe
+        if recipe == "modern":  # some flags may win over it
+            values = {name: self.flat()[name] for name in TrainingRecipe._fields}
+            given |= {name: value for name, value in values.items() if value is not None}
         if self.places.seeds is None:
             given["seed"] = self.training.seed
         return [
@@ -308,11 +384,8 @@ def fields(part: str) -> set[str]:
 
 def recorded(record: Mapping[str, Any]) -> RunConfig:
     """The configuration that a run recorded, without its places."""
-    return RunConfig(
-        from_record(ModelConfig, record),
-        from_record(DataConfig, record),
-        from_record(TrainingConfig, record),
-    )
+    parts = {part: type(getattr(DEFAULT, part)) for part in PARTS if part != "places"}
+    return RunConfig(**{part: from_record(kind, record) for part, kind in parts.items()})
 
 
 def recorded_identity(record: Mapping[str, Any]) -> dict[str, Any]:

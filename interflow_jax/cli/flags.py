@@ -8,12 +8,23 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, get_args, get_type_hints
 
+from interflow_jax.cli import config_file
 from interflow_jax.cli.config import DEFAULT, PARTS, RunConfig, as_flag
+from interflow_jax.cli.folder import RunFolder
 from interflow_jax.config import choices
 from interflow_jax.data.dataset import printable
 from interflow_jax.methods import BASELINES, METHODS
+from interflow_jax.training_recipe import default_recipe, training_recipe
 
-_TITLES = {"model": "model", "data": "data", "training": "training", "places": "places and hosts"}
+_CONFIG = "TOML, or a run's config.json, with fields by the names of these flags, which win"
+_TITLES = {
+    "model": "model",
+    "data": "data",
+    "training": "training",
+    "regularization": "regularisation",
+    "selection": "evaluation and stopping",
+    "places": "places and hosts",
+}
 
 
 _LONGEST_LINE = 1000  # characters; the end of an error says what to do, so its middle goes
@@ -134,7 +145,9 @@ def add_config(
                 options: dict[str, Any] = {"action": "store_true"}
             else:
                 options = _options(field.name, hints[field.name])
-                shown = decided or (unset if field.default is None else as_flag(field.default))
+                shown = decided or unset
+                if shown is None and field.default is not None:
+                    shown = as_flag(field.default)
                 about += f" (default: {shown})" if shown else ""
             group.add_argument(*flags, default=argparse.SUPPRESS, help=about, **options)
 
@@ -194,5 +207,34 @@ def parse_run(arguments: Sequence[str]) -> RunConfig:
         "      --taps=layers_3,layers_5,layers_7 --method=S1\n"
         "\nWithout the package installed: python -m experiments.run, from a checkout.\n",
     )
+    parser.add_argument("--config", metavar="FILE", help=_CONFIG)
     add_config(parser)
-    return RunConfig().replace(**vars(parser.parse_args(list(arguments))))
+    given = vars(parser.parse_args(list(arguments)))
+    if file := given.pop("config"):
+        flags = config_file.read(file, given)
+        given = vars(parser.parse_args([*flags, *arguments]))
+        given.pop("config")
+    return _with_recipe(given)
+
+
+def _with_recipe(given: dict[str, Any]) -> RunConfig:
+    """The configuration of some flags, for the others by the recipe.
+
+    Without that flag it is the recipe of the work in the run's folder, as recorded there, else the
+    dataset's.
+    """
+    config, told = RunConfig().replace(**given), given.get("recipe")
+    folders = (RunFolder(each.folder()) for each in config.by_seed())
+    began = next((folder for folder in folders if folder.has_work()), None)
+    values = (began.fact("recipe") or {}) if began else {}
+    recorded = "modern" if values else "paper"
+    if began is None or told not in (None, recorded):
+        recorded = told or default_recipe(config.data.dataset)
+        batch_size = given.get("batch_size")
+        values = training_recipe(recorded, config.epochs(), batch_size)._asdict()
+        values = values if recorded == "modern" else {}
+    if values and given.get("optimizer", values["optimizer"]) != values["optimizer"]:
+        # Another optimizer's rate and decay would be out of all proportion.
+        of_its_own = ("learning_rate", "momentum", "weight_decay")
+        values = {name: value for name, value in values.items() if name not in of_its_own}
+    return RunConfig().replace(**{**values, **given, "recipe": recorded})

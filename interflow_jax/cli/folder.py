@@ -17,17 +17,19 @@ from interflow_jax.cli.files import locked, read_json, writable, write_whole
 class RunFolder:
     """The files of one run. Those that a run reads back are replaced whole, never half-written.
 
-    config.json, metrics.csv, events/ (TensorBoard), checkpoints/, pictures/ and result.json.
+    config.json, metrics.csv, events/ (TensorBoard), checkpoints/, pictures/ and result.json; of a
+    run that keeps its best epoch, best/.
     """
 
     def __init__(self, path: Path):
         self.path = path
         self.checkpoints = path / "checkpoints"
+        self.best = path / "best"
         self.pictures = path / "pictures"
 
     def check(self, identity: dict[str, Any]) -> None:
         """Checks that any work in the folder is of the same configuration."""
-        if not self._has_work():
+        if not self.has_work():
             return
         stored = self._config().get("configuration")
         try:
@@ -56,7 +58,7 @@ class RunFolder:
         writable(self.path)
         with locked(self.path):
             self.check(identity)
-            if not self._has_work():
+            if not self.has_work():
                 self.write_json("config.json", {"configuration": identity, **facts})
 
     @contextlib.contextmanager
@@ -66,7 +68,7 @@ class RunFolder:
         try:
             yield
         except BaseException:
-            if made and not self._has_work():
+            if made and not self.has_work():
                 with contextlib.suppress(OSError):  # something else is in it by now
                     for name in ("config.json", ".lock"):
                         (self.path / name).unlink(missing_ok=True)
@@ -76,7 +78,7 @@ class RunFolder:
 
     def statistics(self) -> dict[str, tuple[float, ...]]:
         """The channels' mean and deviation that the folder's work, if any, began with."""
-        stored = self._config().get("statistics", {}) if self._has_work() else {}
+        stored = self._config().get("statistics", {}) if self.has_work() else {}
         try:
             if stored:
                 return {name: tuple(map(float, stored[name])) for name in ("mean", "deviation")}
@@ -96,7 +98,7 @@ class RunFolder:
     def claim_data(self, digest: str) -> None:
         """Notes what the work is done on; raises ValueError if it was begun on other data."""
         stored = self.fact("data")
-        if stored is None and self._has_work():
+        if stored is None and self.has_work():
             print(f"{self.path} does not say what data it was trained on; taken as the same")
         elif stored not in (None, digest):
             raise ValueError(
@@ -112,7 +114,8 @@ class RunFolder:
     def _config(self) -> dict[str, Any]:
         return read_json(self.path / "config.json", f"restore it, or {self._apart()}")
 
-    def _has_work(self) -> bool:
+    def has_work(self) -> bool:
+        """Whether a run began here: there are checkpoints, or its result."""
         return self.has_checkpoints() or self.is_finished()
 
     def has_checkpoints(self) -> bool:

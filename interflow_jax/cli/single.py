@@ -120,6 +120,7 @@ class Runs:
                     config.data.resize,
                 )
                 check_sizes(config, len(dataset.train))
+                check_held_out(config, len(dataset.train))
                 model = config.model.build(len(dataset.class_names))
                 variables = _pretrained(config, model, dataset)
             hosts.once(lambda: self._claim(dataset.digest()))
@@ -127,7 +128,7 @@ class Runs:
                 print(note, flush=True)
             with hosts.everywhere(), memory_errors(), data.reading(dataset.name):
                 dataset, self._held_out = _subset(config, dataset)
-                losses = config.losses()
+                losses, regularization = config.losses(), config.regularization
                 trainer = Trainer(
                     model,
                     dataset,
@@ -141,6 +142,10 @@ class Runs:
                     auxiliary_loss=losses["auxiliary_loss"],
                     auxiliary_mean=losses["auxiliary_mean"],
                     distillation=losses["distillation"],
+                    label_smoothing=regularization.label_smoothing,
+                    mixup=regularization.mixup,
+                    balanced=regularization.class_weights == "balanced",
+                    ema=regularization.ema,
                     pretrained=variables,
                     progress=partial(console.reading, words=dataset.name),
                 )
@@ -154,7 +159,11 @@ class Runs:
           digest: of the data, which work in a folder must have been done on; None before there is
             any.
         """
-        facts: dict[str, Any] = {"command": self.command, "versions": machine.versions()}
+        facts: dict[str, Any] = {
+            "command": self.command,
+            "versions": machine.versions(),
+            "recipe": self.config.decided(),
+        }
         if self.config.model.backbone != VGG:
             facts["backbone_source"] = source(self.config.model.backbone)
         for (_, folder), identity in zip(self.seeds, self._identities, strict=True):
@@ -200,19 +209,21 @@ class Runs:
             if bring := onednn.hint():
                 print(bring, flush=True)
             with memory_errors(), data.reading(trainer.dataset.name):
-                training = TrainingRun(trainer, config, folder)
-                with contextlib.closing(training):
-                    training.resume(partial(print, flush=True))
-                    training.train(stop)
-                    deep = config.model.backbone == VGG and config.model.depth > VGG_DEPTH
-                    figures = training.measure(stop, self._held_out, recalibrated=deep)
-                    answers = Answers(trainer.dataset.class_names, *training.answers().T)
+                training = lock.enter_context(
+                    contextlib.closing(TrainingRun(trainer, config, folder))
+                )
+                training.resume(partial(print, flush=True))
+                training.train(stop)
+                deep = config.model.backbone == VGG and config.model.depth > VGG_DEPTH
+                figures = training.measure(stop, self._held_out, recalibrated=deep)
+                answers = Answers(trainer.dataset.class_names, *training.answers().T)
 
             def finish() -> dict[str, Any]:
                 history = training.position.history
                 result = _result(identity, training, figures, self.command)
                 charts.draw(history, result, trainer.dataset.class_names, folder.pictures)
                 answers.write(folder.pictures, folder.path / "classes.json")
+                training.write_pictures(partial(print, flush=True))
                 folder.write_history(history)
                 folder.write_json("result.json", result)
                 return result
@@ -235,6 +246,17 @@ def check_sizes(config: RunConfig, examples: int) -> None:
         raise ValueError(
             f"--batch_size={batch_size} is more than the {size} training examples; choose a "
             "smaller batch or a larger --train_size"
+        )
+
+
+def check_held_out(config: RunConfig, examples: int) -> None:
+    """Checks that there are held-out images of so many training examples, if any are needed."""
+    selection, size = config.selection, config.data.train_size or examples
+    if size == examples and (selection.keep == "best" or selection.patience is not None):
+        asked = f"patience={selection.patience}" if selection.keep == "last" else "keep=best"
+        raise ValueError(
+            f"--{asked} needs held-out images, and all {examples} training examples are trained "
+            f"on; hold a tenth of them out by --train_size={examples * 9 // 10}"
         )
 
 
@@ -290,10 +312,10 @@ def _branch_norms(training: TrainingRun) -> list[float]:
     images = jnp.zeros((1, *trainer.dataset.image_shape), jnp.float32)
     features = jax.eval_shape(partial(predict, trainer.model), state, images).features or ()
     norms = []
-    weights = training.position.history[-1]["weights"].values()
+    weights = training.kept()["weights"].values()
     for number, (weight, pooled) in enumerate(zip(weights, features, strict=True), start=1):
         layer = trainer.model.layer_name(number, pooled.shape[-1])
-        kernel = np.asarray(state.params[layer]["kernel"])
+        kernel = np.asarray(state.averaged().params[layer]["kernel"])
         norms.append(float(np.linalg.norm(kernel * np.reshape(weight, (1, -1)))))
     return norms
 
@@ -301,9 +323,10 @@ def _branch_norms(training: TrainingRun) -> list[float]:
 def _result(
     identity: dict[str, Any], training: TrainingRun, figures: dict[str, Any], command: str
 ) -> dict[str, Any]:
-    """What result.json holds: accuracies in percent, after the last epoch."""
+    """What result.json holds: accuracies in percent, of the epoch that is kept."""
     trainer, position = training.trainer, training.position
-    last, dataset, parameters = position.history[-1], trainer.dataset, training.state.params
+    last, dataset = training.kept(), trainer.dataset
+    parameters = training.state.averaged().params
     of_epoch = ("test_accuracy", "images_per_second", "train_loss", "test_loss")
     of_images = ("weight_deviation", "weights_by_class")  # where weights depend on them
     return {
@@ -317,6 +340,8 @@ def _result(
         "weights": list(last["weights"].values()),
         **{name: list(last[name].values()) for name in of_images if name in last},
         "branch_norms": _branch_norms(training),
+        "trained_epochs": position.epoch,
+        "kept_epoch": last["epoch"],
         "train_seconds": position.seconds,
         "device": machine.device(),
         "processes": jax.process_count(),

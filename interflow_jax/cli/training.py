@@ -1,5 +1,6 @@
 """One run: trains, evaluates every epoch, keeps checkpoints, resumes where it stopped."""
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import numpy as np
 
 from interflow_jax.checkpoints import Checkpoints, UnwritableError
 from interflow_jax.cli import hosts, machine
-from interflow_jax.cli.config import RunConfig
+from interflow_jax.cli.config import RunConfig, as_flag
 from interflow_jax.cli.console import Progress, epoch_line
 from interflow_jax.cli.events import Events
 from interflow_jax.cli.folder import RunFolder
@@ -32,19 +33,24 @@ class Position:
     """How far a run is, and what it has measured; saved with every checkpoint."""
 
     epoch: int = 0  # finished epochs
-    step: int = 0  # steps taken in the epoch after those; the next three are sums over them
-    loss_sum: float = 0.0
+    step: int = 0  # steps taken in the epoch after those
+    loss_sum: float = 0.0  # this and the next two are sums since the last evaluation
     correct: int = 0
     count: int = 0
     seconds: float = 0.0  # of training, without evaluation and dispatches that compile
     timed: int = 0  # images trained on in that time
-    history: list[dict[str, Any]] = field(default_factory=list)  # a record per finished epoch
+    history: list[dict[str, Any]] = field(default_factory=list)  # a record per evaluation
     cores: list[int] = field(default_factory=list)  # as they change: sums round differently
     software: list[str] = field(default_factory=list)  # likewise
 
     def number(self, steps: int) -> int:
         """A checkpoint number that grows with every step and every finished epoch."""
         return self.epoch * (steps + 1) + self.step
+
+
+def _best(history: list[dict[str, Any]]) -> dict[str, Any]:
+    """The first of the epochs with the best accuracy on held-out images."""
+    return max(history, key=lambda record: record["validation_accuracy"])
 
 
 def _check(stop: StopSignals) -> None:
@@ -58,10 +64,14 @@ class TrainingRun:
     def __init__(self, trainer: Trainer, config: RunConfig, folder: RunFolder):
         self.trainer, self.folder = trainer, folder
         self.epochs, self.seed = config.epochs(), config.training.seed
+        self._selection, self._rates = config.selection, config.learning_rates(trainer.steps)
         self._seconds_between_saves = 60 * config.places.checkpoint_minutes
         self._checkpoints = Checkpoints(folder.checkpoints)
-        self.close = self._checkpoints.close
-        self._events = Events(folder.path / "events")
+        shown = {
+            name: as_flag(value) if isinstance(value, tuple) else value
+            for name, value in {**config.flat(), "epochs": self.epochs}.items()
+        }
+        self._events = Events(folder.path / "events", shown, trainer.dataset.class_names)
         self.state: TrainState = trainer.init(self.seed)
         self._signature = config.signature()
         self.position = Position(cores=[cores()], software=[machine.software()])
@@ -123,16 +133,20 @@ class TrainingRun:
         progress = Progress(batch_size * steps * self.epochs, batch_size * done)
         self._write_history(progress.say)  # a kill may have come between checkpoint and metrics
         try:
-            while position.epoch < self.epochs:
+            while position.epoch < self.epochs and not self._is_out_of_patience():
                 self.train_epoch(stop, progress)
-                record = self._record(stop)
-                position.history.append(record)
-                self.position = position = dataclasses.replace(
-                    position, epoch=position.epoch + 1, step=0, loss_sum=0.0, correct=0, count=0
-                )
+                epoch, record = position.epoch + 1, None
+                if epoch % self._selection.evaluate_every == 0 or epoch == self.epochs:
+                    record = self._record(stop)
+                    position.history.append(record)
+                    if self._selection.keep == "best" and self.kept() is record:
+                        self._save_best()
+                    position = dataclasses.replace(position, loss_sum=0.0, correct=0, count=0)
+                self.position = position = dataclasses.replace(position, epoch=epoch, step=0)
                 self.save(progress.say)
-                self._write_history(progress.say)
-                progress.say(epoch_line(record, self.epochs))
+                if record is not None:
+                    self._write_history(progress.say)
+                    progress.say(epoch_line(record, self.epochs))
         except StoppedError as stopped:
             with hosts.everywhere():
                 try:
@@ -142,10 +156,51 @@ class TrainingRun:
                     raise StoppedError(stopped.signal, str(error)) from error
             raise
         finally:
-            self._events.close()
             progress.close()
         with hosts.everywhere():
             self._check_saved()
+        if self._selection.keep == "best":
+            self._restore_best()
+
+    def kept(self) -> dict[str, Any]:
+        """The record of the epoch that is kept: the last, or the first of the best by `keep`."""
+        history = self.position.history
+        return _best(history) if self._selection.keep == "best" else history[-1]
+
+    def _is_out_of_patience(self) -> bool:
+        history, patience = self.position.history, self._selection.patience
+        if patience is None or not history:
+            return False
+        return self.position.epoch - _best(history)["epoch"] >= patience
+
+    def _save_best(self) -> None:
+        """Saves the state apart from the checkpoints, before that which says it is the best."""
+        number = self.position.history[-1]["epoch"]
+
+        def write() -> None:
+            with contextlib.closing(Checkpoints(self.folder.best)) as best:
+                best.discard_after(number - 1)  # of a session whose checkpoints were lost
+                best.save(number, self.state, {"run": self._signature})
+
+        hosts.once(write)
+
+    def _restore_best(self) -> None:
+        """Takes the state of the best epoch up, to measure it."""
+        number, state = self.kept()["epoch"], self.state
+
+        def read() -> None:
+            nonlocal state
+            with contextlib.closing(Checkpoints(self.folder.best)) as best:
+                restored = best.restore(self.state)
+            if restored is None or restored.number != number:
+                raise ValueError(
+                    f"{self.folder.best} lacks epoch {number}, the best on held-out images; move "
+                    f"{self.folder.path} away and run again"
+                )
+            state = restored.state
+
+        hosts.once(read)
+        self.state, self._answers = self.trainer.put(hosts.same(state)), None
 
     def _check_saved(self) -> None:
         if self._saved != self.position.number(self.trainer.steps):
@@ -153,6 +208,18 @@ class TrainingRun:
                 f"the last state could not be saved in {self.folder.checkpoints}; make room and "
                 "run the same command again: it goes on from the checkpoint before"
             )
+
+    def write_pictures(self, say: Say) -> None:
+        """Adds the run's pictures to its events."""
+        try:
+            self._events.write_pictures(self.position.epoch, self.folder.pictures)
+        except OSError as error:
+            say(f"could not write the pictures' events ({error})")
+
+    def close(self) -> None:
+        """Ends the threads of checkpoints, and closes the events."""
+        self._events.close()
+        self._checkpoints.close()
 
     def _write_history(self, say: Say) -> None:
         """Writes the metrics; a failure loses nothing, as every checkpoint has them too."""
@@ -207,12 +274,18 @@ class TrainingRun:
         position, trainer, between = self.position, self.trainer, partial(_check, stop)
         test = trainer.evaluate(self.state, "test", between)
         self._answers = np.asarray(test.answers)
-        validation = {}
-        # A run begun before this was measured goes on without it, so all epochs have equal figures.
-        before = all("validation_accuracy" in record for record in position.history)
-        if trainer.dataset.validation is not None and before:
+        younger: dict[str, float] = {}
+
+        def measured(figure: str) -> bool:
+            """Of every epoch before: a run begun without a figure goes on without it."""
+            return all(figure in record for record in position.history)
+
+        if trainer.dataset.validation is not None and measured("validation_accuracy"):
             metrics = trainer.evaluate(self.state, "validation", between)
-            validation["validation_accuracy"] = metrics.accuracy
+            younger["validation_accuracy"] = metrics.accuracy
+        if measured("learning_rate"):
+            last = trainer.steps * (position.epoch + 1) - 1
+            younger["learning_rate"] = float(np.asarray(self._rates(last)))
         labels = [str(label) for label in trainer.labels]
         by_branch = {"weights": test.weights}
         if (sums := test.weight_sums) is not None:
@@ -223,7 +296,7 @@ class TrainingRun:
             "train_accuracy": 100 * position.correct / position.count,
             "test_loss": test.loss,
             "test_accuracy": test.accuracy,
-            **validation,
+            **younger,
             "branch_accuracy": dict(zip(labels, test.branch_accuracy, strict=True)),
             **{
                 name: dict(zip(labels, np.asarray(values).tolist(), strict=True))
@@ -234,7 +307,7 @@ class TrainingRun:
 
     def answers(self) -> np.ndarray:
         """The true and the predicted class of every test example, [examples, 2], int32."""
-        if self._answers is None:  # resumed after the last epoch
+        if self._answers is None:  # resumed after the last epoch, or of another one
             self._answers = np.asarray(self.trainer.evaluate(self.state).answers)
         return self._answers
 

@@ -111,6 +111,12 @@ def into_memory(split: Split, progress: Progress = iter) -> ArraySplit:
     return ArraySplit(*map(np.concatenate, parts))
 
 
+def class_counts(split: Split, classes: int) -> np.ndarray:
+    """How many examples of a split every class has, [classes]."""
+    labels = (read(split, chunk)[1] for chunk in chunks(split))
+    return np.sum([np.bincount(part, minlength=classes) for part in labels], axis=0)
+
+
 def channel_statistics(
     split: Split, progress: Progress = iter
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:

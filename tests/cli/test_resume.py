@@ -18,6 +18,7 @@ COMMAND = [
     *(sys.executable, "-m", "experiments.run"),
     *("--method=S1", "--depth=4", "--taps=2,3,4", "--width=0.0625", "--train_size=1024"),
     *("--epochs=2", "--checkpoint_minutes=0.005", "--distillation=0.5", "--fusion=attention"),
+    *("--ema=0.9", "--mixup=0.2", "--keep=best", "--patience=2"),
 ]
 
 
@@ -59,6 +60,7 @@ def kill_and_resume(moment, never_stopped, out):
         "branch_accuracy",
         "weights",
         "held_out_accuracy",
+        "kept_epoch",
     ):
         assert result[figure] == never_stopped[figure]
     return process.returncode == -signal.SIGKILL, "taking up" in output

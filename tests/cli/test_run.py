@@ -162,12 +162,31 @@ def test_csv_and_events_have_the_same_figures(finished):
     for event in read_events(file):
         for value in event.summary.value:
             scalars[event.step, value.tag] = value.simple_value
+    names = ij.load_run(folder).class_names
     for row in rows:
         for name, value in row.items():
             if name != "epoch":
-                np.testing.assert_allclose(
-                    scalars[int(row["epoch"]), name], float(value), rtol=1e-6
-                )
+                kind, _, rest = name.partition("/")
+                if kind == "weights":  # by class, in TensorBoard by its name without spaces
+                    tap, _, label = rest.partition("/")
+                    name = f"weights/{tap}/{names[int(label)]}".replace(" ", "_")
+                figure = scalars[int(row["epoch"]), name]
+                np.testing.assert_allclose(figure, float(value), rtol=1e-6)
+    np.testing.assert_allclose([float(row["learning_rate"]) for row in rows], [1e-3, 1e-4])
+
+
+def test_events_have_the_run_s_options_and_pictures(finished):
+    (file,) = (folder_in(finished) / "events").iterdir()
+    values = [value for event in read_events(file) for value in event.summary.value]
+    images = {value.tag: value.image for value in values if value.HasField("image")}
+    drawn = {f"pictures/{file.stem}" for file in (folder_in(finished) / "pictures").iterdir()}
+    assert images.keys() == drawn >= {"pictures/learning_curves", "pictures/fusion_weights"}
+    for tag, image in images.items():
+        assert image.encoded_image_string == (folder_in(finished) / f"{tag}.png").read_bytes()
+    options = [value.metadata.plugin_data for value in values if value.tag.startswith("_hparams_")]
+    assert {each.plugin_name for each in options} == {"hparams"}
+    for name in (b"learning_rate", b"label_smoothing", b"test_accuracy"):
+        assert any(name in each.content for each in options)
 
 
 def read_events(file):

@@ -37,6 +37,7 @@ PICTURES = {
     "branches": ["branches"],
     "longer": ["longer", "longer-by-epoch"],
     "rates": ["rates"],
+    "recipes": ["recipes"],
     "weights": ["weights", "weights-by-epoch"],
 }
 

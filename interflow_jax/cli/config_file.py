@@ -1,0 +1,84 @@
+"""A run's configuration from a file: TOML, or the config.json of a run."""
+
+import difflib
+import json
+import tomllib
+from collections.abc import Container
+from pathlib import Path
+from typing import Any
+
+from interflow_jax.cli.config import PARTS, as_flag, fields, recorded
+from interflow_jax.config import VGG
+from interflow_jax.methods import look_up
+
+
+def read(file: str, given: Container[str]) -> list[str]:
+    """The flags that a file stands for.
+
+    TOML has the flags' names, at the top or in tables that are named as the parts of `RunConfig`.
+
+    Args:
+      file: its path.
+      given: names of flags that are given beside it.
+
+    Raises:
+      ValueError: for a file that is neither, a name that is no flag, or a network of one's own,
+        which no file has imported: the command line must name it, too.
+    """
+    try:
+        text = Path(file).expanduser().read_text()
+        is_json = text.lstrip().startswith("{")
+        values: dict[str, Any] = json.loads(text) if is_json else tomllib.loads(text)
+        if is_json:
+            values = values.get("configuration", {})
+            if not isinstance(values, dict) or "method" not in values:
+                raise ValueError("it has no configuration, as a run's config.json")
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"--config={file} cannot be read: {error}") from error
+    for part in () if is_json else PARTS:
+        if isinstance(values.get(part), dict):
+            table = values.pop(part)
+            values |= table
+    network = values.get("backbone", VGG)
+    if network != VGG and "backbone" not in given:
+        raise ValueError(
+            f"--config={file} names the network {network}, which is not imported at a file's "
+            f"word; add --backbone={network}"
+        )
+    return _of_run(file, values, given) if is_json else _of_toml(file, values, given)
+
+
+def _of_run(file: str, record: Any, given: Container[str]) -> list[str]:
+    """The flags of a run; without taps and options that are its method's, not another one's."""
+    try:
+        config = recorded(record)
+        decided = look_up(config.model.method).options
+        config = config.replace(**{name: getattr(type(config.model), name) for name in decided})
+        if (plain := config.replace(taps=None)).model.resolved_taps() == config.model.taps:
+            config = plain
+        flags = config.arguments()
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"--config={file} is not a run's ({error})") from error
+    return [flag for flag in flags if not (flag.startswith("--seed=") and "seeds" in given)]
+
+
+def _of_toml(file: str, values: dict[str, Any], given: Container[str]) -> list[str]:
+    known = sorted(name for part in PARTS for name in fields(part))
+    flags = []
+    for name, value in values.items():
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            meant = f"; did you mean {close[0]}?" if close else ""
+            raise ValueError(
+                f"--config={file} has {name!r}, which is no flag{meant} Choose from "
+                f"{', '.join(known)}"
+            )
+        if name == "seed" and "seeds" in given:
+            continue
+        if isinstance(value, list):
+            value = tuple(value)
+        if value is True and name != "frozen":
+            flags.append(f"--{name}")
+        elif value is not False or name == "frozen":
+            flags.append(f"--{name}={as_flag(value)}")
+    return flags
