@@ -30,7 +30,7 @@ html_theme_options = {
     "source_branch": "main",
     "source_directory": "docs/",
 }
-exclude_patterns = ["notebooks/runs"]
+exclude_patterns = ["notebooks/runs", "package.md"]  # the latter is for an index of packages
 copybutton_exclude = ".linenos, .gp"
 
 myst_enable_extensions = ["colon_fence", "deflist"]
