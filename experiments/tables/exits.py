@@ -221,14 +221,19 @@ def _weights(section, own):
     for row, inside in own.groupby("row", sort=False):
         model = inside["config"].iloc[0].model
         if (model.fusion or look_up(model.method).fusion) != "fixed":
-            pairs = zip(inside["weights"].map(_sizes), inside["left_out"], strict=True)
-            ranks = [pd.Series(sizes).corr(pd.Series(costs), "spearman") for sizes, costs in pairs]
-            rows.append({"row": row, "rank correlation": spread(ranks)})
+            ranks = spread(inside.apply(rank_correlation, axis=1))
+            rows.append({"row": row, "rank correlation": ranks})
     note = "Spearman's rank correlation, over a run's branches, of the weight's absolute value and "
     note += "of what leaving the branch out costs: 1 where the weights tell the redundant depths."
     if rows:
         title = f"{section}: do the learned weights tell which depth is redundant?"
         yield Section(title, rows, "weights", note)
+
+
+def rank_correlation(run):
+    """Of the sizes of a run's weights and what leaving out each branch costs, Spearman's."""
+    costs = run[EXITS]["fusions"][OWN]["left_out"]
+    return pd.Series(_sizes(run["weights"])).corr(pd.Series(costs), "spearman")
 
 
 def _sizes(weights):
