@@ -19,7 +19,7 @@ from interflow_jax.cli.files import read_json, write_whole
 from interflow_jax.data.recipes import recipe
 
 EXITS, PROBES = "exits_by_fusion", "probes"
-"""What the tables `exits` and `probes` measure of a run: files in its folder, fields of its line."""
+"""What tables of these names measure of a run: files in its folder, and fields of its line."""
 
 
 def read(out: Path) -> list[dict[str, Any]]:

@@ -97,7 +97,7 @@ def _judged(words: str, found: Difference | None, control: str, beside: Any, hol
     verdict = {"undecided": "undecided", "no different": "no difference"}.get(found.verdict)
     if found.verdict in holds:
         also = beside and beside.verdict == found.verdict == "ahead"
-        verdict = f"confirmed{', and of the control, too' if also else ''}"
+        verdict = f"confirmed{', and the control does as much' if also else ''}"
     needed = f" ({found.needed:,} runs per row would tell)" if found.needed else ""
     verdict = f"{verdict or 'contradicted'}{needed}"
     return Answer(verdict, f"{words}: {figure(found)}", control and f"{control}: {figure(beside)}")
@@ -152,7 +152,7 @@ def _redundancy(tables: Tables, runs: Frame) -> Answer | None:
     if len(runs) < 2:
         return None
     ranks = runs.apply(rank_correlation, axis=1).to_numpy()
-    low, high = statistics.interval(ranks)
+    low, high = np.clip(statistics.interval(ranks), -1, 1)
     words = "rank correlation of a weight's size and what leaving its branch out costs"
     return Answer(_by(low, high, 0), f"{words}: {ranks.mean():.2f} ({low:.2f} to {high:.2f})")
 

@@ -1,4 +1,4 @@
-"""Not in the paper's setting: deep networks at a rate at which they learn, and what the first steps do.
+"""Not in the paper's setting: deep networks at a rate at which they learn.
 
 The paper's plain network fails at depth 60 (Table VI). Is that degradation, or steps that explode
 before BatchNorm's statistics follow? So all are trained at 1e-2, also with a warm-up, and tested

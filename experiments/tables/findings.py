@@ -3,7 +3,6 @@
 Words are chosen by verdicts, so that they are right whatever the runs say.
 """
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 from scipy import stats
 
-from experiments.tables import pictures
 from experiments.tables.claims import (
     CLAIMS,
     FLAGS,
@@ -27,7 +25,6 @@ from experiments.tables.claims import (
     of_paper,
     table_of,
 )
-from experiments.tables.compare import in_words
 from experiments.tables.runs import Frame
 from experiments.tables.statistics import CONFIDENCE, RULE, Difference
 from interflow_jax.cli import charts, markdown
@@ -36,15 +33,19 @@ from interflow_jax.cli.files import write_whole
 START, END = "<!-- claims -->", "<!-- /claims -->"
 _PICTURE = "claims.png"
 _SHOWS = (
-    "Left, test accuracy by learning rate, a line per method. Right, every run at 3e-2, methods "
-    "beside networks of 13, 11, 9 and 7 layers without branches. Bars are 95 % intervals of one "
-    "row, by the deviation that all rows of a rate share"
+    "Left, test accuracy by learning rate. Right, every run at 3e-2: methods beside networks of "
+    "13, 11, 9 and 7 layers alone. Means of the last ten epochs; bars are 95 % intervals by the "
+    "deviation that the rows of a rate share"
 )
 _SETTING = """\
-Where nothing else is said, networks are trained on 10,000 images of CIFAR-10 for 60 epochs, at width
-1/8 and at a learning rate of 3e-2, the best of five; the paper has all images, 100 epochs, width 1
-and 1e-3. So accuracies are not the paper's; what is compared is equal but for what is named."""
+Where nothing else is said, networks are trained on 10,000 images of CIFAR-10 for 60 epochs, at
+width 1/8 and a learning rate of 3e-2; the paper has all images, 100 epochs, width 1 and 1e-3. So
+accuracies are not the paper's. *Normal* is the network without branches, S0 to S9 are the paper's
+methods, and the others are controls: *DSN* trains branches and leaves them out of the prediction,
+*Concat* is one linear layer on the features of all branches, *Detached* is S1 without the
+gradient's short cut to shallower layers."""
 _COMMAND = "python -m experiments.reproduce"
+_WIDTH = 0.125  # of the runs in the figure
 
 
 def write(planned: Planned, out: Path) -> str:
@@ -63,8 +64,9 @@ def write(planned: Planned, out: Path) -> str:
         return f"{out / 'README.md'}; {readme} has no {START} to put its sentences after"
     before, _, after = text.partition(START)
     after = after.partition(END)[2] if END in after else after
-    advice = [*_advice(tables), f"![{_SHOWS}]({out.name}/{_PICTURE})"]
-    write_whole(readme, "\n\n".join([f"{before}{START}", *advice, f"{END}{after}"]))
+    page = f"Claim by claim, with its controls: [{out.name}/README.md]({out.name}/README.md)."
+    advice = " ".join(["\n".join(f"- {each}" for each in _advice(tables)), page, END])
+    write_whole(readme, f"{before}{START}\n![{_SHOWS}]({out.name}/{_PICTURE})\n{advice}{after}")
     return f"{out / 'README.md'}, {readme}"
 
 
@@ -75,178 +77,184 @@ def _page(tables: Tables) -> str:
         link = f"[{tables.page(table).removesuffix('.md')}]({tables.page(table)})"
         told = found or (NOT_TRAINED, f"`{_COMMAND} {FLAGS[table]}`", "")
         rows.append([claim["place"], claim["says"].format(**printed), *told, link if found else ""])
-    head = ["the paper", "its claim", "verdict", "figure", "the control beside it", "table"]
+    head = ["the paper", "its claim", "verdict", "number", "the control beside it", "table"]
+    table = markdown.table(head, rows)
+    table[1] = f"| {' | '.join(['---'] * len(head))} |"  # words, aligned to the left
     lines = [
         "# What the paper claims, and what these runs say",
         _SETTING,
         f"![{_SHOWS}]({_PICTURE})",
-        *_sentences(tables),
-        "\n".join(markdown.table(head, rows)).strip(),
-        f"{RULE}\nIn how many runs something holds: the exact interval of the share (95 %), "
-        "*confirmed* where it holds in most.",
-        f"Every figure is computed from `runs.jsonl`, or from the paper's own tables, by\n"
-        f"`{_COMMAND} --claims --out=results`. What is left to train: "
+        "\n".join(_sentences(tables)),
+        "\n".join(table).strip(),
+        f"{RULE}\nOf a share of runs, the interval is exact; a claim on them is confirmed where it "
+        "holds in most.",
+        f"Every number is computed from `runs.jsonl` or from the paper's own tables by\n"
+        f"`{_COMMAND} --claims --out=results`. What is left to train, and how long it takes:\n"
         "[docs/evidence.md](../docs/evidence.md).",
     ]
     return "\n\n".join(lines) + "\n"
 
 
+_WORDS = {
+    "ahead": "ahead of",
+    "no different": "no different from",
+    "undecided": "not told apart from",
+    "behind": "behind",
+    None: "not compared yet with",
+}
+
+
 def _told(subject: str, found: Difference | None, other: str) -> str:
     """How a subject compares with another, as a clause."""
+    verdict = found and found.verdict
+    clause = f"{subject} is {_WORDS[verdict]} {other}"
     if found is None:
-        return f"{subject} has not been compared with {other} yet"
+        return clause
+    if verdict not in ("ahead", "behind"):
+        return f"{clause}, {figure(found)}"
     ends = "" if found.low is None else f" ({found.low:+z.2f} to {found.high:+z.2f})"
-    if found.verdict in ("ahead", "behind"):
-        word = "ahead of" if found.verdict == "ahead" else "behind"
-        return f"{subject} is {word} {other} by {abs(found.mean):.2f} points{ends}"
-    word = "no different from" if found.verdict == "no different" else "not told apart from"
-    return f"{subject} is {word} {other}, {figure(found)}"
+    return f"{clause} by {abs(found.mean):.2f} points{ends}"
 
 
-def _grouped(found: dict[str, Difference | None], other: str) -> str:
-    """How several subjects compare with another, those of one verdict in one clause."""
-    words = {
-        "ahead": f"ahead of {other}",
-        "no different": f"no different from {other}",
-        "undecided": f"not told apart from {other}",
-        "behind": f"behind {other}",
-        None: f"not yet compared with {other}",
-    }
+def _grouped(found: dict[str, Difference | None], clause: str) -> str:
+    """How several compare with another: clauses of `names` and `word`, one per verdict."""
     clauses = []
-    for verdict, word in words.items():
-        alike = {name: each for name, each in found.items() if (each and each.verdict) == verdict}
+    for verdict, word in _WORDS.items():
+        alike = [name for name in found if (found[name] and found[name].verdict) == verdict]
         if alike:
-            named = [f"{name} ({figure(each)})" if each else name for name, each in alike.items()]
-            *most, last = named
-            listed = f"{', '.join(most)} and {last}" if most else last
-            clauses.append(f"{listed} {'are' if most else 'is'} {word}")
+            figures = [figure(found[name]) for name in alike] if verdict else []
+            told = clause.format(names=_listed(alike), word=word)
+            clauses.append(", ".join(filter(None, [told, _listed(figures)])))
     return "; ".join(clauses)
+
+
+def _listed(words: list[str]) -> str:
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
 def _verdict(found: Difference | None) -> str:
     return found.verdict if found else "undecided"
 
 
+def _weights(tables: Tables) -> str:
+    """How other ways to weigh branches compare with S1's."""
+    found = {
+        "fixed weights (S0)": "S0 to S1",
+        "weights per class (S3)": "S3 to S1",
+        "weights that see the image": "attention to S1",
+        "the free weights of Concat": "Concat to S1",
+    }
+    differences = {name: tables.difference(asked) for name, asked in found.items()}
+    return _grouped(differences, "{names} are {word} S1's")
+
+
 def _sentences(tables: Tables) -> list[str]:
     """Six sentences on what the runs say."""
     found = tables.difference
-    nine, beside_nine = found("nine"), found("S1 to nine")
     depth = {
-        "ahead": "branches do more than make superfluous depth harmless",
-        "no different": "branches do no more than make superfluous depth harmless",
-        "behind": "it is better to leave superfluous layers out",
-        "undecided": "whether branches do more than make superfluous depth harmless is open",
-    }
-    reading = f": {depth[_verdict(beside_nine)]}" if _verdict(nine) == "ahead" else ""
-    weights = {
-        "fixed weights (S0)": found("S0 to S1"),
-        "a weight per class (S3)": found("S3 to S1"),
-        "weights that see the image": found("attention to S1"),
-        "one linear layer on all features (Concat)": found("Concat to S1"),
-    }
+        "ahead": ": branches do more than make superfluous depth harmless",
+        "no different": ": branches do no more than make superfluous depth harmless",
+        "behind": ": it is better to leave superfluous layers out",
+        "undecided": "; whether branches do more than make superfluous depth harmless is open",
+    }[_verdict(found("S1 to nine"))]
     learned = {
         "behind": "learning the weights helps",
         "undecided": "what learning the weights adds is open",
     }.get(_verdict(found("S0 to S1")), "learning the weights is not what helps")
-    short_cut = _verdict(found("S1 to Detached"))
     cause = {
-        "ahead": "fusion alone, without the gradient's short cut, is not enough",
+        "ahead": "without the gradient's short cut, fusion is not what it is with it",
         "undecided": "whether fusion needs the gradient's short cut is open",
-    }.get(short_cut, "fusion does not need the gradient's short cut")
+    }.get(_verdict(found("S1 to Detached")), "fusion does not need the gradient's short cut")
     others = {
-        "a residual network": found("S1 on ResNet"),
-        "a small transformer": found("S1 on ViT"),
-        "a network of depth 60": found("S1 at depth 60"),
+        "on a residual network": found("S1 on ResNet"),
+        "on a small transformer": found("S1 on ViT"),
+        "at depth 60": found("S1 at depth 60"),
     }
-    elsewhere = _grouped({f"on {name}, S1": each for name, each in others.items()}, "Normal")
-    return [
-        f"1. {_told('S1', found('S1'), 'the same network without branches, Normal,')}; at 1e-2, "
+    sentences = [
+        f"{_told('S1', found('S1'), 'Normal')}; at a learning rate of 1e-2, "
         f"{_told('it', found('S1 at 1e-2'), 'Normal')}.",
-        f"2. {_told('A network of nine layers and no branches', nine, 'Normal')}, and "
-        f"{_told('S1', beside_nine, 'those nine layers')}{reading}.",
-        f"3. {_capital(_grouped(weights, 'S1'))}: {learned}.",
-        f"4. {_told('S1', found('S1 to Detached'), 'Detached')}, "
-        f"{_told('which', found('Detached'), 'Normal')}; "
-        f"{_told('DSN', found('DSN'), 'Normal')}: {cause}.",
-        f"5. {_capital(elsewhere)}.",
-        f"6. {_early(tables)}.",
+        f"{_told('a network of nine layers in place of thirteen', found('nine'), 'Normal')}, and "
+        f"{_told('S1', found('S1 to nine'), 'it')}"
+        f"{depth if _verdict(found('nine')) == 'ahead' else ''}.",
+        f"{_weights(tables)}: {learned}.",
+        f"{_told('S1', found('S1 to Detached'), 'Detached')}, and "
+        f"{_told('that', found('Detached'), 'Normal')}; {_told('DSN', found('DSN'), 'Normal')}: "
+        f"{cause}.",
+        f"{_grouped(others, 'S1 is {word} Normal {names}')}.",
+        f"{_early(tables)}.",
     ]
+    return [f"{n}. {each[0].upper()}{each[1:]}" for n, each in enumerate(sentences, 1)]
 
 
 def _early(tables: Tables) -> str:
     cells = budgets(tables)
+    ahead = {name: each for name, each in cells.items() if each.verdict == "ahead"}
     if not cells:
-        return "Early exits have not been compared yet"
-    ahead = [name for name, each in cells.items() if each.verdict == "ahead"]
-    if ahead:
-        best = max(ahead, key=lambda name: cells[name].mean)
-        return (
-            f"Leaving early is ahead of the best network of as many operations in {len(ahead)} of "
-            f"{len(cells)} ways and budgets, most with {best}, {figure(cells[best])}"
-        )
-    return (
-        f"Leaving early is ahead of the best network of as many operations in none of {len(cells)} "
-        "ways and budgets: it is one network for many budgets, not a better one"
-    )
+        return "Early exits are not compared yet with networks of as many operations"
+    clause = "leaving early is ahead of the best network of as many operations"
+    if not ahead:
+        count = f"in none of {len(cells)} ways and budgets"
+        return f"{clause} {count}: what it gives is one network for many budgets"
+    best = max(ahead, key=lambda name: ahead[name].mean)
+    count = f"in {len(ahead)} of {len(cells)} ways and budgets"
+    return f"{clause} {count}, most by {figure(ahead[best])} ({best})"
 
 
 def _advice(tables: Tables) -> list[str]:
     """Three sentences for someone who builds a network: when, which, and with what loss."""
     found = tables.difference
-    s1, beside_nine = found("S1"), _verdict(found("S1 to nine"))
-    if _verdict(s1) != "ahead":
-        when = (
-            f"Branches are no way to more accuracy: {_told('S1', s1, 'the network without them')}."
+    s1, losses = found("S1"), found("losses to S1")
+    when = f"{_told('S1, four branches,', s1, 'the same network without them')}"
+    if _verdict(s1) == "ahead":
+        nine = _told("the same network of nine layers in place of thirteen", found("nine"), "it")
+        when += {
+            "ahead": ", and ahead of the best number of layers, too: use branches",
+            "behind": f", but {nine}: look for the right number of layers first",
+        }.get(
+            _verdict(found("S1 to nine")),
+            f", but {nine}, too: use branches where you do not know how deep to go",
         )
     else:
-        when = f"Branches help: {_told('S1', s1, 'the same network without them')}"
-        when += {
-            "ahead": ", and of the best number of layers, too.",
-            "behind": ", but behind the right number of layers; try fewer layers first.",
-        }.get(
-            beside_nine,
-            "; but fewer layers do as much as far as can be told "
-            f"({_told('nine of thirteen', found('nine'), 'all')}), so use branches where you do "
-            "not know how deep the network must be.",
-        )
-    kinds = {
-        "fixed weights (S0)": found("S0 to S1"),
-        "one linear layer on the features of all branches (Concat)": found("Concat to S1"),
-        "weights that see the image": found("attention to S1"),
-    }
+        when += ": do not count on branches for accuracy"
     which = {
-        "behind": "Learn their weights",
-        "ahead": "Keep their weights fixed",
-    }.get(_verdict(found("S0 to S1")), "Their weights hardly matter")
-    losses = found("losses to S1")
+        "behind": "Learn the weights",
+        "ahead": "Keep the weights fixed",
+        "undecided": "Choose the weights as is easiest; nothing tells the ways apart yet",
+    }.get(_verdict(found("S0 to S1")), "Choose the weights as is easiest")
     loss = {
-        "behind": "Give branches losses of their own only where images are to leave early or the "
-        "network is to be cut",
+        "behind": "Losses of the branches' own (`--auxiliary_mean=1`) cost accuracy",
         "ahead": "Give branches losses of their own (`--auxiliary_mean=1`)",
-    }.get(
-        _verdict(losses),
-        "Give branches losses of their own (`--auxiliary_mean=1`) where images are to leave early "
-        "or the network is to be cut; no loss of accuracy is seen",
-    )
+    }.get(_verdict(losses), "Losses of the branches' own (`--auxiliary_mean=1`) cost nothing seen")
+    loss += "; to cut a network or to leave it early, they are needed"
     return [
-        f"**When.** {when}",
-        f"**Which.** {which}: beside one learned weight per branch (S1), {_grouped(kinds, 'it')}.",
-        f"**With what loss.** {loss}: {_told('S1 with them', losses, 'S1')}. {_early(tables)}.",
+        f"**When.** {when}.",
+        f"**Which.** {which}: {_weights(tables)}.",
+        f"**Which loss.** {loss}: {_told('S1 with them', losses, 'S1')}; {_early(tables)}.",
     ]
 
 
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
 def _figure(tables: Tables) -> Any:
-    chart, panels = plt.subplots(1, 2, figsize=(12, 4.6), layout="constrained")
-    _by_rate(panels[0], tables.runs("rates"))
     names = ("controls", "rates", "exits")
     runs = pd.concat([tables.runs(name) for name in names]).drop_duplicates("key")
-    plain = (runs["learning_rate"] == RATE) & (runs["dataset"] == "cifar10")
-    _every_run(panels[1], runs[plain & (runs["width"] == 0.125)])
+    four = runs["branches"].map(lambda branches: list(branches) == [7, 9, 11, 13])
+    here = (runs["dataset"] == "cifar10") & (runs["width"] == _WIDTH) & (runs["distillation"] == 0)
+    runs = runs[here & (four | runs["method"].isin(("Normal", "Scaled")))]
+    names = [
+        _name(*row) for row in runs[["method", "depth", "auxiliary_mean", "fusion"]].to_numpy()
+    ]
+    runs = runs.assign(row=names)
+    chart, panels = plt.subplots(1, 2, figsize=(12, 4.6), layout="constrained")
+    at_several = runs.groupby("row")["learning_rate"].transform("nunique") > 2
+    _by_rate(panels[0], runs[at_several])
+    _every_run(panels[1], runs[runs["learning_rate"] == RATE])
     return chart
+
+
+def _name(method: str, depth: int, auxiliary_mean: float, fusion: Any) -> str:
+    if method == "Normal":
+        return f"{depth} layers alone"
+    name = f"{method} with weights that see the image" if fusion == "attention" else method
+    return f"{name} with branch losses" if auxiliary_mean else name
 
 
 def _bars(runs: Frame, by: str) -> Frame:
@@ -259,47 +267,33 @@ def _bars(runs: Frame, by: str) -> Frame:
 
 
 def _by_rate(axes: Axes, runs: Frame) -> None:
-    runs = runs[runs["dataset"] == "cifar10"]
-    records = runs.to_dict("records")
-    runs = runs.assign(row=[in_words(run, ("method", "auxiliary_mean")) for run in records])
     by_rate = {rate: _bars(inside, "row") for rate, inside in runs.groupby("learning_rate")}
     rows = list(dict.fromkeys(runs["row"]))
     for number, row in enumerate(rows):
         bars = {rate: bars.loc[row] for rate, bars in by_rate.items() if row in bars.index}
-        shift = 1.03 ** (number - len(rows) / 2)
+        places = [rate * 1.03 ** (number - len(rows) / 2) for rate in bars]  # side by side
         means, halves = ([each[name] for each in bars.values()] for name in ("mean", "half"))
-        places = [rate * shift for rate in bars]
         axes.errorbar(places, means, halves, marker="o", capsize=2, markersize=4, label=row)
     axes.set_xscale("log")
     axes.set_xticks(list(by_rate), [f"{rate:g}" for rate in by_rate])
     axes.minorticks_off()
-    label = pictures.LABELS["late_accuracy"]
-    axes.set(title="by learning rate", xlabel="learning rate", ylabel=label)
-    axes.legend(fontsize=7)
+    axes.set(title="By learning rate", xlabel="learning rate", ylabel="test accuracy (%)")
+    axes.legend(fontsize=8)
 
 
 def _every_run(axes: Axes, runs: Frame) -> None:
-    four = runs["branches"].map(lambda branches: list(branches) == [7, 9, 11, 13])
-    alone = runs["method"] == "Normal"
-    runs = runs[(four | alone | (runs["method"] == "Scaled")) & (runs["distillation"] == 0)]
-    fields = ("method", "auxiliary_mean", "fusion")
-    names = [
-        f"{run['depth']} layers alone" if run["method"] == "Normal" else in_words(run, fields)
-        for run in runs.replace({np.nan: None}).to_dict("records")
-    ]
-    runs = runs.assign(row=names)
     bars = _bars(runs, "row")
     layers = [name for depth in (13, 11, 9, 7) if (name := f"{depth} layers alone") in bars.index]
     methods = bars.drop(layers).sort_values("mean").index
     order = [*layers[:1], *methods, *layers[1:]]
     for place, name in enumerate(order):
-        mean, half, count = bars.loc[name]
+        mean, half, _ = bars.loc[name]
         color = "C3" if name in methods else "black"
         single = runs.loc[runs["row"] == name, "late_accuracy"]
         axes.plot(single, [place + 0.25] * len(single), ".", color="0.6", markersize=4)
         axes.errorbar(mean, place, xerr=half, fmt="o", color=color, capsize=3)
     axes.axvline(bars.loc[layers[0], "mean"], color="black", ls=":")
-    labels = [f"{name}, {bars.loc[name, 'runs']:.0f}" for name in order]
+    labels = [f"{name}, {bars.loc[name, 'runs']:.0f} runs" for name in order]
     axes.set_yticks(range(len(order)), labels)
-    axes.set(ylim=(len(order) - 0.5, -0.5), title="every run at 3e-2, and how many")
-    axes.set_xlabel(pictures.LABELS["late_accuracy"])
+    title = "At 3e-2, beside networks of fewer layers"
+    axes.set(ylim=(len(order) - 0.5, -0.5), title=title, xlabel="test accuracy (%)")

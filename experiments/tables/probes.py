@@ -35,9 +35,9 @@ FITTED, CHOOSING = 5_000, 2_000  # images: three minutes per run on one core
 _PENALTIES = (1e-1, 1e-2, 1e-3, 1e-4)  # of the squared weights, from the most
 _MIDDLE = range(7, 13)  # convolutions from the first branch to the one before the last
 NOTE = f"""\
-After every convolution, multinomial logistic regression (L-BFGS) on the pooled features of {FITTED:,}
-images that the network was trained on, with the best of {len(_PENALTIES)} penalties on {CHOOSING:,}
-that it was not; accuracy on the test split. The middle is the mean over convolutions
+After every convolution, multinomial logistic regression (L-BFGS) on the pooled features of
+{FITTED:,} images that the network was trained on, with the best of {len(_PENALTIES)} penalties on
+{CHOOSING:,} that it was not; accuracy on the test split. The middle is the mean over convolutions
 {_MIDDLE[0]} to {_MIDDLE[-1]}. Runs whose checkpoints are gone are not probed."""
 
 

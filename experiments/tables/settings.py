@@ -1,4 +1,4 @@
-"""Not in the paper: does what the table `controls` says hold with more images, width, or classes?"""
+"""Not in the paper: does what the table `controls` says last with more images, width, classes?"""
 
 from experiments.tables import pictures
 from experiments.tables.compare import compare
@@ -8,8 +8,8 @@ SEEDS = tuple(range(8))
 DATASETS = ("cifar10", "fashion_mnist", "cifar100")
 HOLDS_OUT = True
 NOTE = """\
-At 3e-2 each, with the preset's fields but for those in a heading; 45,000 images are all of CIFAR-10's
-but a held-out tenth."""
+At 3e-2 each, and as the other tables but for what a heading says; 45,000 images are all of
+CIFAR-10's but a held-out tenth."""
 
 _FOUR = (
     {"method": "Normal"},
