@@ -41,6 +41,10 @@ class Tables:
         """Its finished runs."""
         return finished(self._planned(name)[1])
 
+    def progress(self, name: str) -> str:
+        """How many of its runs are finished."""
+        return f"{len(self.runs(name))} of {len(self._planned(name)[1])}"
+
     def page(self, name: str) -> str:
         """The name of its page."""
         return f"{plan.stem(self._planned(name)[0])}.md"

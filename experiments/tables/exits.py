@@ -139,7 +139,7 @@ def _to_networks(section, ways, networks):
     accuracies first, so that all have one control. What leaving early costs is known of the last
     epoch, and is taken from the mean of the last ten.
     """
-    networks = _worth_training(networks)
+    whole, networks = networks["operations"].max(), _worth_training(networks)
     by_row = dict(list(ways.groupby("row", sort=False)))
     rows = {
         row: {"row": row, "fusion": _in_words(inside["by"].iloc[0])}
@@ -147,7 +147,7 @@ def _to_networks(section, ways, networks):
     }
     notes = []
     for number, share in enumerate(_SHARES):
-        static = _as_large(networks, SHARES[number] * networks["operations"].max())
+        static = _as_large(networks, SHARES[number] * whole)
         groups: dict[str | None, Any] = {None: static}
         for row, inside in by_row.items():
             late = inside["late_accuracy"] - inside["test_accuracy"]
@@ -164,12 +164,12 @@ def _to_networks(section, ways, networks):
         notes += [f"{share}: {family}"] if differences else []
         for row, cell in rows.items():
             cell[share] = differences.get(row)
-    note = "Mean accuracy of the last ten epochs, for exits without what leaving early costs after "
-    note += (
-        "the last one, minus that on the line between the two networks that take the next fewer "
+    note = (
+        "Mean accuracy of the last ten epochs, minus what leaving early costs after the last one "
     )
-    note += "and the next more operations, of those that are better on held-out examples than all "
-    note += "smaller ones. Each way has the fusion of the best held-out accuracy. "
+    note += "and minus that on the line between the two networks that take the next fewer and the "
+    note += "next more operations, of those that are better on held-out examples than all smaller "
+    note += "ones. Each way has the fusion of the best held-out accuracy. "
     note += f"{' '.join(notes)} Millions of operations: "
     sizes = networks.groupby("row", sort=False)["operations"].first() / 1e6
     note += ", ".join(f"{row} {size:.2f}" for row, size in sizes.items())
@@ -180,9 +180,8 @@ def _to_networks(section, ways, networks):
 def _worth_training(networks):
     """Those whose mean accuracy on held-out examples is above that of every smaller network."""
     means = networks.groupby("operations")["validation_accuracy"].mean()
-    return networks[
-        networks["operations"].isin(means.index[means > means.cummax().shift(1, fill_value=0)])
-    ]
+    better = means.index[means > means.cummax().shift(1, fill_value=0)]
+    return networks[networks["operations"].isin(better)]
 
 
 def _as_large(networks, operations):

@@ -79,6 +79,7 @@ def _page(tables: Tables) -> str:
         rows.append([claim["place"], claim["says"].format(**printed), *told, link if found else ""])
     head = ["the paper", "its claim", "verdict", "number", "the control beside it", "table"]
     table = markdown.table(head, rows)
+    progress = [[f"`{flags}`", tables.progress(name)] for name, flags in FLAGS.items()]
     table[1] = f"| {' | '.join(['---'] * len(head))} |"  # words, aligned to the left
     lines = [
         "# What the paper claims, and what these runs say",
@@ -88,9 +89,10 @@ def _page(tables: Tables) -> str:
         "\n".join(table).strip(),
         f"{RULE}\nOf a share of runs, the interval is exact; a claim on them is confirmed where it "
         "holds in most.",
-        f"Every number is computed from `runs.jsonl` or from the paper's own tables by\n"
-        f"`{_COMMAND} --claims --out=results`. What is left to train, and how long it takes:\n"
-        "[docs/evidence.md](../docs/evidence.md).",
+        f"Every number is computed from `runs.jsonl` or from the paper's own tables by "
+        f"`{_COMMAND} --claims --out=results`. What is trained of each table, which are explained "
+        f"in [docs/evidence.md](../docs/evidence.md), by `{_COMMAND} --out=results` and:",
+        "\n".join(markdown.table(["", "runs"], progress)).strip(),
     ]
     return "\n\n".join(lines) + "\n"
 
