@@ -44,7 +44,8 @@ def _reproduce(arguments: Sequence[str]) -> int:
     name, figure, out = given.pop("table"), given.pop("figure"), Path(given.pop("out")).expanduser()
     only_report, dry_run = given.pop("report"), given.pop("dry_run")
     if given.pop("claims"):
-        print(findings.write(lambda flags: _planned(parser, tables, flags, out), out))
+        writable(out)
+        print(findings.write(partial(_planned, parser, tables, runs.load(out)), out))
         return 0
     workers, cpus, per_gpu = map(given.pop, _ELSEWHERE)
     if (name is None) == (figure is None):
@@ -58,8 +59,8 @@ def _reproduce(arguments: Sequence[str]) -> int:
     table = tables[name or figure]
     if hasattr(table, "prepare") and not only_report:
         table.prepare(given["datasets"] or table.DATASETS)
-    wanted = partial(_wanted, table, given, out)
-    configs = [*wanted(unchosen=not only_report)["config"]]
+    wanted = partial(_wanted, table, given, unchosen=not only_report)
+    configs = [*wanted(runs.load(out))["config"]]
     if dry_run:
         work.check(configs)
         print(commands.listing(configs, out))
@@ -71,7 +72,7 @@ def _reproduce(arguments: Sequence[str]) -> int:
             _measure(table, configs, out)
         except StoppedError as error:
             stopped = error
-    planned = wanted(unchosen=not only_report)
+    planned = wanted(runs.load(out))
     if not runs.finished(planned).empty:
         _report(table, planned, out, given["preset"], arguments)
     elif only_report:
@@ -81,24 +82,26 @@ def _reproduce(arguments: Sequence[str]) -> int:
     return 1 if failed else 0
 
 
-def _wanted(table: ModuleType, given: dict[str, Any], out: Path, unchosen: bool) -> runs.Frame:
+def _wanted(
+    table: ModuleType, given: dict[str, Any], known: runs.Frame, unchosen: bool
+) -> runs.Frame:
     """The runs of a table for given flags (see `plan.plan`)."""
     given = dict(given)
     axes = {axis: values for axis in plan.AXES if (values := given.pop(axis)) is not None}
     for name, default in (("datasets", table.DATASETS), ("seeds", table.SEEDS)):
         given[name] = given[name] or default
-    return plan.plan(table, runs.load(out), axes=axes, unchosen=unchosen, **given)
+    return plan.plan(table, known, axes=axes, unchosen=unchosen, **given)
 
 
 def _planned(
-    parser: Parser, tables: dict[str, ModuleType], flags: str, out: Path
+    parser: Parser, tables: dict[str, ModuleType], known: runs.Frame, flags: str
 ) -> tuple[ModuleType, runs.Frame]:
     """A table of claims.json and its runs, as far as rates are chosen."""
     given = vars(parser.parse_args(shlex.split(flags)))
     table = tables[given.pop("table")]
     for name in ("figure", "out", "report", "dry_run", "claims", *_ELSEWHERE):
         del given[name]
-    return table, _wanted(table, given, out, unchosen=False)
+    return table, _wanted(table, given, known, unchosen=False)
 
 
 def _measure(table: ModuleType, configs: list[RunConfig], out: Path) -> None:

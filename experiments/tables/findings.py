@@ -294,7 +294,8 @@ def _every_run(axes: Axes, runs: Frame) -> None:
         single = runs.loc[runs["row"] == name, "late_accuracy"]
         axes.plot(single, [place + 0.25] * len(single), ".", color="0.6", markersize=4)
         axes.errorbar(mean, place, xerr=half, fmt="o", color=color, capsize=3)
-    axes.axvline(bars.loc[layers[0], "mean"], color="black", ls=":")
+    for name in layers[:1]:
+        axes.axvline(bars.loc[name, "mean"], color="black", ls=":")
     labels = [f"{name}, {bars.loc[name, 'runs']:.0f} runs" for name in order]
     axes.set_yticks(range(len(order)), labels)
     title = "At 3e-2, beside networks of fewer layers"

@@ -86,6 +86,8 @@ def plan(
         for config in recipes:
             most = limit(config) if limit else None
             configs += [config.replace(seed=seed) for seed in seeds[:most]]
+    if not configs:
+        return match(runs, [base])[:0].assign(chosen=[])
     configs = list(dict.fromkeys(configs))
     for seed in seeds:
         configs[0].replace(seed=seed).check()
@@ -158,7 +160,7 @@ def _at_best_rates(
     tried = [config.replace(seed=seed) for config in several for seed in choosing]
     best = best_rates(match(runs, tried)) if tried else {}
     for each, same in alike.items():
-        if len(same) > 1 and each not in best and (unchosen or not best):
+        if len(same) > 1 and each not in best and unchosen:
             raise ValueError(
                 f"{each.model.method} ({each.model.backbone}) on {each.data.dataset} has not a "
                 f"held-out accuracy at each of {len(same)} learning rates; first train "

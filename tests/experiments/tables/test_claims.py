@@ -12,7 +12,7 @@ from experiments import reproduce
 from experiments.sweep.record import PROBES
 from experiments.tables import claims, findings, probes
 from experiments.tables.statistics import Difference, deviation_interval
-from tests.experiments.tables.invented import planned, record
+from tests.experiments.tables.invented import planned, record, reported
 
 ROOT = Path(__file__).parents[3]
 
@@ -46,28 +46,26 @@ def raw(method, depth=13, fusion=None, auxiliary_mean=0.0):
         "train_size": 10_000,
         "epochs": 60,
         "learning_rate": 3e-2,
-        "batch_size": 64,
         "taps": [depth] if method == "Normal" else [7, 9, 11, 13],
         "method": method,
         "depth": depth,
         "fusion": fusion,
         "auxiliary_mean": auxiliary_mean,
+        "distillation": 0.0,
+        "fc": "shared",
     }
-    of_table = {*range(11), 100, 101, 102}
-    if (method, fusion, auxiliary_mean) not in {
-        (name, None, 0.0) for name in ("Normal", "S1", "Concat")
-    }:
-        of_table -= {7, 8, 9, 10}  # ten seeds
-    lines = map(json.loads, (ROOT / "results" / "runs.jsonl").read_text().splitlines())
-    runs = [line for line in lines if fields.items() <= _hashable(line, fields).items()]
-    runs = [run for run in runs if run["seed"] in of_table and not run.get("distillation")]
-    return np.array(
-        [np.mean([epoch["test_accuracy"] for epoch in run["history"][-10:]]) for run in runs]
-    )
-
-
-def _hashable(line, fields):
-    return {name: line.get(name) for name in fields}
+    seeds = {*range(7), 100, 101, 102}
+    if method in ("Normal", "S1", "Concat") and not fusion and not auxiliary_mean:
+        seeds |= {7, 8, 9, 10}
+    runs = map(json.loads, (ROOT / "results" / "runs.jsonl").read_text().splitlines())
+    older = {"learning_rate": 1e-3, "auxiliary_mean": 0.0, "distillation": 0.0}  # than a field
+    late = [
+        [epoch["test_accuracy"] for epoch in run["history"][-10:]]
+        for run in (older | line for line in runs)
+        if run["seed"] in seeds
+        and all(run.get(name, value) == value for name, value in fields.items())
+    ]
+    return np.array([np.mean(accuracies) for accuracies in late])
 
 
 ROWS = {
@@ -121,34 +119,24 @@ def test_the_paper_s_own_tables_are_counted():
     assert (counted["first"], counted["thirteen_over_nine"]) == ("7 of 7", "0.59")
 
 
-@pytest.fixture
-def invented(tmp_path):
-    """A function that records runs of controls with an accuracy by method, and writes the page."""
-    (tmp_path / "results").mkdir()
+def written(folder, accuracies, readme):
+    """The page of runs of controls with an accuracy by method, beside a README."""
+    out = folder / "results"
+    out.mkdir()
 
-    def write(accuracies, readme=None):
-        def figures(config):
-            name = f"{config.model.method}{config.model.depth}"
-            plain = config.model.fusion is None and not config.training.auxiliary_mean
-            if name not in accuracies or not plain:
-                return None
-            accuracy = accuracies[name] + 0.1 * (config.training.seed % 2)
-            return {
-                "accuracy": accuracy,
-                "history": [{"epoch": 1, "test_accuracy": accuracy, "train_accuracy": 90.0}],
-            }
+    def figures(config):
+        name = f"{config.model.method}{config.model.depth}"
+        plain = config.model.fusion is None and not config.training.auxiliary_mean
+        if name not in accuracies or not plain:
+            return None
+        accuracy = accuracies[name] + 0.1 * (config.training.seed % 2)
+        epoch = {"epoch": 1, "test_accuracy": accuracy, "train_accuracy": 90.0}
+        return {"accuracy": accuracy, "history": [epoch]}
 
-        out = tmp_path / "results"
-        record(out, planned("controls", out)["config"], figures)
-        if readme:
-            (tmp_path / "README.md").write_text(readme)
-        assert reproduce.main(["--claims", f"--out={out}"]) == 0
-        return (out / "README.md").read_text()
-
-    return write
-
-
-MARKED = f"# Title\n{findings.START}\n\nThe rest.\n"
+    record(out, planned("controls", out)["config"], figures)
+    (folder / "README.md").write_text(readme)
+    assert reproduce.main(["--claims", f"--out={out}"]) == 0
+    return (out / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -157,7 +145,7 @@ MARKED = f"# Title\n{findings.START}\n\nThe rest.\n"
         (
             {"Normal13": 70, "Normal9": 72, "S113": 72, "Concat13": 72, "S013": 71},
             ("confirmed, and the control does as much", "confirmed"),
-            ("branches do no more than make superfluous depth harmless", "learning the weights h"),
+            ("do no more than make superfluous depth harmless", ": learning the weights helps"),
         ),
         (
             {"Normal13": 70, "Normal9": 69, "S113": 68, "Concat13": 68, "S013": 70},
@@ -166,12 +154,11 @@ MARKED = f"# Title\n{findings.START}\n\nThe rest.\n"
         ),
     ],
 )
-def test_words_follow_verdicts(accuracies, verdicts, sentences, invented, tmp_path):
-    page = invented(accuracies, MARKED)
-    (ahead,) = [
-        line for line in page.splitlines() if "S1 minus Normal: " in line and "III-C" in line
-    ]
-    (soft,) = [line for line in page.splitlines() if "S1 minus S0: " in line]
+def test_words_follow_verdicts(accuracies, verdicts, sentences, tmp_path):
+    page = written(tmp_path, accuracies, f"# Title\n{findings.START}\n\nThe rest.\n")
+    lines = page.splitlines()
+    (ahead,) = [line for line in lines if "| S1 minus Normal: " in line and "III-C" in line]
+    (soft,) = [line for line in lines if "| S1 minus S0: " in line]
     assert [line.split(" | ")[2] for line in (ahead, soft)] == [*verdicts]
     for sentence in sentences:
         assert sentence in page
@@ -179,14 +166,14 @@ def test_words_follow_verdicts(accuracies, verdicts, sentences, invented, tmp_pa
     readme = (tmp_path / "README.md").read_text()
     helps = verdicts[0].startswith("confirmed")
     assert ("do not count on branches for accuracy" in readme) == (not helps)
-    assert readme.startswith("# Title\n")
+    assert readme.startswith(f"# Title\n{findings.START}\n![")
     assert readme.endswith(f" {findings.END}\n\nThe rest.\n")
-    invented({})  # the marked part is replaced, not added to
-    assert (tmp_path / "README.md").read_text() == readme
 
 
-def test_a_readme_without_the_marker_is_left_alone(invented, tmp_path, capsys):
-    invented({"Normal13": 70, "S113": 71}, "# Title\n")
+def test_without_runs_all_is_to_be_trained_and_a_readme_without_marker_stays(tmp_path, capsys):
+    page = written(tmp_path, {}, "# Title\n")
+    assert page.count("| not trained yet | `python -m") == len(claims.CLAIMS)
+    assert not [line for line in page.splitlines() if "(+" in line or "(-" in line]
     assert (tmp_path / "README.md").read_text() == "# Title\n"
     assert f"has no {findings.START}" in capsys.readouterr().out
 
@@ -233,8 +220,6 @@ def test_probes_are_compared_by_the_middle_layers(tmp_path):
         return {"accuracy": 75.0, PROBES: {"accuracies": layers}}
 
     record(tmp_path, planned("probes", tmp_path)["config"], figures)
-    from tests.experiments.tables.invented import reported
-
     (section,) = reported("probes", tmp_path)["probes"]
     rows = {row["method"]: row for row in section["rows"]}
     assert rows["S1"]["middle"]["mean"] == 62.0
