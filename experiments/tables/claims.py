@@ -87,11 +87,14 @@ class Answer(NamedTuple):
     control: str = ""
 
 
+def ends(found: Difference) -> str:
+    """An interval, in words; nothing where none is known."""
+    return "" if found.low is None else f" ({found.low:+z.2f} to {found.high:+z.2f})"
+
+
 def figure(found: Difference | None) -> str:
-    if found is None:
-        return NOT_TRAINED
-    ends = "" if found.low is None else f" ({found.low:+z.2f} to {found.high:+z.2f})"
-    return f"{found.mean:+z.2f}{ends}"
+    """A difference and its interval, in words."""
+    return NOT_TRAINED if found is None else f"{found.mean:+z.2f}{ends(found)}"
 
 
 def _judged(words: str, found: Difference | None, control: str, beside: Any, holds: Any) -> Any:

@@ -21,6 +21,7 @@ from experiments.tables.claims import (
     Tables,
     answer,
     budgets,
+    ends,
     figure,
     of_paper,
     table_of,
@@ -112,20 +113,19 @@ def _told(subject: str, found: Difference | None, other: str) -> str:
     clause = f"{subject} is {_WORDS[verdict]} {other}"
     if found is None:
         return clause
-    if verdict not in ("ahead", "behind"):
-        return f"{clause}, {figure(found)}"
-    ends = "" if found.low is None else f" ({found.low:+z.2f} to {found.high:+z.2f})"
-    return f"{clause} by {abs(found.mean):.2f} points{ends}"
+    if verdict in ("ahead", "behind"):
+        return f"{clause} by {abs(found.mean):.2f} points{ends(found)}"
+    return f"{clause}, {figure(found)}"
 
 
 def _grouped(found: dict[str, Difference | None], clause: str) -> str:
     """How several compare with another: clauses of `names` and `word`, one per verdict."""
     clauses = []
     for verdict, word in _WORDS.items():
-        alike = [name for name in found if (found[name] and found[name].verdict) == verdict]
+        alike = {name: each for name, each in found.items() if (each and each.verdict) == verdict}
         if alike:
-            figures = [figure(found[name]) for name in alike] if verdict else []
-            told = clause.format(names=_listed(alike), word=word)
+            figures = [figure(each) for each in alike.values() if each]
+            told = clause.format(names=_listed([*alike]), word=word)
             clauses.append(", ".join(filter(None, [told, _listed(figures)])))
     return "; ".join(clauses)
 
@@ -164,7 +164,7 @@ def _sentences(tables: Tables) -> list[str]:
         "undecided": "what learning the weights adds is open",
     }.get(_verdict(found("S0 to S1")), "learning the weights is not what helps")
     cause = {
-        "ahead": "without the gradient's short cut, fusion is not what it is with it",
+        "ahead": "fusion without the gradient's short cut does not do it",
         "undecided": "whether fusion needs the gradient's short cut is open",
     }.get(_verdict(found("S1 to Detached")), "fusion does not need the gradient's short cut")
     others = {
@@ -206,18 +206,16 @@ def _advice(tables: Tables) -> list[str]:
     """Three sentences for someone who builds a network: when, which, and with what loss."""
     found = tables.difference
     s1, losses = found("S1"), found("losses to S1")
-    when = f"{_told('S1, four branches,', s1, 'the same network without them')}"
-    if _verdict(s1) == "ahead":
-        nine = _told("the same network of nine layers in place of thirteen", found("nine"), "it")
-        when += {
-            "ahead": ", and ahead of the best number of layers, too: use branches",
-            "behind": f", but {nine}: look for the right number of layers first",
-        }.get(
-            _verdict(found("S1 to nine")),
-            f", but {nine}, too: use branches where you do not know how deep to go",
-        )
-    else:
+    when = _told("S1, with four branches,", s1, "the same network without them")
+    nine = _told("nine of its thirteen layers alone, a network that", found("nine"), "it")
+    if _verdict(s1) != "ahead":
         when += ": do not count on branches for accuracy"
+    elif _verdict(found("nine")) != "ahead" or _verdict(found("S1 to nine")) == "ahead":
+        when += ", and fewer layers are no way to the same: use branches"
+    elif _verdict(found("S1 to nine")) == "behind":
+        when += f", and behind {nine}: look for the right number of layers first"
+    else:
+        when += f", and not of {nine}: use branches where you do not know how deep to go"
     which = {
         "behind": "Learn the weights",
         "ahead": "Keep the weights fixed",
@@ -226,7 +224,10 @@ def _advice(tables: Tables) -> list[str]:
     loss = {
         "behind": "Losses of the branches' own (`--auxiliary_mean=1`) cost accuracy",
         "ahead": "Give branches losses of their own (`--auxiliary_mean=1`)",
-    }.get(_verdict(losses), "Losses of the branches' own (`--auxiliary_mean=1`) cost nothing seen")
+    }.get(
+        _verdict(losses),
+        "Losses of the branches' own (`--auxiliary_mean=1`) cost no accuracy that these runs see",
+    )
     loss += "; to cut a network or to leave it early, they are needed"
     return [
         f"**When.** {when}.",

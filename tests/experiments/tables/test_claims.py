@@ -58,7 +58,7 @@ def raw(method, depth=13, fusion=None, auxiliary_mean=0.0):
     if method in ("Normal", "S1", "Concat") and not fusion and not auxiliary_mean:
         seeds |= {7, 8, 9, 10}
     runs = map(json.loads, (ROOT / "results" / "runs.jsonl").read_text().splitlines())
-    older = {"learning_rate": 1e-3, "auxiliary_mean": 0.0, "distillation": 0.0}  # than a field
+    older = {"learning_rate": 1e-3, "auxiliary_mean": 0.0, "fusion": None}  # than these fields
     late = [
         [epoch["test_accuracy"] for epoch in run["history"][-10:]]
         for run in (older | line for line in runs)
