@@ -205,17 +205,19 @@ def _early(tables: Tables) -> str:
 def _advice(tables: Tables) -> list[str]:
     """Three sentences for someone who builds a network: when, which, and with what loss."""
     found = tables.difference
-    s1, losses = found("S1"), found("losses to S1")
+    s1, losses, beside_nine = found("S1"), found("losses to S1"), _verdict(found("S1 to nine"))
     when = _told("S1, with four branches,", s1, "the same network without them")
-    nine = _told("nine of its thirteen layers alone, a network that", found("nine"), "it")
+    alone = found("nine")
     if _verdict(s1) != "ahead":
         when += ": do not count on branches for accuracy"
-    elif _verdict(found("nine")) != "ahead" or _verdict(found("S1 to nine")) == "ahead":
-        when += ", and fewer layers are no way to the same: use branches"
-    elif _verdict(found("S1 to nine")) == "behind":
-        when += f", and behind {nine}: look for the right number of layers first"
+    elif _verdict(alone) != "ahead" or alone is None or beside_nine == "ahead":
+        when += ", and fewer layers do not do as much: use branches"
     else:
-        when += f", and not of {nine}: use branches where you do not know how deep to go"
+        when += ", but nine of its thirteen layers alone are, too, by "
+        when += f"{alone.mean:.2f} points{ends(alone)}: "
+        when += {"behind": "look for the right number of layers first"}.get(
+            beside_nine, "use branches where you do not know how deep to go"
+        )
     which = {
         "behind": "Learn the weights",
         "ahead": "Keep the weights fixed",
