@@ -250,8 +250,10 @@ def _figure(tables: Tables) -> Any:
     runs = runs.assign(row=names)
     chart, panels = plt.subplots(1, 2, figsize=(12, 4.6), layout="constrained")
     at_several = runs.groupby("row")["learning_rate"].transform("nunique") > 2
-    _by_rate(panels[0], runs[at_several])
-    _every_run(panels[1], runs[runs["learning_rate"] == RATE])
+    drawn = ((_by_rate, runs[at_several]), (_every_run, runs[runs["learning_rate"] == RATE]))
+    for axes, (draw, some) in zip(panels, drawn, strict=True):
+        if len(some):
+            draw(axes, some)
     return chart
 
 
