@@ -60,7 +60,7 @@ def compare(
             if done.empty:
                 missing.append(row)
                 continue
-            begun = has_begun(done)
+            begun = has_begun(done, "test_accuracy" if outcome == "late_accuracy" else outcome)
             mixed = may_fail and begun.nunique() > 1
             told = done[begun] if mixed else done
             values[row] = [] if mixed else done[outcome]

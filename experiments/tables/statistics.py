@@ -62,13 +62,14 @@ class Share:
         return f"{self.count} of {self.runs} ({100 * low:.0f} to {100 * high:.0f} %)"
 
 
-def has_begun(runs: Any) -> Any:
+def has_begun(runs: Any, accuracy: str = "test_accuracy") -> Any:
     """Marks the runs that have begun to learn: by the last epoch, `CHANCES` times chance.
 
+    `accuracy` is the column that tells, such as that with recalibrated statistics.
     With few classes, it is at least halfway from chance to 100 %.
     """
     chance = 100 / runs["class_names"].str.len()
-    return runs["test_accuracy"] >= np.minimum(CHANCES * chance, (chance + 100) / 2)
+    return runs[accuracy] >= np.minimum(CHANCES * chance, (chance + 100) / 2)
 
 
 @dataclass(frozen=True)

@@ -291,6 +291,40 @@ def test_runs_that_fail_are_counted_where_others_do_not(tmp_path):
     assert "| 2 of 3 (9 to 99 %) |" in (tmp_path / "table6.md").read_text()
 
 
+def test_deep_networks_are_judged_with_recalibrated_statistics(tmp_path):
+    """Whose running statistics jump: all have begun to learn, and S1 is ahead."""
+
+    def figures(config):
+        better = 2.0 * (config.model.method == "S1") + 0.1 * (config.training.seed % 2)
+        return {"accuracy": 10.0, "recalibrated_accuracy": 60.0 + better}
+
+    choice = {"depths": (60,), "methods": ("Normal", "S1")}
+    record(tmp_path, planned("degradation", tmp_path, **choice)["config"], figures)
+    (section,) = reported("degradation", tmp_path, **choice)["cells"]
+    rows = {row["row"]: row for row in section["rows"]}
+    assert {*rows} == {"Normal", "S1", "Normal, warmup epochs 3", "S1, warmup epochs 3"}
+    assert rows["S1"]["begun"] == {"count": 5, "runs": 5}
+    assert rows["S1"]["difference"]["mean"] == pytest.approx(2.0)
+    assert rows["S1, warmup epochs 3"]["runs"]["planned"] == 3
+
+
+def test_rows_of_a_table_have_the_runs_that_their_precision_takes(tmp_path):
+    def counts(name, **choice):
+        return set(
+            planned(name, tmp_path, **choice)["config"]
+            .map(lambda c: c.replace(seed=0))
+            .value_counts()
+        )
+
+    assert counts("controls") == {14, 10}
+    assert [counts("settings", datasets=(name,)) for name in TABLES["settings"].DATASETS] == [
+        {4},
+        {8},
+        {6},
+    ]
+    assert counts("controls", seeds=tuple(range(20))) == {20}  # those that the command line names
+
+
 def test_branches_stand_beside_the_fusion_of_the_same_runs(tmp_path):
     choice = {"datasets": ("mnist",), "methods": ("S1",)}
 
