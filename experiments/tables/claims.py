@@ -4,7 +4,7 @@ Every figure is of a section of some table, made anew from the runs, or of the p
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -97,13 +97,23 @@ def figure(found: Difference | None) -> str:
     return NOT_TRAINED if found is None else f"{found.mean:+z.2f}{ends(found)}"
 
 
-def _judged(words: str, found: Difference | None, control: str, beside: Any, holds: Any) -> Any:
-    """Answers a claim that some verdicts on a difference confirm."""
+def _judged(
+    words: str,
+    found: Difference | None,
+    control: str,
+    beside: Difference | None,
+    holds: Sequence[str] = ("ahead",),
+    rival: bool = True,
+) -> Answer | None:
+    """Answers a claim that some verdicts on a difference confirm.
+
+    A control that is a rival explains it as well where it is ahead, too.
+    """
     if found is None:
         return None
     verdict = {"undecided": "undecided", "no different": "no difference"}.get(found.verdict)
     if found.verdict in holds:
-        also = beside and beside.verdict == found.verdict == "ahead"
+        also = rival and beside and beside.verdict == found.verdict == "ahead"
         verdict = f"confirmed{', and the control does as much' if also else ''}"
     needed = f" ({found.needed:,} runs per row would tell)" if found.needed else ""
     verdict = f"{verdict or 'contradicted'}{needed}"
@@ -128,7 +138,8 @@ def answer(claim: dict[str, Any], tables: Tables) -> Answer | None:
         (_FILE["differences"][name]["words"], tables.difference(name)) if name else ("", None)
         for name in names
     )
-    return _judged(words, found, control, beside, claim.get("holds", ["ahead"]))
+    options = {name: claim[name] for name in ("holds", "rival") if name in claim}
+    return _judged(words, found, control, beside, **options)
 
 
 def _by(low: float, high: float, least: float) -> str:

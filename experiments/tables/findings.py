@@ -192,7 +192,7 @@ def _early(tables: Tables) -> str:
     cells = budgets(tables)
     ahead = {name: each for name, each in cells.items() if each.verdict == "ahead"}
     if not cells:
-        return "Early exits are not compared yet with networks of as many operations"
+        return "early exits are not compared yet with networks of as many operations"
     clause = "leaving early is ahead of the best network of as many operations"
     if not ahead:
         count = f"in none of {len(cells)} ways and budgets"
