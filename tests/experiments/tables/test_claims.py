@@ -52,7 +52,7 @@ def raw(method, depth=13, fusion=None, auxiliary_mean=0.0):
         "fusion": fusion,
         "auxiliary_mean": auxiliary_mean,
         "distillation": 0.0,
-        "fc": "shared",
+        "fully_connected": "separate" if method == "Concat" else "shared",
     }
     seeds = {*range(7), 100, 101, 102}
     if method in ("Normal", "S1", "Concat") and not fusion and not auxiliary_mean:
@@ -61,7 +61,7 @@ def raw(method, depth=13, fusion=None, auxiliary_mean=0.0):
     older = {"learning_rate": 1e-3, "auxiliary_mean": 0.0, "fusion": None}  # than these fields
     late = [
         [epoch["test_accuracy"] for epoch in run["history"][-10:]]
-        for run in (older | line for line in runs)
+        for run in (older | {"fully_connected": line.get("fc")} | line for line in runs)
         if run["seed"] in seeds
         and all(run.get(name, value) == value for name, value in fields.items())
     ]
