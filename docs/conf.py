@@ -63,6 +63,7 @@ def _links(app, docname: str, source: list[str]) -> None:
     if docname.startswith("notebooks/"):
         return
     source[0] = source[0].replace("](../results/", "](results/")
+    source[0] = source[0].replace("](../docs/", "](../")
     source[0] = source[0].replace("](../onednn/README.md", f"]({REPOSITORY}/tree/main/onednn")
 
 

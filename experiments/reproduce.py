@@ -7,11 +7,13 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from experiments.sweep import commands, record, work
-from experiments.tables import plan, presets, report, runs
+from experiments.tables import findings, plan, presets, report, runs
 from experiments.tables.table3 import table_2
 from interflow_jax.cli.config import RunConfig, fields
 from interflow_jax.cli.files import writable
@@ -41,6 +43,10 @@ def _reproduce(arguments: Sequence[str]) -> int:
     given = vars(parser.parse_args(arguments))
     name, figure, out = given.pop("table"), given.pop("figure"), Path(given.pop("out")).expanduser()
     only_report, dry_run = given.pop("report"), given.pop("dry_run")
+    if given.pop("claims"):
+        writable(out)
+        print(findings.write(partial(_planned, parser, tables, runs.load(out)), out))
+        return 0
     workers, cpus, per_gpu = map(given.pop, _ELSEWHERE)
     if (name is None) == (figure is None):
         parser.error(f"give either --table=N, of {', '.join([*tables, '2'])}, or --figure=4")
@@ -51,12 +57,10 @@ def _reproduce(arguments: Sequence[str]) -> int:
         print(table_2())
         return 0
     table = tables[name or figure]
-    given["datasets"] = given["datasets"] or table.DATASETS
-    given["seeds"] = given["seeds"] or table.SEEDS
     if hasattr(table, "prepare") and not only_report:
-        table.prepare(given["datasets"])
-    axes = {axis: values for axis in plan.AXES if (values := given.pop(axis)) is not None}
-    configs = [*plan.plan(table, runs.load(out), axes=axes, **given)["config"]]
+        table.prepare(given["datasets"] or table.DATASETS)
+    wanted = partial(_wanted, table, given, unchosen=not only_report)
+    configs = [*wanted(runs.load(out))["config"]]
     if dry_run:
         work.check(configs)
         print(commands.listing(configs, out))
@@ -68,7 +72,7 @@ def _reproduce(arguments: Sequence[str]) -> int:
             _measure(table, configs, out)
         except StoppedError as error:
             stopped = error
-    planned = plan.plan(table, runs.load(out), axes=axes, **given)
+    planned = wanted(runs.load(out))
     if not runs.finished(planned).empty:
         _report(table, planned, out, given["preset"], arguments)
     elif only_report:
@@ -76,6 +80,28 @@ def _reproduce(arguments: Sequence[str]) -> int:
     if stopped:
         raise stopped
     return 1 if failed else 0
+
+
+def _wanted(
+    table: ModuleType, given: dict[str, Any], known: runs.Frame, unchosen: bool
+) -> runs.Frame:
+    """The runs of a table for given flags (see `plan.plan`)."""
+    given = dict(given)
+    axes = {axis: values for axis in plan.AXES if (values := given.pop(axis)) is not None}
+    for name, default in (("datasets", table.DATASETS), ("seeds", table.SEEDS)):
+        given[name] = given[name] or default
+    return plan.plan(table, known, axes=axes, unchosen=unchosen, **given)
+
+
+def _planned(
+    parser: Parser, tables: dict[str, ModuleType], known: runs.Frame, flags: str
+) -> tuple[ModuleType, runs.Frame]:
+    """A table of claims.json and its runs, as far as rates are chosen."""
+    given = vars(parser.parse_args(shlex.split(flags)))
+    table = tables[given.pop("table")]
+    for name in ("figure", "out", "report", "dry_run", "claims", *_ELSEWHERE):
+        del given[name]
+    return table, _wanted(table, given, known, unchosen=False)
 
 
 def _measure(table: ModuleType, configs: list[RunConfig], out: Path) -> None:
@@ -159,6 +185,8 @@ def _parser(tables: dict[str, ModuleType]) -> Parser:
     for flag, parse in lists.items():
         add(f"--{flag}", type=parse, metavar="A,B,...", help="in place of the table's")
     add("--dry_run", action="store_true", help="list the runs, with an estimate")
+    about = "write OUT/README.md, every claim of the paper and what the finished runs say of it"
+    add("--claims", action="store_true", help=about)
     add("--report", action="store_true", help="train nothing, report what is finished")
     add("--workers", type=_workers, help="train at once, as below (default: one after another)")
     add("--cpus", type=int, help="of a run on --workers=ray (default: 4, or 1 beside a GPU)")

@@ -18,8 +18,8 @@ from interflow_jax.cli.config import RunConfig, recorded_identity
 from interflow_jax.cli.files import read_json, write_whole
 from interflow_jax.data.recipes import recipe
 
-EXITS = "exits_by_fusion"
-"""What the table `exits` measures of a run: a file in its folder, and a field of its line."""
+EXITS, PROBES = "exits_by_fusion", "probes"
+"""What tables of these names measure of a run: files in its folder, and fields of its line."""
 
 
 def read(out: Path) -> list[dict[str, Any]]:
@@ -91,8 +91,9 @@ def _line(folder: Path, runs: Path) -> dict[str, Any]:
                 history.append(values | {"epoch": int(row["epoch"])})
             history[-1]["test_accuracy"]  # it has epochs, and this figure
     line = {"run": str(folder.relative_to(runs)), **result, "history": history}
-    if (folder / f"{EXITS}.json").exists():
-        line[EXITS] = read_json(folder / f"{EXITS}.json", "move it away to measure it again")
+    for name in (EXITS, PROBES):
+        if (folder / f"{name}.json").exists():
+            line[name] = read_json(folder / f"{name}.json", "move it away to measure it again")
     return line
 
 

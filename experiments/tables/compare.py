@@ -11,7 +11,7 @@ from interflow_jax.cli.config import RunConfig, as_flag
 from interflow_jax.methods import BASELINES
 
 ROW_ABOVE, FIRST_ROW = "row above", "first row"
-_SILENT_ZEROS = ("auxiliary_mean", "label_smoothing", "ema")
+_SILENT_ZEROS = ("auxiliary_mean", "distillation", "warmup_epochs", "label_smoothing", "ema")
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ def compare(
     to: str = "Normal",
     paper: Callable[[RunConfig], float | None] = lambda config: None,
     may_fail: bool = False,
+    outcome: str = "late_accuracy",
     key: str = "cells",
     about: str = "",
 ) -> Iterator[Section]:
@@ -48,6 +49,7 @@ def compare(
       paper: the paper's accuracy in percent for a configuration.
       may_fail: whether some runs may not begin to learn; a row with such runs and others has the
         mean of the others, and is not compared.
+      outcome: the column by which rows are compared.
       key, about: what the sections have in common in JSON, and what their titles end with.
     """
     sections = [*sections, *_varied(runs, [*rows, *sections])]
@@ -58,10 +60,10 @@ def compare(
             if done.empty:
                 missing.append(row)
                 continue
-            begun = has_begun(done)
+            begun = has_begun(done, "test_accuracy" if outcome == "late_accuracy" else outcome)
             mixed = may_fail and begun.nunique() > 1
             told = done[begun] if mixed else done
-            values[row] = [] if mixed else done["late_accuracy"]
+            values[row] = [] if mixed else done[outcome]
             if to in (FIRST_ROW, first[rows[0]]):
                 controls.append((first["depth"] * (to != FIRST_ROW), row))
             cells.append(
@@ -73,6 +75,7 @@ def compare(
                     "last epoch": spread(told["test_accuracy"]),
                     "best": float(done["test_accuracy"].max()),
                     "last ten epochs": spread(told["late_accuracy"]),
+                    "recalibrated": spread(told["recalibrated_accuracy"]),
                     **(first.get("chosen") or {}),
                     "runs": Runs(done["run"].tolist(), len(planned), "".join(done["letter"])),
                 }

@@ -25,30 +25,39 @@ HOLDS_OUT = True
 CHOOSE = "exits", (0,)
 
 _SEVEN = (2, 4, 6, 7, 9, 10, 13)  # exits of VGG-16 in Kaya et al. (2019) and Wolczyk et al. (2021)
-_RATE_OF_SEVEN = 3e-2  # on CIFAR-10 the best with four branches, for every way of training
+_BEST_RATE = 3e-2  # on CIFAR-10 with four branches, for every way of training
+_NARROWER = 0.75  # of the width, as many operations as fewer layers have
+_DISTILLATION = 0.5  # Dynamic Perceiver's
 NOTE = f"""\
-Each way is trained at the learning rate that did best on held-out examples with seed 0, those with
-seven branches at {_RATE_OF_SEVEN:g}, the best with four on CIFAR-10."""
+Networks of 7 to 13 layers, S1 and DSN with four branches are trained at the rate that did best on
+held-out examples with seed 0, all others at {_BEST_RATE:g}, the best of those on CIFAR-10."""
 
-_ROWS = ("method", "fusion", "auxiliary_mean", "taps")
+_ROWS = ("method", "fusion", "auxiliary_mean", "distillation", "taps", "width")
 _SHARES = [f"{share:.0%} of operations" for share in SHARES]
 _BELOW_NETWORKS = 12  # points of accuracy that the picture shows
 
 
 def recipes(base):
-    networks = grid(base, method=("Normal",), depth=(13, 11, 9, 7))
-    ways = [
+    chosen = [
+        *grid(base, method=("Normal",), depth=(13, 11, 9, 7)),
         base.replace(method="S1"),
         base.replace(method="S1", auxiliary_mean=1.0),
         base.replace(method="DSN"),
     ]
-    seven = [
-        way.replace(taps=_SEVEN, learning_rate=_RATE_OF_SEVEN)
-        for way in (*ways, base.replace(method="S1", fusion="geometric"))
+    at_best = base.replace(learning_rate=_BEST_RATE)
+    narrower = at_best.replace(width=_NARROWER * base.model.width)
+    others = [
+        at_best.replace(method="Concat", auxiliary_mean=1.0),
+        at_best.replace(method="S1", auxiliary_mean=1.0, distillation=_DISTILLATION),
+        at_best.replace(method="DSN", distillation=_DISTILLATION),
     ]
+    seven = [*chosen[4:], base.replace(method="S1", fusion="geometric"), *others]
     return [
-        *(each for way in (*networks, *ways) for each in grid(way, learning_rate=(1e-2, 3e-2))),
-        *seven,
+        *(each for way in chosen for each in grid(way, learning_rate=(1e-2, _BEST_RATE))),
+        at_best.replace(method="Normal", depth=5),
+        *grid(narrower, method=("Normal",), depth=(13, 11, 9, 7, 5)),
+        *others,
+        *(way.replace(taps=_SEVEN, learning_rate=_BEST_RATE) for way in seven),
     ]
 
 
@@ -124,11 +133,13 @@ def _budgets(section, ways):
 
 
 def _to_networks(section, ways, networks):
-    """Early exits minus networks of one depth: a family per budget, whose control these are.
+    """Early exits minus networks without exits: a family per budget, whose control these are.
 
     What a way's own mean operations are worth above or below the budget is taken from its
-    accuracies first, so that all have one control.
+    accuracies first, so that all have one control. What leaving early costs is known of the last
+    epoch, and is taken from the mean of the last ten.
     """
+    whole, networks = networks["operations"].max(), _worth_training(networks)
     by_row = dict(list(ways.groupby("row", sort=False)))
     rows = {
         row: {"row": row, "fusion": _in_words(inside["by"].iloc[0])}
@@ -136,30 +147,46 @@ def _to_networks(section, ways, networks):
     }
     notes = []
     for number, share in enumerate(_SHARES):
-        static = _as_large(networks, SHARES[number] * networks["operations"].max())
+        static = _as_large(networks, SHARES[number] * whole)
         groups: dict[str | None, Any] = {None: static}
         for row, inside in by_row.items():
+            late = inside["late_accuracy"] - inside["test_accuracy"]
             groups[row] = [
-                each["accuracy"] - _as_large(networks, each["operations"]).mean() + static.mean()
-                for each in inside["budgets"].str[number].dropna()
+                each["accuracy"]
+                + run_late
+                + static.mean()
+                - _as_large(networks, each["operations"]).mean()
+                for each, run_late in zip(inside["budgets"].str[number], late, strict=True)
+                if each
             ]
         family = Family(groups)
         differences = family.to(None)
         notes += [f"{share}: {family}"] if differences else []
         for row, cell in rows.items():
             cell[share] = differences.get(row)
-    note = "Accuracy of the last epoch, minus that on the line between the two networks of one "
-    note += "depth that take the next fewer and the next more operations. Each way has the fusion "
-    note += f"of the best held-out accuracy. {' '.join(notes)} Millions of operations: "
+    note = (
+        "Mean accuracy of the last ten epochs, minus what leaving early costs after the last one "
+    )
+    note += "and minus that on the line between the two networks that take the next fewer and the "
+    note += "next more operations, of those that are better on held-out examples than all smaller "
+    note += "ones. Each way has the fusion of the best held-out accuracy. "
+    note += f"{' '.join(notes)} Millions of operations: "
     sizes = networks.groupby("row", sort=False)["operations"].first() / 1e6
     note += ", ".join(f"{row} {size:.2f}" for row, size in sizes.items())
-    title = f"{section}: early exits minus networks trained for one depth, at equal operations"
+    title = f"{section}: early exits minus the best networks without, at equal operations"
     return Section(title, list(rows.values()), "to_networks", note)
 
 
+def _worth_training(networks):
+    """Those whose mean accuracy on held-out examples is above that of every smaller network."""
+    means = networks.groupby("operations")["validation_accuracy"].mean()
+    better = means.index[means > means.cummax().shift(1, fill_value=0)]
+    return networks[networks["operations"].isin(better)]
+
+
 def _as_large(networks, operations):
-    """The accuracies that networks of one depth would have at so many operations, one per seed."""
-    sizes = networks.pivot_table("test_accuracy", "seed", "operations").dropna()
+    """The accuracies that networks would have at so many operations, one per seed."""
+    sizes = networks.pivot_table("late_accuracy", "seed", "operations").dropna()
     return np.array(
         [np.interp(operations, sizes.columns, each, left=np.nan) for each in sizes.to_numpy()]
     )
@@ -193,14 +220,19 @@ def _weights(section, own):
     for row, inside in own.groupby("row", sort=False):
         model = inside["config"].iloc[0].model
         if (model.fusion or look_up(model.method).fusion) != "fixed":
-            pairs = zip(inside["weights"].map(_sizes), inside["left_out"], strict=True)
-            ranks = [pd.Series(sizes).corr(pd.Series(costs), "spearman") for sizes, costs in pairs]
-            rows.append({"row": row, "rank correlation": spread(ranks)})
+            ranks = spread(inside.apply(rank_correlation, axis=1))
+            rows.append({"row": row, "rank correlation": ranks})
     note = "Spearman's rank correlation, over a run's branches, of the weight's absolute value and "
     note += "of what leaving the branch out costs: 1 where the weights tell the redundant depths."
     if rows:
         title = f"{section}: do the learned weights tell which depth is redundant?"
         yield Section(title, rows, "weights", note)
+
+
+def rank_correlation(run):
+    """Of the sizes of a run's weights and what leaving out each branch costs, Spearman's."""
+    costs = run[EXITS]["fusions"][OWN]["left_out"]
+    return pd.Series(_sizes(run["weights"])).corr(pd.Series(costs), "spearman")
 
 
 def _sizes(weights):
@@ -212,23 +244,27 @@ def _sizes(weights):
 def _picture(name, ways, networks):
     """Accuracy by operations of every way, beside networks trained for one depth."""
     figure, axes = plt.subplots(figsize=(7.5, 6), layout="constrained")
+    widest = networks["width"].max()
     for row, inside in ways.groupby("row", sort=False):
         curves = [[(each["operations"], each["accuracy"]) for each in of] for of in inside["curve"]]
         operations, accuracy = np.mean(curves, axis=0).T
         count = f"{len(inside)} seed{'s' * (len(inside) > 1)}"
         label = f"{row}: {_in_words(inside['by'].iloc[0])} ({count})"
         axes.plot(operations / 1e6, accuracy, label=label)
-    means = networks.groupby("depth")[["operations", "test_accuracy"]].mean()
-    for depth, (operations, accuracy) in means.iterrows():
-        deviation = networks["test_accuracy"][networks["depth"] == depth].std()
-        axes.errorbar(operations / 1e6, accuracy, deviation, fmt="k*", markersize=10)
-        place = operations / 1e6, accuracy
+    by_size = networks.groupby("operations")
+    for operations, inside in by_size:
+        accuracies, depth = inside["test_accuracy"], inside["depth"].iloc[0]
+        place, full = (operations / 1e6, accuracies.mean()), inside["width"].iloc[0] == widest
+        options = {"fmt": "k*", "mfc": "black" if full else "white", "markersize": 10}
+        axes.errorbar(*place, accuracies.std(), **options)
         axes.annotate(f"  {depth}", place, va="bottom")
-        axes.plot(*place, "k*", label=None if depth > means.index[0] else "trained for one depth")
-        axes.set(ylim=(means["test_accuracy"].min() - _BELOW_NETWORKS, None))
+    if len(networks):
+        lowest = by_size["test_accuracy"].mean().min()
+        axes.set(ylim=(lowest - _BELOW_NETWORKS, None))
     axes.set(xlabel="mean operations per image (millions)", ylabel="test accuracy (%)")
     axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.13))
     pictures.entitle(figure, "Early exits", ways)
     shows = "Test accuracy by mean operations per image, early exits of several ways of training, "
-    shows += "beside networks trained for one depth (stars, with their number of convolutions)"
+    shows += "beside networks without exits (stars, hollow of narrower ones, with their number of "
+    shows += "convolutions)"
     return Picture(name, f"{shows}; means over seeds", figure)

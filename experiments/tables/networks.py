@@ -4,7 +4,7 @@ from experiments.tables.presets import grid
 from experiments.tables.table3 import compared
 
 TITLE = "Not in the paper: a residual network and a transformer"
-SEEDS = (1, 2, 3)
+SEEDS = (1, 2, 3, 4, 5, 6)
 DATASETS = ("cifar10",)
 HOLDS_OUT = True
 CHOOSE = "networks", (0,)
@@ -17,7 +17,8 @@ learning rate drops."""
 
 def recipes(base):
     base = base.replace(width=1.0)
-    methods = ("Normal", "S1", "S3", "DSN")
+    ways = [{"method": name} for name in ("Normal", "S1", "S3", "DSN", "Concat")]
+    ways.append({"method": "S1", "fusion": "attention"})
     resnet = base.replace(
         backbone="experiments.tables.backbones:ResNet",
         backbone_options="width=8",  # an eighth of ResNet-18's
@@ -32,10 +33,13 @@ def recipes(base):
         epochs=60,
     )
     return [
-        *grid(resnet, learning_rate=(1e-2, 3e-2, 1e-1), method=methods),
-        *grid(vit, learning_rate=(1e-3, 3e-3, 1e-2), method=methods),
+        each.replace(**way)
+        for network, rates in ((resnet, (1e-2, 3e-2, 1e-1)), (vit, (1e-3, 3e-3, 1e-2)))
+        for each in grid(network, learning_rate=rates)
+        for way in ways
     ]
 
 
 def report(runs):
-    yield from compared(runs, "networks", sections=("dataset", "backbone"))
+    places = ("dataset", "backbone")
+    yield from compared(runs, "networks", rows=("method", "fusion"), sections=places)

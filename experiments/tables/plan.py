@@ -48,6 +48,7 @@ def plan(
     seeds: tuple[int, ...],
     axes: dict[str, tuple[Any, ...]],
     preset: str = presets.DEFAULT,
+    unchosen: bool = True,
     **given: Any,
 ) -> Frame:
     """The runs of a table as `match` gives them, and in `chosen` what else is to be told of each.
@@ -55,6 +56,8 @@ def plan(
     Args:
       runs: all finished runs.
       axes: values of some of `AXES`, in place of the table's (see `along`).
+      unchosen: whether a recipe whose rate no runs have chosen yet is an error; else it is left
+        out, as one without a finished run.
       given: fields of every run, in place of the preset's and the table's.
 
     Raises:
@@ -64,6 +67,7 @@ def plan(
     for name in wanted.keys() & given.keys():
         raise ValueError(f"--{name} and --{name}s: give one of them")
     configs, chosen = [], {}
+    limit = getattr(table, "most_runs", None) if seeds == table.SEEDS else None
     for dataset in datasets:
         base = presets.base(preset, dataset, **given)
         if getattr(table, "HOLDS_OUT", False):
@@ -77,9 +81,13 @@ def plan(
         for config in recipes:
             config.check()
         if hasattr(table, "CHOOSE"):
-            recipes, best = _at_best_rates(table, recipes, runs, seeds)
+            recipes, best = _at_best_rates(table, recipes, runs, seeds, unchosen)
             chosen |= {each: columns for each, (_, columns) in best.items()}
-        configs += [config.replace(seed=seed) for config in recipes for seed in seeds]
+        for config in recipes:
+            most = limit(config) if limit else None
+            configs += [config.replace(seed=seed) for seed in seeds[:most]]
+    if not configs:
+        return match(runs, [base])[:0].assign(chosen=[])
     configs = list(dict.fromkeys(configs))
     for seed in seeds:
         configs[0].replace(seed=seed).check()
@@ -127,7 +135,11 @@ def best_rates(runs: Frame) -> Best:
 
 
 def _at_best_rates(
-    table: ModuleType, recipes: list[RunConfig], runs: Frame, seeds: tuple[int, ...]
+    table: ModuleType,
+    recipes: list[RunConfig],
+    runs: Frame,
+    seeds: tuple[int, ...],
+    unchosen: bool,
 ) -> tuple[list[RunConfig], Best]:
     """The recipes at the best of their rates; seeds that are to choose keep every rate.
 
@@ -148,13 +160,18 @@ def _at_best_rates(
     tried = [config.replace(seed=seed) for config in several for seed in choosing]
     best = best_rates(match(runs, tried)) if tried else {}
     for each, same in alike.items():
-        if len(same) > 1 and each not in best:
+        if len(same) > 1 and each not in best and unchosen:
             raise ValueError(
                 f"{each.model.method} ({each.model.backbone}) on {each.data.dataset} has not a "
                 f"held-out accuracy at each of {len(same)} learning rates; first train "
                 f"--table={chooser} --seeds={as_flag(choosing)} with the same flags"
             )
-    return [best[each][0] if each in best else same[0] for each, same in alike.items()], best
+    chosen = [
+        best[each][0] if each in best else same[0]
+        for each, same in alike.items()
+        if each in best or len(same) == 1
+    ]
+    return chosen, best
 
 
 def _with_held_out(base: RunConfig) -> RunConfig:

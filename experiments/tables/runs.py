@@ -24,7 +24,9 @@ OLDER = "older_branch_accuracy"
 LATE_EPOCHS = 10
 _RESULTS = ("run", "test_accuracy", "branch_accuracy", "branches", "weights", "class_names")
 _NEEDED = (*_RESULTS, "image_shape", "device", "versions")
-_OPTIONAL = ("validation_accuracy", "held_out_accuracy", "history", record.EXITS, OLDER)
+_AT_THE_END = ("validation_accuracy", "held_out_accuracy", "recalibrated_accuracy")
+_ACCURACIES = ("test_accuracy", "late_accuracy", *_AT_THE_END)
+_OPTIONAL = (*_AT_THE_END, "history", record.EXITS, record.PROBES, OLDER)
 _MEASURED = (*_NEEDED, *_OPTIONAL, "late_accuracy", "machine", "key")
 
 
@@ -68,8 +70,7 @@ def match(runs: Frame, configs: Iterable[RunConfig]) -> Frame:
         for config in configs
     ]
     matched = pd.DataFrame(rows).merge(runs[[*_MEASURED]], on="key", how="left")
-    floats = ["test_accuracy", "late_accuracy", "validation_accuracy", "held_out_accuracy"]
-    matched = matched.astype(dict.fromkeys(floats, float)).astype({"run": object})
+    matched = matched.astype(dict.fromkeys(_ACCURACIES, float)).astype({"run": object})
     machines = sorted({*matched["machine"].dropna()})
     letters = dict(zip(machines, string.ascii_letters, strict=False)) if len(machines) > 1 else {}
     return matched.assign(letter=[letters.get(name, "") for name in matched["machine"]])

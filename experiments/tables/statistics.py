@@ -52,18 +52,24 @@ class Share:
     count: int
     runs: int
 
-    def __str__(self) -> str:
+    def ends(self) -> tuple[float, float]:
+        """The interval's."""
         ends = stats.binomtest(self.count, self.runs).proportion_ci(CONFIDENCE, method="exact")
-        return f"{self.count} of {self.runs} ({100 * ends.low:.0f} to {100 * ends.high:.0f} %)"
+        return float(ends.low), float(ends.high)
+
+    def __str__(self) -> str:
+        low, high = self.ends()
+        return f"{self.count} of {self.runs} ({100 * low:.0f} to {100 * high:.0f} %)"
 
 
-def has_begun(runs: Any) -> Any:
+def has_begun(runs: Any, accuracy: str = "test_accuracy") -> Any:
     """Marks the runs that have begun to learn: by the last epoch, `CHANCES` times chance.
 
+    `accuracy` is the column that tells, such as that with recalibrated statistics.
     With few classes, it is at least halfway from chance to 100 %.
     """
     chance = 100 / runs["class_names"].str.len()
-    return runs["test_accuracy"] >= np.minimum(CHANCES * chance, (chance + 100) / 2)
+    return runs[accuracy] >= np.minimum(CHANCES * chance, (chance + 100) / 2)
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,12 @@ class Difference:
     high: float | None
     verdict: str
     needed: int | None  # runs per row, where it is undecided
+
+    def __neg__(self) -> "Difference":
+        """Of the same two rows, the second minus the first."""
+        low, high = (None if end is None else -end for end in (self.high, self.low))
+        verdict = {"ahead": "behind", "behind": "ahead"}.get(self.verdict, self.verdict)
+        return Difference(-self.mean, low, high, verdict, self.needed)
 
     def __str__(self) -> str:
         interval = "" if self.low is None else f" ({self.low:+z.2f} to {self.high:+z.2f})"
@@ -209,6 +221,14 @@ def half_interval(values: np.ndarray) -> np.ndarray:
     """Half the width of the 95 % confidence interval of means over runs: [runs, ...] to [...]."""
     quantile = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)
     return quantile * values.std(axis=0, ddof=1) / np.sqrt(len(values))
+
+
+def deviation_interval(values: np.ndarray) -> tuple[float, float]:
+    """The ends of the 95 % interval of a standard deviation, of normally distributed values."""
+    freedom = len(values) - 1
+    quantiles = stats.chi2.ppf([(1 + CONFIDENCE) / 2, (1 - CONFIDENCE) / 2], freedom)
+    low, high = np.sqrt(freedom * values.var(ddof=1) / quantiles)
+    return float(low), float(high)
 
 
 def outlying(values: np.ndarray) -> np.ndarray:

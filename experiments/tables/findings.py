@@ -1,0 +1,307 @@
+"""The page of claims, results/README.md, its figure, and sentences of the project's README.
+
+Words are chosen by verdicts, so that they are right whatever the runs say.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from scipy import stats
+
+from experiments.tables.claims import (
+    CLAIMS,
+    FLAGS,
+    NOT_TRAINED,
+    RATE,
+    Planned,
+    Tables,
+    answer,
+    budgets,
+    ends,
+    figure,
+    of_paper,
+    table_of,
+)
+from experiments.tables.runs import Frame
+from experiments.tables.statistics import CONFIDENCE, RULE, Difference
+from interflow_jax.cli import charts, markdown
+from interflow_jax.cli.files import write_whole
+
+START, END = "<!-- claims -->", "<!-- /claims -->"
+_PICTURE = "claims.png"
+_SHOWS = (
+    "Left, test accuracy by learning rate. Right, every run at 3e-2: methods beside networks of "
+    "13, 11, 9 and 7 layers alone. Means of the last ten epochs; bars are 95 % intervals by the "
+    "deviation that the rows of a rate share"
+)
+_SETTING = """\
+Where nothing else is said, networks are trained on 10,000 images of CIFAR-10 for 60 epochs, at
+width 1/8 and a learning rate of 3e-2; the paper has all images, 100 epochs, width 1 and 1e-3. So
+accuracies are not the paper's. *Normal* is the network without branches, S0 to S9 are the paper's
+methods, and the others are controls: *DSN* trains branches and leaves them out of the prediction,
+*Concat* is one linear layer on the features of all branches, *Detached* is S1 without the
+gradient's short cut to shallower layers."""
+_COMMAND = "python -m experiments.reproduce"
+_WIDTH = 0.125  # of the runs in the figure
+
+
+def write(planned: Planned, out: Path) -> str:
+    """Writes OUT/README.md and OUT/claims.png, and the sentences between the README's markers.
+
+    Returns:
+      What was written, in words.
+    """
+    tables, style = Tables(planned), charts.STYLE
+    with plt.rc_context(style):
+        charts.save(_figure(tables), out / _PICTURE)
+    write_whole(out / "README.md", _page(tables))
+    readme = out.parent / "README.md"
+    text = readme.read_text() if readme.exists() else ""
+    if START not in text:
+        return f"{out / 'README.md'}; {readme} has no {START} to put its sentences after"
+    before, _, after = text.partition(START)
+    after = after.partition(END)[2] if END in after else after
+    page = f"Claim by claim, with its controls: [{out.name}/README.md]({out.name}/README.md)."
+    advice = " ".join(["\n".join(f"- {each}" for each in _advice(tables)), page, END])
+    write_whole(readme, f"{before}{START}\n![{_SHOWS}]({out.name}/{_PICTURE})\n{advice}{after}")
+    return f"{out / 'README.md'}, {readme}"
+
+
+def _page(tables: Tables) -> str:
+    printed, rows = of_paper(), []
+    for claim in CLAIMS:
+        table, found = table_of(claim), answer(claim, tables)
+        link = f"[{tables.page(table).removesuffix('.md')}]({tables.page(table)})"
+        told = found or (NOT_TRAINED, f"`{_COMMAND} {FLAGS[table]}`", "")
+        rows.append([claim["place"], claim["says"].format(**printed), *told, link if found else ""])
+    head = ["the paper", "its claim", "verdict", "number", "the control beside it", "table"]
+    table = markdown.table(head, rows)
+    progress = [[f"`{flags}`", tables.progress(name)] for name, flags in FLAGS.items()]
+    table[1] = f"| {' | '.join(['---'] * len(head))} |"  # words, aligned to the left
+    lines = [
+        "# What the paper claims, and what these runs say",
+        _SETTING,
+        f"![{_SHOWS}]({_PICTURE})",
+        "\n".join(_sentences(tables)),
+        "\n".join(table).strip(),
+        f"{RULE}\nOf a share of runs, the interval is exact; a claim on them is confirmed where it "
+        "holds in most.",
+        f"Every number is computed from `runs.jsonl` or from the paper's own tables by "
+        f"`{_COMMAND} --claims --out=results`. What is trained of each table, which are explained "
+        f"in [docs/evidence.md](../docs/evidence.md), by `{_COMMAND} --out=results` and:",
+        "\n".join(markdown.table(["", "runs"], progress)).strip(),
+    ]
+    return "\n\n".join(lines) + "\n"
+
+
+_WORDS = {
+    "ahead": "ahead of",
+    "no different": "no different from",
+    "undecided": "not told apart from",
+    "behind": "behind",
+    None: "not compared yet with",
+}
+
+
+def _told(subject: str, found: Difference | None, other: str) -> str:
+    """How a subject compares with another, as a clause."""
+    verdict = found and found.verdict
+    clause = f"{subject} is {_WORDS[verdict]} {other}"
+    if found is None:
+        return clause
+    if verdict in ("ahead", "behind"):
+        return f"{clause} by {abs(found.mean):.2f} points{ends(found)}"
+    return f"{clause}, {figure(found)}"
+
+
+def _grouped(found: dict[str, Difference | None], clause: str) -> str:
+    """How several compare with another: clauses of `names` and `word`, one per verdict."""
+    clauses = []
+    for verdict, word in _WORDS.items():
+        alike = {name: each for name, each in found.items() if (each and each.verdict) == verdict}
+        if alike:
+            figures = [figure(each) for each in alike.values() if each]
+            told = clause.format(names=_listed([*alike]), word=word)
+            clauses.append(", ".join(filter(None, [told, _listed(figures)])))
+    return "; ".join(clauses)
+
+
+def _listed(words: list[str]) -> str:
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+
+
+def _verdict(found: Difference | None) -> str:
+    return found.verdict if found else "undecided"
+
+
+def _weights(tables: Tables) -> str:
+    """How other ways to weigh branches compare with S1's."""
+    found = {
+        "fixed weights (S0)": "S0 to S1",
+        "weights per class (S3)": "S3 to S1",
+        "weights that see the image": "attention to S1",
+        "the free weights of Concat": "Concat to S1",
+    }
+    differences = {name: tables.difference(asked) for name, asked in found.items()}
+    return _grouped(differences, "{names} are {word} S1's")
+
+
+def _sentences(tables: Tables) -> list[str]:
+    """Six sentences on what the runs say."""
+    found = tables.difference
+    depth = {
+        "ahead": ": branches do more than make superfluous depth harmless",
+        "no different": ": branches do no more than make superfluous depth harmless",
+        "behind": ": it is better to leave superfluous layers out",
+        "undecided": "; whether branches do more than make superfluous depth harmless is open",
+    }[_verdict(found("S1 to nine"))]
+    learned = {
+        "behind": "learning the weights helps",
+        "undecided": "what learning the weights adds is open",
+    }.get(_verdict(found("S0 to S1")), "learning the weights is not what helps")
+    cause = {
+        "ahead": "fusion without the gradient's short cut does not do it",
+        "undecided": "whether fusion needs the gradient's short cut is open",
+    }.get(_verdict(found("S1 to Detached")), "fusion does not need the gradient's short cut")
+    others = {
+        "on a residual network": found("S1 on ResNet"),
+        "on a small transformer": found("S1 on ViT"),
+        "at depth 60": found("S1 at depth 60"),
+    }
+    sentences = [
+        f"{_told('S1', found('S1'), 'Normal')}; at a learning rate of 1e-2, "
+        f"{_told('it', found('S1 at 1e-2'), 'Normal')}.",
+        f"{_told('a network of nine layers in place of thirteen', found('nine'), 'Normal')}, and "
+        f"{_told('S1', found('S1 to nine'), 'it')}"
+        f"{depth if _verdict(found('nine')) == 'ahead' else ''}.",
+        f"{_weights(tables)}: {learned}.",
+        f"{_told('S1', found('S1 to Detached'), 'Detached')}, and "
+        f"{_told('that', found('Detached'), 'Normal')}; {_told('DSN', found('DSN'), 'Normal')}: "
+        f"{cause}.",
+        f"{_grouped(others, 'S1 is {word} Normal {names}')}.",
+        f"{_early(tables)}.",
+    ]
+    return [f"{n}. {each[0].upper()}{each[1:]}" for n, each in enumerate(sentences, 1)]
+
+
+def _early(tables: Tables) -> str:
+    cells = budgets(tables)
+    ahead = {name: each for name, each in cells.items() if each.verdict == "ahead"}
+    if not cells:
+        return "early exits are not compared yet with networks of as many operations"
+    clause = "leaving early is ahead of the best network of as many operations"
+    if not ahead:
+        count = f"in none of {len(cells)} ways and budgets"
+        return f"{clause} {count}: what it gives is one network for many budgets"
+    best = max(ahead, key=lambda name: ahead[name].mean)
+    count = f"in {len(ahead)} of {len(cells)} ways and budgets"
+    return f"{clause} {count}, most by {figure(ahead[best])} ({best})"
+
+
+def _advice(tables: Tables) -> list[str]:
+    """Three sentences for someone who builds a network: when, which, and with what loss."""
+    found = tables.difference
+    s1, losses, beside_nine = found("S1"), found("losses to S1"), _verdict(found("S1 to nine"))
+    when = _told("S1, with four branches,", s1, "the same network without them")
+    alone = found("nine")
+    if _verdict(s1) != "ahead":
+        when += ": do not count on branches for accuracy"
+    elif _verdict(alone) != "ahead" or alone is None or beside_nine == "ahead":
+        when += ", and fewer layers do not do as much: use branches"
+    else:
+        when += ", but nine of its thirteen layers alone are, too, by "
+        when += f"{alone.mean:.2f} points{ends(alone)}: "
+        when += {"behind": "look for the right number of layers first"}.get(
+            beside_nine, "use branches where you do not know how deep to go"
+        )
+    which = {
+        "behind": "Learn the weights",
+        "ahead": "Keep the weights fixed",
+        "undecided": "Choose the weights as is easiest; nothing tells the ways apart yet",
+    }.get(_verdict(found("S0 to S1")), "Choose the weights as is easiest")
+    loss = {
+        "behind": "Losses of the branches' own (`--auxiliary_mean=1`) cost accuracy",
+        "ahead": "Give branches losses of their own (`--auxiliary_mean=1`)",
+    }.get(
+        _verdict(losses),
+        "Losses of the branches' own (`--auxiliary_mean=1`) cost no accuracy that these runs see",
+    )
+    loss += "; to cut a network or to leave it early, they are needed"
+    return [
+        f"**When.** {when}.",
+        f"**Which.** {which}: {_weights(tables)}.",
+        f"**Which loss.** {loss}: {_told('S1 with them', losses, 'S1')}; {_early(tables)}.",
+    ]
+
+
+def _figure(tables: Tables) -> Any:
+    names = ("controls", "rates", "exits")
+    runs = pd.concat([tables.runs(name) for name in names]).drop_duplicates("key")
+    four = runs["branches"].map(lambda branches: list(branches) == [7, 9, 11, 13])
+    here = (runs["dataset"] == "cifar10") & (runs["width"] == _WIDTH) & (runs["distillation"] == 0)
+    runs = runs[here & (four | runs["method"].isin(("Normal", "Scaled")))]
+    names = [
+        _name(*row) for row in runs[["method", "depth", "auxiliary_mean", "fusion"]].to_numpy()
+    ]
+    runs = runs.assign(row=names)
+    chart, panels = plt.subplots(1, 2, figsize=(12, 4.6), layout="constrained")
+    at_several = runs.groupby("row")["learning_rate"].transform("nunique") > 2
+    drawn = ((_by_rate, runs[at_several]), (_every_run, runs[runs["learning_rate"] == RATE]))
+    for axes, (draw, some) in zip(panels, drawn, strict=True):
+        if len(some):
+            draw(axes, some)
+    return chart
+
+
+def _name(method: str, depth: int, auxiliary_mean: float, fusion: Any) -> str:
+    if method == "Normal":
+        return f"{depth} layers alone"
+    name = f"{method} with weights that see the image" if fusion == "attention" else method
+    return f"{name} with branch losses" if auxiliary_mean else name
+
+
+def _bars(runs: Frame, by: str) -> Frame:
+    """Mean and half a 95 % interval per row, by the deviation that the rows share."""
+    groups = runs.groupby(by, sort=False)["late_accuracy"]
+    freedom = len(runs) - groups.ngroups
+    deviation = np.sqrt((groups.var() * (groups.size() - 1)).sum() / freedom) if freedom else np.nan
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * deviation / np.sqrt(groups.size())
+    return pd.DataFrame({"mean": groups.mean(), "half": half, "runs": groups.size()})
+
+
+def _by_rate(axes: Axes, runs: Frame) -> None:
+    by_rate = {rate: _bars(inside, "row") for rate, inside in runs.groupby("learning_rate")}
+    rows = list(dict.fromkeys(runs["row"]))
+    for number, row in enumerate(rows):
+        bars = {rate: bars.loc[row] for rate, bars in by_rate.items() if row in bars.index}
+        places = [rate * 1.03 ** (number - len(rows) / 2) for rate in bars]  # side by side
+        means, halves = ([each[name] for each in bars.values()] for name in ("mean", "half"))
+        axes.errorbar(places, means, halves, marker="o", capsize=2, markersize=4, label=row)
+    axes.set_xscale("log")
+    axes.set_xticks(list(by_rate), [f"{rate:g}" for rate in by_rate])
+    axes.minorticks_off()
+    axes.set(title="By learning rate", xlabel="learning rate", ylabel="test accuracy (%)")
+    axes.legend(fontsize=8)
+
+
+def _every_run(axes: Axes, runs: Frame) -> None:
+    bars = _bars(runs, "row")
+    layers = [name for depth in (13, 11, 9, 7) if (name := f"{depth} layers alone") in bars.index]
+    methods = bars.drop(layers).sort_values("mean").index
+    order = [*layers[:1], *methods, *layers[1:]]
+    for place, name in enumerate(order):
+        mean, half, _ = bars.loc[name]
+        color = "C3" if name in methods else "black"
+        single = runs.loc[runs["row"] == name, "late_accuracy"]
+        axes.plot(single, [place + 0.25] * len(single), ".", color="0.6", markersize=4)
+        axes.errorbar(mean, place, xerr=half, fmt="o", color=color, capsize=3)
+    for name in layers[:1]:
+        axes.axvline(bars.loc[name, "mean"], color="black", ls=":")
+    labels = [f"{name}, {bars.loc[name, 'runs']:.0f} runs" for name in order]
+    axes.set_yticks(range(len(order)), labels)
+    title = "At 3e-2, beside networks of fewer layers"
+    axes.set(ylim=(len(order) - 0.5, -0.5), title=title, xlabel="test accuracy (%)")

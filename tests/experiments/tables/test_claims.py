@@ -1,0 +1,227 @@
+"""What the page of claims says, from the committed runs and from runs that were never trained."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from experiments import reproduce
+from experiments.sweep.record import PROBES
+from experiments.tables import claims, findings, probes
+from experiments.tables.statistics import Difference, deviation_interval
+from tests.experiments.tables.invented import planned, record, reported
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def tables():
+    """Those of the committed runs."""
+    held = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(findings, "write", lambda planned, out: held.append(planned))
+        assert reproduce.main(["--claims", f"--out={ROOT / 'results'}"]) == 0
+    return claims.Tables(held[0])
+
+
+def test_the_committed_page_and_sentences_are_the_command_s(tmp_path):
+    (tmp_path / "results").mkdir()
+    shutil.copy(ROOT / "results" / "runs.jsonl", tmp_path / "results")
+    shutil.copy(ROOT / "README.md", tmp_path)
+    assert reproduce.main(["--claims", f"--out={tmp_path / 'results'}"]) == 0
+    for name in ("README.md", "results/README.md"):
+        assert (tmp_path / name).read_text() == (ROOT / name).read_text(), name
+    assert (tmp_path / "results" / "claims.png").read_bytes().startswith(b"\x89PNG")
+
+
+def raw(method, depth=13, fusion=None, auxiliary_mean=0.0):
+    """The late accuracies of a row of the table of controls at 3e-2, from the record's lines."""
+    fields = {
+        "dataset": "cifar10",
+        "backbone": "vgg",
+        "width": 0.125,
+        "train_size": 10_000,
+        "epochs": 60,
+        "learning_rate": 3e-2,
+        "taps": [depth] if method == "Normal" else [7, 9, 11, 13],
+        "method": method,
+        "depth": depth,
+        "fusion": fusion,
+        "auxiliary_mean": auxiliary_mean,
+        "distillation": 0.0,
+        "fully_connected": "separate" if method == "Concat" else "shared",
+    }
+    seeds = {*range(7), 100, 101, 102}
+    if method in ("Normal", "S1", "Concat") and not fusion and not auxiliary_mean:
+        seeds |= {7, 8, 9, 10}
+    runs = map(json.loads, (ROOT / "results" / "runs.jsonl").read_text().splitlines())
+    older = {"learning_rate": 1e-3, "auxiliary_mean": 0.0, "fusion": None}  # than these fields
+    late = [
+        [epoch["test_accuracy"] for epoch in run["history"][-10:]]
+        for run in (older | {"fully_connected": line.get("fc")} | line for line in runs)
+        if run["seed"] in seeds
+        and all(run.get(name, value) == value for name, value in fields.items())
+    ]
+    return np.array([np.mean(accuracies) for accuracies in late])
+
+
+ROWS = {
+    "S1": ("S1",),
+    "Normal": ("Normal",),
+    "nine to S1": ("Normal", 9),
+    "S0 to S1": ("S0",),
+    "S3 to S1": ("S3",),
+    "Concat to S1": ("Concat",),
+    "DSN to S1": ("DSN",),
+    "Detached to S1": ("Detached",),
+    "attention to S1": ("S1", 13, "attention"),
+    "losses to S1": ("S1", 13, None, 1.0),
+}
+
+
+def test_intervals_beside_s1_are_scipy_s_of_the_record_s_lines(tables):
+    """Dunnett's, by a search of its own, or where deviations differ Games and Howell's by hand."""
+    rows = {name: found for name, row in ROWS.items() if len(found := raw(*row))}
+    control = rows.pop("S1")
+    freedom = sum(map(len, rows.values())) + len(control) - len(rows) - 1
+    if stats.bartlett(control, *rows.values()).pvalue >= 0.05:
+        test = stats.dunnett(*rows.values(), control=control, rng=np.random.default_rng(7))
+        ends = np.transpose(test.confidence_interval(0.95))
+    else:
+        ends = [games_howell(values, control, len(rows) + 1) for values in rows.values()]
+    assert freedom > 0
+    for (name, values), (low, high) in zip(rows.items(), ends, strict=True):
+        if name != "Normal":
+            found = tables.difference(name)
+            assert found.mean == pytest.approx(values.mean() - control.mean())
+            assert (found.low, found.high) == pytest.approx((low, high), abs=0.02)
+
+
+def games_howell(first, second, rows):
+    parts = [values.var(ddof=1) / values.size for values in (first, second)]
+    squares = [
+        part**2 / (values.size - 1) for part, values in zip(parts, (first, second), strict=True)
+    ]
+    half = stats.studentized_range.ppf(0.95, rows, sum(parts) ** 2 / sum(squares))
+    half *= np.sqrt(sum(parts) / 2)
+    mean = first.mean() - second.mean()
+    return mean - half, mean + half
+
+
+def test_the_paper_s_own_tables_are_counted():
+    """By hand, of Tables I, III and VI as printed."""
+    counted = claims.of_paper()
+    assert counted["over_normal"] == "60 of 60"
+    assert (counted["soft_cifar100"], counted["given"]) == ("1 of 4", "12 of 24")
+    assert (counted["first"], counted["thirteen_over_nine"]) == ("7 of 7", "0.59")
+
+
+def written(folder, accuracies, readme):
+    """The page of runs of controls with an accuracy by method, beside a README."""
+    out = folder / "results"
+    out.mkdir()
+
+    def figures(config):
+        name = f"{config.model.method}{config.model.depth}"
+        plain = config.model.fusion is None and not config.training.auxiliary_mean
+        if name not in accuracies or not plain:
+            return None
+        accuracy = accuracies[name] + 0.1 * (config.training.seed % 2)
+        epoch = {"epoch": 1, "test_accuracy": accuracy, "train_accuracy": 90.0}
+        return {"accuracy": accuracy, "history": [epoch]}
+
+    record(out, planned("controls", out)["config"], figures)
+    (folder / "README.md").write_text(readme)
+    assert reproduce.main(["--claims", f"--out={out}"]) == 0
+    return (out / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "verdicts", "sentences"),
+    [
+        (
+            {"Normal13": 70, "Normal9": 72, "S113": 72, "Concat13": 72, "S013": 71},
+            ("confirmed, and the control does as much", "confirmed"),
+            ("do no more than make superfluous depth harmless", ": learning the weights helps"),
+        ),
+        (
+            {"Normal13": 70, "Normal9": 69, "S113": 68, "Concat13": 68, "S013": 70},
+            ("contradicted", "contradicted"),
+            ("S1 is behind Normal by 2.00 points", "learning the weights is not what helps"),
+        ),
+    ],
+)
+def test_words_follow_verdicts(accuracies, verdicts, sentences, tmp_path):
+    page = written(tmp_path, accuracies, f"# Title\n{findings.START}\n\nThe rest.\n")
+    lines = page.splitlines()
+    (ahead,) = [line for line in lines if "| S1 minus Normal: " in line and "III-C" in line]
+    (soft,) = [line for line in lines if "| S1 minus S0: " in line]
+    assert [line.split(" | ")[2] for line in (ahead, soft)] == [*verdicts]
+    for sentence in sentences:
+        assert sentence in page
+    assert "`python -m experiments.reproduce --table=degradation`" in page  # not trained yet
+    readme = (tmp_path / "README.md").read_text()
+    helps = verdicts[0].startswith("confirmed")
+    assert ("do not count on branches for accuracy" in readme) == (not helps)
+    assert readme.startswith(f"# Title\n{findings.START}\n![")
+    assert readme.endswith(f" {findings.END}\n\nThe rest.\n")
+
+
+def test_without_runs_all_is_to_be_trained_and_a_readme_without_marker_stays(tmp_path, capsys):
+    page = written(tmp_path, {}, "# Title\n")
+    assert page.count("| not trained yet | `python -m") == len(claims.CLAIMS)
+    assert not [line for line in page.splitlines() if "(+" in line or "(-" in line]
+    assert (tmp_path / "README.md").read_text() == "# Title\n"
+    assert f"has no {findings.START}" in capsys.readouterr().out
+
+
+def test_a_difference_is_turned():
+    assert -Difference(0.5, -0.2, 1.2, "undecided", 9) == Difference(
+        -0.5, -1.2, 0.2, "undecided", 9
+    )
+    assert (-Difference(1.0, 0.5, 1.5, "ahead", None)).verdict == "behind"
+
+
+def test_the_interval_of_a_deviation_holds_it_in_95_of_100_samples():
+    samples = np.random.default_rng(0).normal(scale=2.0, size=(2000, 8))
+    ends = np.array([deviation_interval(sample) for sample in samples])
+    assert np.mean((ends[:, 0] < 2) & (ends[:, 1] > 2)) == pytest.approx(0.95, abs=0.02)
+
+
+def test_a_probe_reads_what_is_linear_and_chooses_its_penalty_on_held_out_images():
+    rng = np.random.default_rng(0)
+    labels = [rng.integers(0, 3, size) for size in (300, 200, 500)]
+    clear = [np.eye(3)[y] + 0.2 * rng.normal(size=(len(y), 3)) for y in labels]
+    assert probes.probe(clear, labels, 3) > 95
+    noise = [rng.normal(size=(len(y), 3)) for y in labels]
+    assert 20 < probes.probe(noise, labels, 3) < 47
+
+
+def test_the_loss_of_a_probe_has_its_gradient():
+    rng = np.random.default_rng(0)
+    features, targets = rng.normal(size=(20, 4)), np.eye(3)[rng.integers(0, 3, 20)]
+    weights, step = rng.normal(size=12), 1e-6
+    _, gradient = probes._loss(features, targets, 0.1, weights)
+    for place in range(12):
+        apart = [
+            probes._loss(features, targets, 0.1, weights + sign * step * np.eye(12)[place])[0]
+            for sign in (1, -1)
+        ]
+        assert gradient[place] == pytest.approx((apart[0] - apart[1]) / (2 * step), abs=1e-5)
+
+
+def test_probes_are_compared_by_the_middle_layers(tmp_path):
+    def figures(config):
+        better = 2.0 * (config.model.method == "S1")
+        layers = [50.0 + config.training.seed % 2] * 6 + [60.0 + better] * 6 + [70.0]
+        return {"accuracy": 75.0, PROBES: {"accuracies": layers}}
+
+    record(tmp_path, planned("probes", tmp_path)["config"], figures)
+    (section,) = reported("probes", tmp_path)["probes"]
+    rows = {row["method"]: row for row in section["rows"]}
+    assert rows["S1"]["middle"]["mean"] == 62.0
+    assert rows["S1"]["difference"]["mean"] == pytest.approx(2.0)
+    assert rows["DSN"]["after 1"]["mean"] == 50.5
