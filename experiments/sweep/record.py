@@ -105,6 +105,7 @@ _FIGURES: dict[str, Any] = {
     "weights": list,
     "device": str,
     "versions": dict,
+    "software": list,
 }
 """Types of entries that tables compute with."""
 

@@ -54,7 +54,9 @@ def _row(line: dict[str, Any], out: Path) -> dict[str, Any]:
     row = {**recorded(line).flat(), **{name: line.get(name) for name in (*_NEEDED, *_OPTIONAL)}}
     late = [epoch["test_accuracy"] for epoch in (row["history"] or ())[-LATE_EPOCHS:]]
     row["late_accuracy"] = float(np.mean(late or row["test_accuracy"]))
-    row["machine"] = f"{row['device']}; {versions_line(row['versions'])}"
+    rounded_by = ", ".join(map(str, line.get("software", ()))).split(", ")
+    onednn = sorted({name for name in rounded_by if name.startswith("oneDNN")})
+    row["machine"] = f"{row['device']}; {', '.join([versions_line(row['versions']), *onednn])}"
     row["branch_accuracy"] = None if row[OLDER] else row["branch_accuracy"]
     return row | {"key": record.key(recorded_identity(line))}
 
