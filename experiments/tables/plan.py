@@ -78,6 +78,8 @@ def plan(
             # A table that multiplies the epochs has others beside those that are given.
             if name != "epochs" or values[0] not in {each.training.epochs for each in recipes}:
                 recipes = along(recipes, name, values)
+            if not recipes:
+                raise ValueError(f"--{name}={as_flag(values)} is no value that a run can have: see --help")
         for config in recipes:
             config.check()
         if hasattr(table, "CHOOSE"):
