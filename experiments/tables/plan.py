@@ -79,7 +79,7 @@ def plan(
             if name != "epochs" or values[0] not in {each.training.epochs for each in recipes}:
                 recipes = along(recipes, name, values)
             if not recipes:
-                raise ValueError(f"--{name}={as_flag(values)} is no value that a run can have: see --help")
+                raise ValueError(f"--{name}={as_flag(values)}: no run can have that; see --help")
         for config in recipes:
             config.check()
         if hasattr(table, "CHOOSE"):
