@@ -46,7 +46,8 @@ class WeightSums(NamedTuple):
     Attributes:
       count: images, [classes], int32.
       total: their weights, [branches, classes], float.
-      squares: the squares of these, likewise.
+      squares: the squares of their distances from equal weights, likewise: those of the weights
+        themselves would lose small deviations to float32's rounding.
     """
 
     count: Array
@@ -57,7 +58,8 @@ class WeightSums(NamedTuple):
     def of(cls, weights: Array, labels: Array, mask: Array, classes: int) -> "WeightSums":
         """Of weights, [batch, branches, 1], and labels, [batch], where the mask, [batch], is."""
         images = jnp.where(mask[:, None], jax.nn.one_hot(labels, classes), 0.0)
-        powers = (jnp.sum(power * images[:, None], axis=0) for power in (weights, weights**2))
+        squares = (weights - 1 / weights.shape[1]) ** 2
+        powers = (jnp.sum(power * images[:, None], axis=0) for power in (weights, squares))
         return cls(images.sum(0).astype(jnp.int32), *powers)
 
     @property
@@ -66,7 +68,8 @@ class WeightSums(NamedTuple):
         sums = (np.asarray(each, np.float64).sum(-1) for each in (self.total, self.squares))
         total, squares = sums
         count = np.sum(self.count)
-        return np.sqrt(np.maximum(squares / count - (total / count) ** 2, 0))
+        distance = total / count - 1 / len(total)
+        return np.sqrt(np.maximum(squares / count - distance**2, 0))
 
     @property
     def by_class(self) -> np.ndarray:
