@@ -12,13 +12,14 @@ import jax
 import numpy as np
 from PIL import Image, ImageOps
 
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # no others of Pillow's are opened
 PROGRAM = pathlib.Path(__file__).with_name("model.stablehlo")
 
 
 def pixels(file: str, shape: list[int], resize: str) -> np.ndarray:
     """A picture as the run took its own: upright, on white, resized, uint8."""
     (height, width, channels), method = shape, Image.Resampling.BILINEAR
-    picture = ImageOps.exif_transpose(Image.open(file))
+    picture = ImageOps.exif_transpose(Image.open(file, formats=FORMATS))
     if picture.mode.startswith(("I", "F")):
         raise SystemExit(f"{file} has more than 8 bits per channel: scale it to 8")
     if picture.has_transparency_data:

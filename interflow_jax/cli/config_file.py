@@ -68,7 +68,7 @@ def _of_toml(file: str, values: dict[str, Any], given: Container[str]) -> list[s
     for name, value in values.items():
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
-            meant = f"; did you mean {close[0]}?" if close else ""
+            meant = f"; did you mean {close[0]}?" if close else "."
             raise ValueError(
                 f"--config={file} has {name!r}, which is no flag{meant} Choose from "
                 f"{', '.join(known)}"
