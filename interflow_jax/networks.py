@@ -4,6 +4,7 @@ import ast
 import difflib
 import hashlib
 import importlib
+import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Mapping
@@ -94,8 +95,12 @@ def _is_own(name: Any, sha256: Any) -> bool:
     """Whether a recorded network is the project's, with the digest of the source that is here."""
     if name not in _OWN:
         return False
-    module = name.partition(":")[0].replace(".", "/")
-    file = Path(__file__).parents[1] / f"{module}.py"
+    module, root = name.partition(":")[0], Path(__file__).resolve().parents[1]
+    # What would be imported is that file: not a package of the same name in the current folder.
+    spec = importlib.util.find_spec(module.partition(".")[0])
+    if spec is None or spec.origin is None or Path(spec.origin).resolve().parents[1] != root:
+        return False
+    file = root / f"{module.replace('.', '/')}.py"
     return file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() == sha256
 
 

@@ -325,7 +325,9 @@ class TrainingRun:
           recalibrated: whether to measure the test images with recalibrated statistics, too.
         """
         trainer, between = self.trainer, partial(_check, stop)
-        late = [record["test_accuracy"] for record in self.position.history[-LATE_EPOCHS:]]
+        first = self.position.epoch - LATE_EPOCHS  # not all epochs may have been evaluated
+        records = [record for record in self.position.history if record["epoch"] > first]
+        late = [record["test_accuracy"] for record in records]
         figures: dict[str, Any] = {"late_accuracy": float(np.mean(late))}
         visited = trainer.steps * trainer.batch_size * self.epochs
         most = max(LEAST_MEASURED, visited // 10)
