@@ -13,7 +13,7 @@ from interflow_jax.cli.config import DEFAULT, PARTS, RunConfig, as_flag
 from interflow_jax.cli.folder import RunFolder
 from interflow_jax.config import choices
 from interflow_jax.data.dataset import printable
-from interflow_jax.methods import BASELINES, METHODS
+from interflow_jax.methods import BASELINES, METHODS, look_up
 from interflow_jax.training_recipe import default_recipe, training_recipe
 
 _CONFIG = "TOML, or a run's config.json, with fields by the names of these flags, which win"
@@ -224,6 +224,12 @@ def _with_recipe(given: dict[str, Any]) -> RunConfig:
     dataset's.
     """
     config, told = RunConfig().replace(**given), given.get("recipe")
+    for name, value in look_up(config.model.method).options.items():
+        if given.get(name, value) != value:
+            raise ValueError(
+                f"--{name}={as_flag(given[name])}: {config.model.method} always has "
+                f"{as_flag(value)}; leave the flag out, or choose another --method"
+            )
     folders = (RunFolder(each.folder()) for each in config.by_seed())
     began = next((folder for folder in folders if folder.has_work()), None)
     values = (began.fact("recipe") or {}) if began else {}
