@@ -17,7 +17,7 @@ from experiments.sweep.record import EXITS
 from experiments.tables import fusion_weights, paper, plan, statistics
 from experiments.tables.exits import rank_correlation
 from experiments.tables.report import Picture, Section
-from experiments.tables.runs import LATE_EPOCHS, Frame, finished
+from experiments.tables.runs import Frame, finished, late_epochs
 from experiments.tables.statistics import Difference, Family, Share
 
 Planned = Callable[[str], tuple[ModuleType, Frame]]
@@ -155,7 +155,7 @@ def _most(found: Any, words: str, control: str = "") -> Answer:
 def _overfits(tables: Tables, runs: Frame) -> Answer | None:
     plain = (runs["auxiliary_mean"] == 0) & runs["fusion"].isna() & (runs["depth"] == 13)
     runs = runs[plain & (runs["learning_rate"] == RATE)]
-    history = runs["history"].map(lambda epochs: epochs[-LATE_EPOCHS:])
+    history = runs["history"].map(late_epochs)
     seen = history.map(lambda epochs: np.mean([epoch["train_accuracy"] for epoch in epochs]))
     gaps = (seen - runs["late_accuracy"]).groupby(runs["method"])
     found = Family(dict(iter(gaps))).to("Normal")

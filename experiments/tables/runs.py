@@ -11,6 +11,7 @@ import pandas as pd
 from experiments.sweep import record
 from interflow_jax.cli.config import RunConfig, recorded, recorded_identity
 from interflow_jax.cli.machine import versions_line
+from interflow_jax.cli.training import LATE_EPOCHS
 
 Frame = Any
 """A `pandas.DataFrame`, whose own annotations make every result a union of all types."""
@@ -21,7 +22,6 @@ FIELDS = tuple(RunConfig().flat())
 OLDER = "older_branch_accuracy"
 """Marks a line whose branches were measured by an older definition; that is not used."""
 
-LATE_EPOCHS = 10
 _RESULTS = ("run", "test_accuracy", "branch_accuracy", "branches", "weights", "class_names")
 _NEEDED = (*_RESULTS, "image_shape", "device", "versions")
 _AT_THE_END = ("validation_accuracy", "held_out_accuracy", "recalibrated_accuracy")
@@ -52,13 +52,18 @@ def _row(line: dict[str, Any], out: Path) -> dict[str, Any]:
                 "and its line in runs.jsonl elsewhere, and the run is made again"
             )
     row = {**recorded(line).flat(), **{name: line.get(name) for name in (*_NEEDED, *_OPTIONAL)}}
-    late = [epoch["test_accuracy"] for epoch in (row["history"] or ())[-LATE_EPOCHS:]]
+    late = [epoch["test_accuracy"] for epoch in late_epochs(row["history"] or [])]
     row["late_accuracy"] = float(np.mean(late or row["test_accuracy"]))
     rounded_by = ", ".join(map(str, line.get("software", ()))).split(", ")
     onednn = sorted({name for name in rounded_by if name.startswith("oneDNN")})
     row["machine"] = f"{row['device']}; {', '.join([versions_line(row['versions']), *onednn])}"
     row["branch_accuracy"] = None if row[OLDER] else row["branch_accuracy"]
     return row | {"key": record.key(recorded_identity(line))}
+
+
+def late_epochs(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records of a run's last ten epochs: of those that were evaluated."""
+    return [epoch for epoch in history if epoch["epoch"] > history[-1]["epoch"] - LATE_EPOCHS]
 
 
 def match(runs: Frame, configs: Iterable[RunConfig]) -> Frame:

@@ -31,6 +31,12 @@ def test_both_ways_to_give_a_value():
     assert parse(["--frozen=backbone"]).model.frozen
 
 
+def test_a_flag_that_the_method_overrides_is_refused():
+    assert parse(["--method=Concat", "--fc=separate"]).model.method == "Concat"
+    with pytest.raises(ValueError, match="--fully_connected=shared: Concat always has separate"):
+        parse(["--method=Concat", "--fc=shared"])
+
+
 def test_a_command_line_and_a_record_give_the_configuration_back():
     flags = ["--method=S3", "--taps=7,8,9,10", "--frozen=backbone", "--width=0.5", "--seed=3"]
     config = parse([*flags, "--weight_decay=0.001", "--out=a b"])

@@ -200,3 +200,5 @@ def test_every_second_epoch_is_evaluated(finished, tmp_path):
     )
     assert row["test_accuracy"] == both[-1]["test_accuracy"]
     assert result_in(tmp_path)["fingerprint"] == result_in(finished)["fingerprint"]
+    # Of the two last epochs, the one that is among the last ten and was evaluated.
+    assert result_in(tmp_path)["late_accuracy"] == float(row["test_accuracy"])

@@ -85,6 +85,8 @@ def test_only_the_last_ten_epochs_are_late(tmp_path):
     history = [{"epoch": epoch, "test_accuracy": float(epoch)} for epoch in range(1, 31)]
     record(tmp_path, [RUN], lambda config: {"accuracy": 30.0, "history": history})
     assert load(tmp_path)["late_accuracy"].tolist() == [25.5]
+    record(tmp_path, [RUN], lambda config: {"accuracy": 30.0, "history": history[4::5]})
+    assert load(tmp_path)["late_accuracy"].tolist() == [27.5]  # of epochs 25 and 30
 
 
 def test_a_result_of_another_version_is_named(tmp_path):
