@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib
+import os
 import subprocess
 import sys
 from functools import partial
@@ -181,6 +182,28 @@ def test_the_project_s_own_networks_open_as_they_are_recorded(monkeypatch):
     assert name not in sys.modules
     network: Any = recorded_network(record(f"{name}:ResNet", "width=8", file))
     assert (type(network).__name__, network.width) == ("ResNet", 8)
+
+
+def test_a_package_of_that_name_in_the_current_folder_is_not_the_project_s(tmp_path):
+    """Its record names the project's network, with the digest of the source that is here."""
+    root = Path(ij.__file__).parents[1]
+    (tmp_path / "experiments" / "tables").mkdir(parents=True)
+    for place in ("__init__.py", "tables/__init__.py", "tables/backbones.py"):
+        (tmp_path / "experiments" / place).write_text("print('imported')")
+    entry = record("experiments.tables.backbones:ViT", "", root / "experiments/tables/backbones.py")
+    code = f"from interflow_jax.networks import recorded_network as f; f({entry!r})"
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{root}"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "what a file names is not imported" in done.stderr.replace("\n", " ")
+    assert "imported" not in done.stdout
 
 
 def test_a_recorded_network_opens_with_the_caller_s_word(module):
