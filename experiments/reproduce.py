@@ -15,12 +15,15 @@ from typing import Any
 from experiments.sweep import commands, record, work
 from experiments.tables import findings, plan, presets, report, runs
 from experiments.tables.table3 import table_2
+from interflow_jax.cli import depths
 from interflow_jax.cli.config import RunConfig, fields
 from interflow_jax.cli.files import writable
 from interflow_jax.cli.flags import Parser, add_config, integers, names
+from interflow_jax.cli.folder import RunFolder
 from interflow_jax.cli.main import guarded
 from interflow_jax.cli.stopping import StoppedError
 from interflow_jax.ops.memory import keep_freed_memory
+from interflow_jax.saved_run import load_run
 
 OUT = "runs/tables"
 _ELSEWHERE = ("workers", "cpus", "runs_per_gpu")  # say where runs are trained
@@ -105,12 +108,19 @@ def _planned(
 
 
 def _measure(table: ModuleType, configs: list[RunConfig], out: Path) -> None:
-    """Measures what a table needs of finished runs beside what every run records."""
-    if hasattr(table, "measure"):
-        done = runs.finished(runs.match(runs.load(out), configs))
-        for run, config in zip(done["run"], done["config"], strict=True):
-            table.measure(out / "runs" / run, config.places.data_dir)
-        record.write(out)
+    """Adds to finished runs' folders what a table measures of them, once, where checkpoints are."""
+    if not hasattr(table, "measure"):
+        return
+    done = runs.finished(runs.match(runs.load(out), configs))
+    for name, config in zip(done["run"], done["config"], strict=True):
+        folder = RunFolder(out / "runs" / name)
+        file = f"{table.MEASURED}.json"
+        if not (folder.path / file).exists() and folder.has_checkpoints():
+            print(f"measuring {table.MEASURED} of {folder.path} ...", flush=True)
+            run = load_run(folder.path)
+            dataset = depths.load(run, config.places.data_dir)
+            folder.write_json(file, table.measure(run, dataset))
+    record.write(out)
 
 
 def _report(

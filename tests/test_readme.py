@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,12 @@ def test_the_example_runs(capsys):
     exec(compile(example, "README.md", "exec"), {"__name__": "readme"})
     (accuracy,) = re.findall(r"accuracy ([\d.]+) %", capsys.readouterr().out)
     assert float(accuracy) > 50, "five times what guessing has: it learned"
+
+
+def test_its_drawing_is_the_script_s():
+    script = ROOT / "docs" / "drawing.py"
+    drawn = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+    assert drawn.stdout == (ROOT / "docs" / "static" / "network.svg").read_text()
 
 
 def test_it_is_one_page():

@@ -14,14 +14,13 @@ from experiments.tables.report import Picture, Section
 from experiments.tables.statistics import Family, spread
 from interflow_jax.cli import depths
 from interflow_jax.cli.depths import OWN, SHARES
-from interflow_jax.cli.folder import RunFolder
 from interflow_jax.methods import look_up
-from interflow_jax.saved_run import load_run
 
 TITLE = "Not in the paper: early exits, by the way of training and fusing"
 SEEDS = (0, 1, 2)
 DATASETS = ("cifar10",)
 HOLDS_OUT = True
+MEASURED = EXITS
 CHOOSE = "exits", (0,)
 
 _SEVEN = (2, 4, 6, 7, 9, 10, 13)  # exits of VGG-16 in Kaya et al. (2019) and Wolczyk et al. (2021)
@@ -61,19 +60,13 @@ def recipes(base):
     ]
 
 
-def measure(folder, data_dir):
-    """Adds to a finished run's folder what its exits can do, once, if its checkpoints are there."""
-    run_folder = RunFolder(folder)
-    if (folder / f"{EXITS}.json").exists() or not run_folder.has_checkpoints():
-        return
-    print(f"measuring the exits of {folder} ...", flush=True)
-    run = load_run(folder)
-    measured = depths.Depths(run)
-    fusions = {}
+def measure(run, dataset):
+    """What a finished run's exits can do."""
+    measured, fusions = depths.Depths(run), {}
     if len(run.labels) > 1:
-        measured.predict(depths.load(run, data_dir), depths.HELD_OUT)
+        measured.predict(dataset, depths.HELD_OUT)
         fusions = measured.by_fusion()
-    run_folder.write_json(f"{EXITS}.json", {"operations": measured.operations, "fusions": fusions})
+    return {"operations": measured.operations, "fusions": fusions}
 
 
 def report(runs):

@@ -226,9 +226,11 @@ def _advice(tables: Tables) -> list[str]:
     loss = {
         "behind": "Losses of the branches' own (`--auxiliary_mean=1`) cost accuracy",
         "ahead": "Give branches losses of their own (`--auxiliary_mean=1`)",
+        "undecided": "Whether losses of the branches' own (`--auxiliary_mean=1`) cost accuracy is "
+        "open",
     }.get(
         _verdict(losses),
-        "Losses of the branches' own (`--auxiliary_mean=1`) cost no accuracy that these runs see",
+        "Losses of the branches' own (`--auxiliary_mean=1`) cost no accuracy",
     )
     loss += "; to cut a network or to leave it early, they are needed"
     return [

@@ -20,16 +20,15 @@ from experiments.tables.presets import grid
 from experiments.tables.report import Picture, Section
 from experiments.tables.statistics import Family, spread
 from interflow_jax.cli import depths
-from interflow_jax.cli.folder import RunFolder
 from interflow_jax.data.preprocessing import normalize
 from interflow_jax.data.splits import chunks, read, take
 from interflow_jax.model import pool
-from interflow_jax.saved_run import load_run
 
 TITLE = "Not in the paper: what a linear classifier reads from every layer"
 SEEDS = (3, 4, 5, 6)  # of the table of controls, whose runs these are
 DATASETS = ("cifar10",)
 HOLDS_OUT = True
+MEASURED = PROBES
 
 FITTED, CHOOSING = 5_000, 2_000  # images: three minutes per run on one core
 _PENALTIES = (1e-1, 1e-2, 1e-3, 1e-4)  # of the squared weights, from the most
@@ -45,20 +44,13 @@ def recipes(base):
     return grid(base, learning_rate=(3e-2,), method=("Normal", "S1", "DSN", "Detached", "Concat"))
 
 
-def measure(folder, data_dir):
-    """Adds to a finished run's folder the accuracies of its probes, once, if it has checkpoints."""
-    run_folder = RunFolder(folder)
-    if (folder / f"{PROBES}.json").exists() or not run_folder.has_checkpoints():
-        return
-    print(f"probing {folder} ...", flush=True)
-    run = load_run(folder)
-    dataset = depths.load(run, data_dir)
+def measure(run, dataset):
+    """The accuracies of a finished run's probes."""
     trained = take(dataset.train, min(FITTED, run.result["train_size"]))
     splits = [trained, depths.unseen(run, dataset, CHOOSING), dataset.test]
     layers = zip(*(_features(run, split) for split in splits), strict=True)
     labels = [_labels(split) for split in splits]
-    accuracies = [probe(features, labels, len(run.class_names)) for features in layers]
-    run_folder.write_json(f"{PROBES}.json", {"accuracies": accuracies})
+    return {"accuracies": [probe(features, labels, len(run.class_names)) for features in layers]}
 
 
 def _features(run, split):

@@ -10,6 +10,7 @@ from experiments import reproduce
 from experiments.sweep.record import EXITS
 from experiments.tables.runs import load
 from interflow_jax.cli import depths, run
+from interflow_jax.cli.config import recorded
 from tests.experiments.tables.invented import TABLES, planned, record
 
 TINY = ["--datasets=fashion_mini", "--width=0.0625", "--train_size=128", "--epochs=1"]
@@ -81,7 +82,8 @@ def test_a_finished_run_is_measured_once_and_its_line_has_the_figures(
     name = load(trained)["run"][0]
     folder = tmp_path / "runs" / name
     shutil.copytree(trained / "runs" / name, folder)
-    TABLES["exits"].measure(folder, None)
+    config = recorded(json.loads((folder / "result.json").read_text()))
+    reproduce._measure(TABLES["exits"], [config], tmp_path)
     (measured,) = load(tmp_path).to_dict("records")
     figures = measured[EXITS]
     assert len(figures["operations"]) == len(measured["branches"]) == 3
@@ -91,7 +93,7 @@ def test_a_finished_run_is_measured_once_and_its_line_has_the_figures(
     whole = own["budgets"][depths.SHARES.index(1.0)]
     assert figures["operations"][0] <= whole["operations"] <= figures["operations"][-1]
     before = (folder / f"{EXITS}.json").stat().st_mtime_ns
-    TABLES["exits"].measure(folder, None)
+    reproduce._measure(TABLES["exits"], [config], tmp_path)
     assert (folder / f"{EXITS}.json").stat().st_mtime_ns == before
 
 
