@@ -53,7 +53,7 @@ def list_pictures(root: Path) -> Listing:
         listing = Listing(in_train, _classes(held_out, unread), held_out.name, notes)
     else:
         listing = _hold_out(in_train, notes)
-    notes += _not_read(root, unread)
+    notes += not_read(unread, root)
     _check(root, listing)
     if untested := [name for name in listing.train if not listing.test.get(name)]:
         notes.append(f"classes without test pictures: {_some(untested)}")
@@ -93,25 +93,28 @@ def _classes(folder: Path, unread: Unread) -> Files:
     """The pictures in every folder of a folder, and below."""
     folders, files = _visible(folder)
     unread[folder] += files
-    return {place.name: sorted(_pictures(place, unread[place])) for place in folders}
+    return {place.name: sorted(pictures_below(place, unread[place])) for place in folders}
 
 
-def _pictures(folder: Path, unread: list[Path]) -> list[Path]:
+def pictures_below(folder: Path, unread: list[Path]) -> list[Path]:
+    """The pictures in a folder and below; what is not read is added to a list."""
     folders, files = _visible(folder)
     links = [below for below in folders if below.is_symlink()]  # they may lead in a circle
     unread += [*links, *(file for file in files if not _is_picture(file))]
     pictures = [file for file in files if _is_picture(file)]
     for below in folders:
-        pictures += _pictures(below, unread) if below not in links else ()
+        pictures += pictures_below(below, unread) if below not in links else ()
     return pictures
 
 
-def _not_read(root: Path, unread: Unread) -> list[str]:
-    """As "30 files in cat are not read (.svg)", of a few folders, or of all together."""
+def not_read(unread: Unread, root: Path | None = None) -> list[str]:
+    """As "30 files in cat are not read (.svg)", of a few folders, or of all together.
+
+    Args:
+      root: the folder of these, relative to which they are named.
+    """
     endings = {
-        root.name if folder == root else str(folder.relative_to(root)): Counter(
-            place.suffix.lower() or "no ending" for place in places
-        )
+        _name(folder, root): Counter(place.suffix.lower() or "no ending" for place in places)
         for folder, places in unread.items()
         if places
     }
@@ -122,6 +125,12 @@ def _not_read(root: Path, unread: Unread) -> list[str]:
         f"{'are' if kinds.total() > 1 else 'is'} not read ({_some(sorted(kinds))})"
         for name, kinds in endings.items()
     ]
+
+
+def _name(folder: Path, root: Path | None) -> str:
+    if root is None:
+        return str(folder)
+    return root.name if folder == root else str(folder.relative_to(root))
 
 
 def _visible(folder: Path) -> tuple[list[Path], list[Path]]:

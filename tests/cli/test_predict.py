@@ -150,6 +150,7 @@ def test_folders_named_after_classes_are_measured(run_flag, finished, turned, tm
     loose, out = tmp_path / "turned.png", tmp_path / "out" / "a.csv"
     assert predict.main([run_flag, str(turned), str(loose), f"--out={out}", "--branches"]) == 0
     said = capsys.readouterr().out
+    assert f"1 file in {turned} is not read (.txt)" in said
     assert "30 of 31 pictures are in folders named after the run's classes" in said
     assert said.count("branches alone: 3: ") == 31
     rows = list(csv.DictReader(out.open()))

@@ -75,7 +75,10 @@ def main(arguments: list[str]) -> int:
 
 def _files(run: TrainedRun, given: Any) -> Predictions:
     """Predicts picture files."""
-    files = find_pictures([*(given.images or []), *given.files])
+    notes: list[str] = []
+    files = find_pictures([*(given.images or []), *given.files], notes)
+    for note in notes:
+        print(note)
     _say_changes(run, files)
     rows = run.predict_files(files)
     truths = [class_by_folder(file, run.class_names) for file in files]
