@@ -85,7 +85,7 @@ class EvalMetrics(NamedTuple):
       weights: the fusion's weights, float32, [branches] or [branches, classes]; their mean over the
         examples where they depend on the image; None for a model without. Not a sum.
       answers: the true and the predicted class of every example, [batch, 2], int32, -1 for those
-        that only pad; of a whole split [examples, 2]. Not a sum.
+        that only pad; of a whole split [examples, 2]; None where only sums are known. Not a sum.
       weight_sums: their sums, where they depend on the image, else None.
     """
 
@@ -94,7 +94,7 @@ class EvalMetrics(NamedTuple):
     count: Array
     branch_correct: Array
     weights: Array | None
-    answers: Array
+    answers: Array | None = None
     weight_sums: WeightSums | None = None
 
     loss = TrainMetrics.loss

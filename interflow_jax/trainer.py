@@ -286,7 +286,7 @@ class Trainer:
         exact = jax.tree.map(np.float64, stacked.weight_sums)
         sums = stacked._replace(weights=None, answers=None, weight_sums=exact)
         sums = jax.tree.map(lambda array: array.sum(axis=0), sums)
-        sums = sums._replace(answers=stacked.answers.reshape(-1, 2)[:examples])
+        sums = sums._replace(answers=np.asarray(stacked.answers).reshape(-1, 2)[:examples])
         if stacked.weights is None:
             return sums
         # Exact where they are equal: float64 holds the products of float32 and counts.

@@ -418,7 +418,6 @@ def test_metrics_are_sums_over_all_that_is_stacked():
         correct=np.array([1, 2, 3]),
         count=np.array([4, 4, 4]),
         branch_correct=np.array([[1, 0], [2, 0], [3, 3]]),
-        answers=np.full((3, 4, 2), -1),
         weights=np.ones((3, 2)),
     )
     assert (metrics.loss, metrics.accuracy, metrics.branch_accuracy) == (0.5, 50.0, [50.0, 25.0])
