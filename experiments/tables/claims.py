@@ -88,8 +88,10 @@ class Answer(NamedTuple):
 
 
 def ends(found: Difference) -> str:
-    """An interval, in words; nothing where none is known."""
-    return "" if found.low is None else f" ({found.low:+z.2f} to {found.high:+z.2f})"
+    """An interval, in words."""
+    if found.low is None:
+        return " (too few runs for an interval)"
+    return f" ({found.low:+z.2f} to {found.high:+z.2f})"
 
 
 def figure(found: Difference | None) -> str:
@@ -171,7 +173,8 @@ def _redundancy(tables: Tables, runs: Frame) -> Answer | None:
         return None
     ranks = runs.apply(rank_correlation, axis=1).to_numpy()
     low, high = np.clip(statistics.interval(ranks), -1, 1)
-    words = "rank correlation of a weight's size and what leaving its branch out costs"
+    words = "rank correlation of a weight's size and what leaving its branch out costs, over "
+    words += f"{len(ranks)} runs"
     return Answer(_by(low, high, 0), f"{words}: {ranks.mean():.2f} ({low:.2f} to {high:.2f})")
 
 
@@ -183,9 +186,9 @@ def _converge(tables: Tables, runs: Frame) -> Answer:
     weights = statistics.with_comparable_signs(learned, groups)
     patterns = np.hstack([np.sign(weights), np.argsort(np.abs(weights), axis=1)])
     _, kinds, counts = np.unique(patterns, axis=0, return_inverse=True, return_counts=True)
-    kept = f"{np.mean(np.sign(start) == np.sign(learned)):.0%}"
+    kept = np.sum(np.sign(start) == np.sign(learned))
     words = "runs of S1 with the commonest signs and order of sizes"
-    control = f"weights with the sign that they were drawn with: {kept}"
+    control = f"weights that keep the sign that they were drawn with: {kept} of {learned.size}"
     return _most(kinds.ravel() == counts.argmax(), words, control)
 
 

@@ -15,7 +15,6 @@ from scipy import stats
 from experiments.tables.claims import (
     CLAIMS,
     FLAGS,
-    NOT_TRAINED,
     RATE,
     Planned,
     Tables,
@@ -35,16 +34,19 @@ START, END = "<!-- claims -->", "<!-- /claims -->"
 _PICTURE = "claims.png"
 _SHOWS = (
     "Left, test accuracy by learning rate. Right, every run at 3e-2: methods beside networks of "
-    "13, 11, 9 and 7 layers alone. Means of the last ten epochs; bars are 95 % intervals by the "
-    "deviation that the rows of a rate share"
+    "13, 11, 9 and 7 layers alone. Means of the last ten epochs, with 95 % intervals of each mean: "
+    "those of differences, in the text, are wider"
 )
+_ON = """\
+On 10,000 images of CIFAR-10, 60 epochs, a plain network of width 1/8; mean test accuracy of the
+last ten epochs, with a simultaneous 95 % interval; *undecided*: the runs do not tell yet."""
 _SETTING = """\
 Where nothing else is said, networks are trained on 10,000 images of CIFAR-10 for 60 epochs, at
 width 1/8 and a learning rate of 3e-2; the paper has all images, 100 epochs, width 1 and 1e-3. So
 accuracies are not the paper's. *Normal* is the network without branches, S0 to S9 are the paper's
 methods, and the others are controls: *DSN* trains branches and leaves them out of the prediction,
-*Concat* is one linear layer on the features of all branches, *Detached* is S1 without the
-gradient's short cut to shallower layers."""
+*Concat* is one linear layer on the features of all branches, *Scaled* is Normal with a larger
+output, and *Detached* is S1 without the gradient's short cut to shallower layers."""
 _COMMAND = "python -m experiments.reproduce"
 _WIDTH = 0.125  # of the runs in the figure
 
@@ -67,50 +69,61 @@ def write(planned: Planned, out: Path) -> str:
     after = after.partition(END)[2] if END in after else after
     page = f"Claim by claim, with its controls: [{out.name}/README.md]({out.name}/README.md)."
     advice = " ".join(["\n".join(f"- {each}" for each in _advice(tables)), page, END])
-    write_whole(readme, f"{before}{START}\n![{_SHOWS}]({out.name}/{_PICTURE})\n{advice}{after}")
+    picture = f"![{_SHOWS}]({out.name}/{_PICTURE})"
+    write_whole(readme, f"{before}{START}\n{_ON}\n\n{picture}\n{advice}{after}")
     return f"{out / 'README.md'}, {readme}"
 
 
 def _page(tables: Tables) -> str:
-    printed, rows = of_paper(), []
+    printed, rows, missing = of_paper(), [], []
     for claim in CLAIMS:
         table, found = table_of(claim), answer(claim, tables)
-        link = f"[{tables.page(table).removesuffix('.md')}]({tables.page(table)})"
-        told = found or (NOT_TRAINED, f"`{_COMMAND} {FLAGS[table]}`", "")
-        rows.append([claim["place"], claim["says"].format(**printed), *told, link if found else ""])
-    head = ["the paper", "its claim", "verdict", "number", "the control beside it", "table"]
-    table = markdown.table(head, rows)
+        place, says = claim["place"], claim["says"].format(**printed)
+        if found is None:
+            missing.append([place, says, f"`{FLAGS[table]}`"])
+            continue
+        page = tables.page(table)
+        rows.append([place, says, *found, f"[{page.removesuffix('.md')}]({page})"])
     progress = [[f"`{flags}`", tables.progress(name)] for name, flags in FLAGS.items()]
-    table[1] = f"| {' | '.join(['---'] * len(head))} |"  # words, aligned to the left
     lines = [
         "# What the paper claims, and what these runs say",
         _SETTING,
         f"![{_SHOWS}]({_PICTURE})",
         "\n".join(_sentences(tables)),
-        "\n".join(table).strip(),
+        _words(["the paper", "its claim", "verdict", "number", "the control beside it"], rows),
         f"{RULE}\nOf a share of runs, the interval is exact; a claim on them is confirmed where it "
         "holds in most.",
         f"Every number is computed from `runs.jsonl` or from the paper's own tables by "
-        f"`{_COMMAND} --claims --out=results`. What is trained of each table, which are explained "
-        f"in [docs/evidence.md](../docs/evidence.md), by `{_COMMAND} --out=results` and:",
+        f"`{_COMMAND} --claims --out=results`.",
+        "## What is not trained yet",
+        f"Which runs these are, and in what order, is in [docs/evidence.md](../docs/evidence.md). "
+        f"All by `{_COMMAND} --out=results` and:",
+        _words(["the paper", "its claim"], missing),
         "\n".join(markdown.table(["", "runs"], progress)).strip(),
     ]
-    return "\n\n".join(lines) + "\n"
+    return "\n\n".join(filter(None, lines)) + "\n"
 
 
-_WORDS = {
-    "ahead": "ahead of",
-    "no different": "no different from",
-    "undecided": "not told apart from",
-    "behind": "behind",
-    None: "not compared yet with",
+def _words(head: list[str], rows: list[list[str]]) -> str:
+    """A table of words, aligned to the left; the last column says where from."""
+    lines = markdown.table([*head, "table"], rows)
+    lines[1] = f"| {' | '.join(['---'] * (len(head) + 1))} |"
+    return "\n".join(lines).strip() if rows else ""
+
+
+_CLAUSES = {
+    "ahead": "{subject} {be} ahead of {other}",
+    "no different": "{subject} {be} no different from {other}",
+    "undecided": "{subject} against {other} {be} undecided",
+    "behind": "{subject} {be} behind {other}",
+    None: "{subject} against {other} {be} not trained yet",
 }
 
 
 def _told(subject: str, found: Difference | None, other: str) -> str:
     """How a subject compares with another, as a clause."""
     verdict = found and found.verdict
-    clause = f"{subject} is {_WORDS[verdict]} {other}"
+    clause = _CLAUSES[verdict].format(subject=subject, other=other, be="is")
     if found is None:
         return clause
     if verdict in ("ahead", "behind"):
@@ -118,15 +131,16 @@ def _told(subject: str, found: Difference | None, other: str) -> str:
     return f"{clause}, {figure(found)}"
 
 
-def _grouped(found: dict[str, Difference | None], clause: str) -> str:
-    """How several compare with another: clauses of `names` and `word`, one per verdict."""
+def _grouped(found: dict[str, Difference | None], other: str) -> str:
+    """How several subjects compare with another: a clause per verdict."""
     clauses = []
-    for verdict, word in _WORDS.items():
+    for verdict, clause in _CLAUSES.items():
         alike = {name: each for name, each in found.items() if (each and each.verdict) == verdict}
         if alike:
-            figures = [figure(each) for each in alike.values() if each]
-            told = clause.format(names=_listed([*alike]), word=word)
-            clauses.append(", ".join(filter(None, [told, _listed(figures)])))
+            be = "are" if len(alike) > 1 else "is"
+            told = clause.format(subject=_listed([*alike]), other=other, be=be)
+            figures = _listed([figure(each) for each in alike.values() if each])
+            clauses.append(", ".join(filter(None, [told, figures])))
     return "; ".join(clauses)
 
 
@@ -144,10 +158,26 @@ def _weights(tables: Tables) -> str:
         "fixed weights (S0)": "S0 to S1",
         "weights per class (S3)": "S3 to S1",
         "weights that see the image": "attention to S1",
-        "the free weights of Concat": "Concat to S1",
+        "Concat": "Concat to S1",
     }
-    differences = {name: tables.difference(asked) for name, asked in found.items()}
-    return _grouped(differences, "{names} are {word} S1's")
+    return _grouped({name: tables.difference(asked) for name, asked in found.items()}, "S1")
+
+
+def _elsewhere(tables: Tables) -> str:
+    """How S1 compares with Normal in other settings than that of all the rest."""
+    places = {
+        "at the paper's 1e-3": "S1 at 1e-3",
+        "at 1e-2": "S1 at 1e-2",
+        "on a residual network": "S1 on ResNet",
+        "on a small transformer": "S1 on ViT",
+        "at depth 60": "S1 at depth 60",
+    }
+    told: dict[str, list[str]] = {}
+    for place, name in places.items():
+        if found := tables.difference(name):
+            told.setdefault(found.verdict, []).append(f"{place}, {figure(found)}")
+    clauses = [f"{verdict} {_listed(figures)}" for verdict, figures in told.items()]
+    return f"Elsewhere S1 against Normal is {'; '.join(clauses) or 'not trained yet'}"
 
 
 def _sentences(tables: Tables) -> list[str]:
@@ -167,25 +197,20 @@ def _sentences(tables: Tables) -> list[str]:
         "ahead": "fusion without the gradient's short cut does not do it",
         "undecided": "whether fusion needs the gradient's short cut is open",
     }.get(_verdict(found("S1 to Detached")), "fusion does not need the gradient's short cut")
-    others = {
-        "on a residual network": found("S1 on ResNet"),
-        "on a small transformer": found("S1 on ViT"),
-        "at depth 60": found("S1 at depth 60"),
-    }
     sentences = [
-        f"{_told('S1', found('S1'), 'Normal')}; at a learning rate of 1e-2, "
-        f"{_told('it', found('S1 at 1e-2'), 'Normal')}.",
-        f"{_told('a network of nine layers in place of thirteen', found('nine'), 'Normal')}, and "
-        f"{_told('S1', found('S1 to nine'), 'it')}"
+        f"{_told('S1', found('S1'), 'Normal')}, and "
+        f"{_told('a network of nine of its thirteen layers', found('nine'), 'Normal')}; "
+        f"{_told('S1', found('S1 to nine'), 'nine layers')}"
         f"{depth if _verdict(found('nine')) == 'ahead' else ''}.",
+        f"{_elsewhere(tables)}.",
         f"{_weights(tables)}: {learned}.",
         f"{_told('S1', found('S1 to Detached'), 'Detached')}, and "
-        f"{_told('that', found('Detached'), 'Normal')}; {_told('DSN', found('DSN'), 'Normal')}: "
-        f"{cause}.",
-        f"{_grouped(others, 'S1 is {word} Normal {names}')}.",
+        f"{_told('Detached', found('Detached'), 'Normal')}: {cause}.",
+        f"{_told('DSN', found('DSN'), 'Normal')}; at the paper's learning rate, 1e-3, "
+        f"{_told('it', found('DSN at 1e-3'), 'Normal')}.",
         f"{_early(tables)}.",
     ]
-    return [f"{n}. {each[0].upper()}{each[1:]}" for n, each in enumerate(sentences, 1)]
+    return [f"{n}. {_capitalized(each)}" for n, each in enumerate(sentences, 1)]
 
 
 def _early(tables: Tables) -> str:
@@ -195,7 +220,8 @@ def _early(tables: Tables) -> str:
         return "early exits are not compared yet with networks of as many operations"
     clause = "leaving early is ahead of the best network of as many operations"
     if not ahead:
-        count = f"in none of {len(cells)} ways and budgets"
+        behind = sum(each.verdict == "behind" for each in cells.values())
+        count = f"in none of {len(cells)} ways and budgets, and behind in {behind}"
         return f"{clause} {count}: what it gives is one network for many budgets"
     best = max(ahead, key=lambda name: ahead[name].mean)
     count = f"in {len(ahead)} of {len(cells)} ways and budgets"
@@ -205,39 +231,41 @@ def _early(tables: Tables) -> str:
 def _advice(tables: Tables) -> list[str]:
     """Three sentences for someone who builds a network: when, which, and with what loss."""
     found = tables.difference
-    s1, losses, beside_nine = found("S1"), found("losses to S1"), _verdict(found("S1 to nine"))
-    when = _told("S1, with four branches,", s1, "the same network without them")
-    alone = found("nine")
+    s1, nine, losses, slow = map(found, ("S1", "nine", "losses to S1", "DSN at 1e-3"))
+    when = _told("S1, with four branches,", s1, "the same thirteen layers without them")
     if _verdict(s1) != "ahead":
-        when += ": do not count on branches for accuracy"
-    elif _verdict(alone) != "ahead" or alone is None or beside_nine == "ahead":
-        when += ", and fewer layers do not do as much: use branches"
+        advice = "do not count on branches for accuracy"
+    elif nine is None or nine.verdict != "ahead" or _verdict(found("S1 to nine")) == "ahead":
+        advice = "use branches, which do more than fewer layers"
     else:
-        when += ", but nine of its thirteen layers alone are, too, by "
-        when += f"{alone.mean:.2f} points{ends(alone)}: "
-        when += {"behind": "look for the right number of layers first"}.get(
-            beside_nine, "use branches where you do not know how deep to go"
+        when += f", and so are nine layers without them, by {nine.mean:.2f} points{ends(nine)}"
+        advice = {"behind": "look for the right number of layers first"}.get(
+            _verdict(found("S1 to nine")), "use branches where you do not know how deep to go"
         )
     which = {
-        "behind": "Learn the weights",
-        "ahead": "Keep the weights fixed",
-        "undecided": "Choose the weights as is easiest; nothing tells the ways apart yet",
-    }.get(_verdict(found("S0 to S1")), "Choose the weights as is easiest")
-    loss = {
-        "behind": "Losses of the branches' own (`--auxiliary_mean=1`) cost accuracy",
-        "ahead": "Give branches losses of their own (`--auxiliary_mean=1`)",
-        "undecided": "Whether losses of the branches' own (`--auxiliary_mean=1`) cost accuracy is "
-        "open",
-    }.get(
-        _verdict(losses),
-        "Losses of the branches' own (`--auxiliary_mean=1`) cost no accuracy",
-    )
-    loss += "; to cut a network or to leave it early, they are needed"
+        "behind": "Learn the weights (S1)",
+        "ahead": "Keep the weights fixed (S0)",
+        "undecided": "S1, or whichever is easiest: which is better is open",
+    }.get(_verdict(found("S0 to S1")), "S1, or whichever is easiest: they do alike")
+    cost = {
+        "behind": "branch losses (`--auxiliary_mean=1`) cost accuracy",
+        "ahead": "branch losses (`--auxiliary_mean=1`) add accuracy",
+        "undecided": "whether branch losses (`--auxiliary_mean=1`) cost accuracy is open",
+    }.get(_verdict(losses), "branch losses (`--auxiliary_mean=1`) cost no accuracy")
+    loss = f"To cut a network or to leave it early you need them; {cost}: "
+    loss += _told("S1 with them", losses, "S1 without")
+    if slow and slow.verdict == "ahead":
+        loss += "; where training is slow they help: at 1e-3 "
+        loss += _told("DSN, which has nothing else,", slow, "Normal")
     return [
-        f"**When.** {when}.",
-        f"**Which.** {which}: {_weights(tables)}.",
-        f"**Which loss.** {loss}: {_told('S1 with them', losses, 'S1')}; {_early(tables)}.",
+        f"**When.** At a learning rate of 3e-2, {when}: {advice}. {_elsewhere(tables)}.",
+        f"**Which weights.** {which}. {_capitalized(_weights(tables))}.",
+        f"**Branch losses.** {loss}. {_capitalized(_early(tables))}.",
     ]
+
+
+def _capitalized(clause: str) -> str:
+    return f"{clause[0].upper()}{clause[1:]}"
 
 
 def _figure(tables: Tables) -> Any:
