@@ -41,8 +41,7 @@ class ModelConfig:
       backbone: vgg, the paper's, or package.module:function for any other; it returns a Flax Linen
         or NNX module.
       backbone_options: what that function is called with, as n_classes=10,stage_sizes=(2,2).
-      fusion: how branches are weighed, fixed, shared or class (the paper's), softmax, geometric or
-        attention; None for the method's.
+      fusion: how branches are weighed; None for the method's.
       fusion_start: fans of Xavier's draws of fusion weights, n and 1, or n and n for squares that
         sum to 1.
       initial_weights: of the branches, as 0.2,0.2,0.6, for methods that start from given ones; None

@@ -1,8 +1,9 @@
-"""The attention module: weighs the branches and sums them (paper, III-B), and three others.
+"""The attention module: weighs the branches and sums them (paper, III-B), and other kinds.
 
 A kind of fusion is its place in `FusionKind` and its line in `KINDS`, at the end of this file.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple, cast, get_args
@@ -104,10 +105,11 @@ class Fusion(nn.Module):
                 f"initial_weights are {initial} for {branches} branches; give one per branch, or "
                 "None for Xavier"
             )
-        if initial is not None and kind.positive and min(initial) <= 0:
+        low, high = kind.bounds
+        if initial is not None and not all(low < weight < high for weight in initial):
             raise ValueError(
-                f"initial_weights are {initial}; {self.kind} takes positive ones, or None for "
-                "equal ones"
+                f"initial_weights are {initial}; {self.kind} takes ones above {low:g} and below "
+                f"{high:g}: give such, or none, or choose a method that gives none"
             )
         branch_logits = branch_logits.astype(jnp.float32)
         if not kind.of_features:
@@ -230,7 +232,9 @@ class Kind(NamedTuple):
         of these; makes its parameters.
       cut: the parameters of the first branches, from those of all and the number that remain.
       learned: whether it has parameters, so that it can be fitted.
-      positive: whether its initial weights must be.
+      drawn: whether it draws its weights where no initial ones are given; others then start from
+        equal ones of their own accord.
+      bounds: below and above any initial weight.
       of_features: whether its weights depend on the image, by the branches' features; it then
         takes no initial weights.
     """
@@ -238,16 +242,17 @@ class Kind(NamedTuple):
     fuse: Callable[..., Fused]
     cut: Callable[[Any, int], Any]
     learned: bool = True
-    positive: bool = False
+    drawn: bool = False
+    bounds: tuple[float, float] = (-math.inf, math.inf)
     of_features: bool = False
 
 
 KINDS: dict[str, Kind] = {
     "fixed": Kind(_fixed, _cut_weights, learned=False),
-    "shared": Kind(_shared, _cut_weights),
-    "class": Kind(_class, _cut_weights),
-    "softmax": Kind(_softmax, _cut_softmax, positive=True),
-    "geometric": Kind(_geometric, _cut_geometric, positive=True),
+    "shared": Kind(_shared, _cut_weights, drawn=True),
+    "class": Kind(_class, _cut_weights, drawn=True),
+    "softmax": Kind(_softmax, _cut_softmax, bounds=(0.0, math.inf)),
+    "geometric": Kind(_geometric, _cut_geometric, bounds=(0.0, math.inf)),
     "attention": Kind(_attention, _cut_attention, of_features=True),
 }
 
@@ -309,10 +314,10 @@ def fit_fusion(
         )
     branch_logits = jnp.asarray(branch_logits, jnp.float32)
     labels = check_labels(np.asarray(labels), branch_logits.shape[2], "labels")
-    branches, of_features = branch_logits.shape[1], KINDS[kind].of_features
-    fusion = Fusion(kind, None if of_features else (1 / branches,) * branches)
+    branches = branch_logits.shape[1]
+    fusion = Fusion(kind, (1 / branches,) * branches if KINDS[kind].drawn else None)
     given: tuple[Any, ...] = (branch_logits,)
-    if of_features and features is not None:
+    if KINDS[kind].of_features and features is not None:
         given = branch_logits, tuple(jnp.asarray(x, jnp.float32) for x in features)
     params = fusion.init(jax.random.key(0), *given)["params"]
     params = _minimize(fusion, params, given, jnp.asarray(labels))

@@ -125,9 +125,11 @@ class Interflow(nn.Module):
           train: whether the backbone trains, if its call makes that distinction.
 
         Raises:
-          ValueError: for feature maps, `fully_connected`, `pool` or a switch other than those
-            above, or a fusion that does not fit the branches.
+          ValueError: for feature maps, `num_classes`, `fully_connected`, `pool` or a switch other
+            than those above, or a fusion that does not fit the branches.
         """
+        if not isinstance(self.num_classes, int) or self.num_classes < 1:
+            raise ValueError(f"num_classes is {self.num_classes!r}; give a whole number above 0")
         for name, kinds in (("fully_connected", FullyConnected), ("pool", Pool)):
             if (value := getattr(self, name)) not in get_args(kinds):
                 raise ValueError(f"{name} is {value!r}; choose one of {', '.join(get_args(kinds))}")

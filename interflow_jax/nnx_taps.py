@@ -7,6 +7,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+from flax.errors import InvalidRngError
 from flax.traverse_util import unflatten_dict
 from jax import Array
 
@@ -22,7 +23,12 @@ def nnx_outputs(network: Callable[..., Any], images: Array, train: bool) -> dict
       train: whether it is in training mode (`nnx.Module.train`) or in evaluation mode.
     """
     linen = _to_linen(network, name="network")
-    outputs, sown = linen(images, nnx_method=partial(_outputs, train=train))
+    check = train and not linen.is_initializing()
+    absent = {
+        "draws": check and not (linen.scope and linen.scope.rngs),
+        "statistics": check and not linen.is_mutable_collection("batch_stats"),
+    }
+    outputs, sown = linen(images, nnx_method=partial(_outputs, train=train, **absent))
     if linen.is_mutable_collection("intermediates"):
         for name, value in sown.items():
             linen.put_variable("intermediates", name, value)
@@ -78,8 +84,20 @@ def _to_linen(network: Callable[..., Any], name: str | None = None) -> nn.Module
     return nnx.bridge.ToLinen(make, name=name)
 
 
-def _outputs(network: Any, images: Array, train: bool) -> tuple[dict[str, Array], Any]:
+def _outputs(
+    network: Any, images: Array, train: bool, draws: bool = False, statistics: bool = False
+) -> tuple[dict[str, Array], Any]:
+    """What modules compute and sow; raises where what training needs is absent, as Linen does."""
     from flax import nnx
+
+    variables = [x for _, x in nnx.iter_graph(network) if isinstance(x, nnx.Variable)]
+    if draws and (tags := [x.tag for x in variables if isinstance(x, nnx.RngKey)]):
+        raise InvalidRngError(f'{type(network).__name__} needs PRNG for "{min(tags)}"')
+    if statistics and any(isinstance(x, nnx.BatchStat) for x in variables):
+        raise ValueError(
+            f"{type(network).__name__} has statistics that change in training: apply it with "
+            'mutable=["batch_stats"], and keep what comes out'
+        )
 
     class Output(nnx.Variable):
         """Apart from what the network itself sows."""

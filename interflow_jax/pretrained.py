@@ -36,9 +36,10 @@ def with_backbone(variables: Any, pretrained: Any) -> dict[str, Any]:
     Args:
       variables: of an `Interflow` over `Taps` or the network itself; arrays, or
         `jax.ShapeDtypeStruct` to check whether they fit.
-      pretrained: the network's own variables, {"params": ..., "batch_stats": ...}, its parameters
-        alone, an NNX network's `nnx.state`, or an Interflow's variables, as `TrainedRun.variables`.
-        What lies after the last tap is left out.
+      pretrained: the network's own variables, {"params": ..., "batch_stats": ...}, or its
+        parameters alone where it has no statistics; an NNX network's `nnx.state`; or an Interflow's
+        variables, as `TrainedRun.variables`. What lies after the last tap is left out. Collections
+        of the network's own that it lacks as a whole stay as they are.
 
     Returns:
       The model's variables with copies of the pretrained ones, in the model's dtypes.
@@ -49,7 +50,10 @@ def with_backbone(variables: Any, pretrained: Any) -> dict[str, Any]:
     """
     given, flat = _named(collections_of(pretrained)), flatten_dict(dict(variables))
     problems = []
+    needed = {"params", "batch_stats", *(name.partition("/")[0] for name in given)}
     for path, name in _origins(flat, given).items():
+        if path[0] not in needed:
+            continue
         leaf = nn.meta.unbox(flat[path])
         if name not in given:
             problems.append(f"{name} {leaf.shape} is missing")
@@ -62,9 +66,17 @@ def with_backbone(variables: Any, pretrained: Any) -> dict[str, Any]:
         examples = [f"{name} {np.shape(array)}" for name, array in list(given.items())[:3]]
         raise ValueError(
             f"the pretrained parameters do not fit the backbone: {', '.join(problems[:_LISTED])}"
-            f"{more}; they have {', '.join(examples)}"
+            f"{more}; they have {', '.join(examples)}{_advice(problems, given)}"
         )
     return {collection: {} for collection in variables} | unflatten_dict(flat)
+
+
+def _advice(problems: list[str], given: dict[str, Any]) -> str:
+    if any(name.endswith("/weight") for name in given):
+        return ". Names as PyTorch's: rename weight to kernel, and transpose to [..., in, out]"
+    if all(problem.startswith("batch_stats/") for problem in problems):
+        return ". Statistics belong to them: give both, or those of `init` beside parameters"
+    return ""
 
 
 def taken(variables: Any, pretrained: Any) -> tuple[list[str], list[str]]:

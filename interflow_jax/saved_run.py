@@ -110,11 +110,14 @@ class TrainedRun:
         program = partial(self._predict, self.variables)
         return predict_in_batches(program, images, self.image_shape, _BATCH_SIZE)
 
-    def predict_files(self, paths: str | Path | Iterable[str | Path]) -> list[dict[str, Any]]:
+    def predict_files(
+        self, paths: str | Path | Iterable[str | Path], unreadable: list[str] | None = None
+    ) -> list[dict[str, Any]]:
         """Predicts picture files, turned upright (EXIF) and resized as the run's own were.
 
         Args:
           paths: files, folders and globs (see `find_pictures`).
+          unreadable: gets a sentence per file that is no picture, which is left out; None to raise.
 
         Returns:
           A row per picture, as `pandas.DataFrame` takes them: `file`, a Path; `class`, the surest;
@@ -127,7 +130,10 @@ class TrainedRun:
         files, rows = find_pictures(paths), []
         split = PictureSplit(files, np.zeros(len(files), np.int32), self.image_shape, self.resize)
         for indices in chunks(split, _BATCH_SIZE):
-            prediction = self.predict(split.read(indices)[0])
+            indices, images = _readable(split, indices, unreadable)
+            if not images.size:
+                continue
+            prediction = self.predict(images)
             fused = np.asarray(jax.nn.softmax(prediction.logits))
             alone = np.asarray(self.alone(prediction)).argmax(-1)
             weights = image_weights(prediction)
@@ -227,6 +233,25 @@ class TrainedRun:
         return jnp.zeros_like(weights[:branches]).at[-1].set(own)
 
 
+def _readable(
+    split: PictureSplit, indices: np.ndarray, unreadable: list[str] | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The pictures at indices, and those of them that can be read, if others are to be told."""
+    try:
+        return indices, split.read(indices)[0]
+    except ValueError:
+        if unreadable is None:
+            raise
+    kept, images = [], []
+    for index in indices:
+        try:
+            images.append(split.read(np.array([index]))[0][0])
+            kept.append(index)
+        except ValueError as error:
+            unreadable.append(str(error))
+    return np.array(kept, int), np.array(images)
+
+
 def image_weights(prediction: Prediction) -> np.ndarray:
     """Every image's own fusion weights, [images, branches]; [images, 0] where all have equal."""
     weights = prediction.weights
@@ -264,7 +289,7 @@ def load_run(
     folder = Path(folder).expanduser()
     file, checkpoints = folder / "result.json", folder / "checkpoints"
     if not os.path.exists(file):  # where `Path.exists` raises for a name that is too long
-        raise ValueError(f"{folder} holds no result.json: give the folder of a finished run")
+        raise ValueError(_without_result(folder))
     remedy = f"restore it, or move {folder} away and train that run again"
     with reading(file, remedy):
         result = json.loads(file.read_text())
@@ -281,6 +306,15 @@ def load_run(
     with reading(file, remedy):
         named = named_as_the_model_has_them(run.model, variables, result)
         return TrainedRun(run.model, named, result)
+
+
+def _without_result(folder: Path) -> str:
+    if not os.path.isdir(folder):
+        what = "is no folder" if os.path.exists(folder) else "does not exist"
+        return f"{folder} {what}: give the folder of a finished run"
+    if (folder / "config.json").exists():
+        return f"{folder} holds a run that is not finished: the same command goes on with it"
+    return f"{folder} holds no result.json: give the folder of a finished run"
 
 
 class UntrustedError(ValueError):

@@ -33,7 +33,10 @@ def switch_arguments(module: nn.Module, train: bool, switch: str | None = None) 
     if switch is None:
         switch = next((name for name in _SWITCHES if name in parameters), "none")
     elif switch not in (*_SWITCHES, "none"):
-        raise ValueError(f"switch is {switch!r}; choose one of {', '.join(_SWITCHES)} or none")
+        raise ValueError(
+            f"switch is {switch!r}; choose one of {', '.join(_SWITCHES)} or none, or wrap the "
+            "network in a module whose call takes one of these"
+        )
     elif switch != "none" and switch not in parameters:
         kinds = {parameter.kind for parameter in parameters.values()}
         if inspect.Parameter.VAR_KEYWORD not in kinds:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import interflow_jax as ij
+from interflow_jax.fusion import KINDS
 from interflow_jax.steps import cross_entropy
 from tests.test_taps import IMAGES, Network, NNXNetwork
 
@@ -40,7 +41,7 @@ def vgg(method, **options):
 
 MAPS = {
     kind: ij.Interflow(Maps(), 10, ij.Fusion(kind, (0.0, 0.0, 1.0) if kind == "fixed" else None))
-    for kind in ("fixed", "shared", "class", "softmax", "geometric", "attention")
+    for kind in KINDS
 }
 TAPS = ij.Taps(Network(), ("block0", "block1", "block3"))
 MODELS = MAPS | {

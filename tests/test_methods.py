@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import interflow_jax as ij
+from interflow_jax.fusion import KINDS
 
 # Table II, row by row: branches, manual initialisation, shared weights, learned weights.
 TABLE_II = {
@@ -162,7 +163,7 @@ def test_a_start_is_of_weights_that_a_method_does_not_give(key, tiny, method):
 
 
 @pytest.mark.parametrize("method", ["S2", "DSN"])
-@pytest.mark.parametrize("fusion", ["shared", "class", "softmax", "geometric"])
+@pytest.mark.parametrize("fusion", [name for name in KINDS if not KINDS[name].of_features][1:])
 def test_any_fusion_starts_from_the_method_s_weights(key, method, fusion):
     module = ij.build(method, 10, fusion=fusion).fusion
     assert module == ij.Fusion(fusion, ij.METHODS["S2"].initial_weights if method == "S2" else None)

@@ -106,6 +106,8 @@ def test_maps_that_do_not_fit_are_named(maps, message):
         ({"fusion": 7}, "fusion is 7; give an instance"),
         ({"fusion": "soft"}, "kind is 'soft'; choose one of fixed"),
         ({"fully_connected": "one"}, "fully_connected is 'one'; choose one of shared, separate"),
+        ({"num_classes": 0}, "num_classes is 0; give a whole number above 0"),
+        ({"num_classes": "5"}, "num_classes is '5'; give a whole number above 0"),
         ({"pool": "max"}, "pool is 'max'; choose one of mean, first"),
     ],
 )

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx, serialization
+from flax.errors import InvalidRngError
 from flax.traverse_util import flatten_dict
 from safetensors.flax import save
 
@@ -25,6 +26,7 @@ from interflow_jax.vgg import forward_flops
 MODULE = """
 import flax.linen as nn
 from flax import nnx
+from flax.errors import InvalidRngError
 
 
 class Linen(nn.Module):
@@ -311,6 +313,31 @@ def test_an_nnx_state_has_statistics_and_streams_too():
     np.testing.assert_allclose(tapped, network(IMAGES), rtol=1e-6)
 
 
+def test_what_training_needs_of_an_nnx_network_is_asked_for_as_linen_does():
+    class Network(nnx.Module):
+        def __init__(self, rngs):
+            self.first = nnx.Linear(3, 4, rngs=rngs)
+            self.norm = nnx.BatchNorm(4, rngs=rngs)
+            self.dropout = nnx.Dropout(0.5, rngs=rngs, rng_collection="noise")
+
+        def __call__(self, x):
+            return self.dropout(self.norm(self.first(x)))
+
+    model = ij.Interflow(ij.Taps(Network, "dropout"), 10, "shared")
+    variables = model.init(KEY, IMAGES)
+    apply = partial(model.apply, variables, IMAGES, train=True)
+    with pytest.raises(InvalidRngError, match='Network needs PRNG for "default"'):
+        apply(mutable=["batch_stats"])
+    with pytest.raises(ValueError, match=r'statistics .* apply it with mutable=\["batch_stats"\]'):
+        apply(rngs={"noise": KEY})
+    first, second = (
+        apply(rngs={"noise": jax.random.key(seed)}, mutable=["batch_stats"])[0].logits
+        for seed in (0, 1)
+    )
+    assert not np.array_equal(first, second)
+    model.apply(variables, IMAGES)
+
+
 def test_a_backbone_whose_only_layer_is_called_network_is_itself():
     class Backbone(nn.Module):
         @nn.compact
@@ -337,6 +364,20 @@ def test_what_does_not_fit_is_named_by_path_and_shape(pretrained):
     dense = jax.eval_shape(nn.Dense(2).init, KEY, IMAGES)
     with pytest.raises(ValueError, match="parameters are bias, kernel; pretrained ones go into"):
         ij.with_backbone(dense, own)
+
+
+def test_collections_of_its_own_may_be_missing_statistics_may_not(pretrained):
+    network, own = pretrained
+    model = ij.build("S1", 10, taps=("a", "norm"), network=network)
+    variables = jax.jit(model.init)(KEY, IMAGES)
+    counters = {"backbone": {"network": {"count": jnp.ones(())}}}
+    result = ij.with_backbone(variables | {"counters": counters}, own)
+    assert result["counters"] == counters
+    with pytest.raises(ValueError, match="Statistics belong to them: give both"):
+        ij.with_backbone(variables, own["params"])
+    torch = {"params": {"a": {"weight": jnp.zeros((4, 3, 3, 3))}}}
+    with pytest.raises(ValueError, match="rename weight to kernel, and transpose"):
+        ij.with_backbone(variables, torch)
 
 
 @pytest.mark.parametrize("name", ["slashes.safetensors", "dots", "msgpack.safetensors"])

@@ -33,7 +33,8 @@ def test_it_is_one_page():
     assert len(README.splitlines()) <= 120
 
 
-def test_the_networks_of_others_predict_and_learn(capsys):
+def test_the_networks_of_others_predict_and_learn(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     text = (ROOT / "docs" / "networks.md").read_text()
     namespace: dict = {"__name__": "networks"}
     for example in re.findall(r"```python\n(.*?)```", text, re.DOTALL):

@@ -30,7 +30,7 @@ def compare(
     runs: Frame,
     rows: Sequence[str] = ("method",),
     sections: Sequence[str] = ("dataset",),
-    to: str = "Normal",
+    to: Any = "Normal",
     paper: Callable[[RunConfig], float | None] = lambda config: None,
     may_fail: bool = False,
     outcome: str = "late_accuracy",

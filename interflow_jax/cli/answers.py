@@ -82,17 +82,19 @@ def draw_mistakes(
       probabilities: [pictures, classes].
       read: gives the pictures at [n] indices, [n, height, width, channels], uint8.
     """
-    predicted, rows, columns = probabilities.argmax(1), *_MISTAKES
+    predicted, most, columns = probabilities.argmax(1), *_MISTAKES
     (wrong,) = np.nonzero(predicted != labels)
-    surest = wrong[np.argsort(-probabilities[wrong].max(1), kind="stable")][: rows * columns]
+    surest = wrong[np.argsort(-probabilities[wrong].max(1), kind="stable")][: most * columns]
+    rows = max(1, -(-len(surest) // columns))
     with plt.rc_context(charts.STYLE):
-        chart, grid = plt.subplots(rows, columns, figsize=(12, 9.6), layout="constrained")
+        size = (12, 0.6 + 2.25 * rows)
+        chart, grid = plt.subplots(rows, columns, figsize=size, layout="constrained")
         said = f"the surest {len(surest)} of {len(wrong):,}" if len(wrong) else "none"
         chart.suptitle(f"mistakes in {len(labels):,} pictures: {said}")
-        for axes in grid.flat:
+        for axes in np.ravel(grid):
             axes.axis("off")
         images = read(surest) if len(surest) else ()
-        for axes, index, image in zip(grid.flat, surest, images, strict=False):
+        for axes, index, image in zip(np.ravel(grid), surest, images, strict=False):
             axes.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
             names = (class_names[int(label)] for label in (labels[index], predicted[index]))
             true, guess = map(charts.short, names)

@@ -21,7 +21,7 @@ def pixels(file: str, shape: list[int], resize: str) -> np.ndarray:
     (height, width, channels), method = shape, Image.Resampling.BILINEAR
     picture = ImageOps.exif_transpose(Image.open(file, formats=FORMATS))
     if picture.mode.startswith(("I", "F")):
-        raise SystemExit(f"{file} has more than 8 bits per channel: scale it to 8")
+        raise ValueError("more than 8 bits per channel: scale it to 8")
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
@@ -39,13 +39,22 @@ def pixels(file: str, shape: list[int], resize: str) -> np.ndarray:
 
 
 if __name__ == "__main__":
+    if not sys.argv[1:] or sys.argv[1] in ("-h", "--help"):
+        raise SystemExit(__doc__)
     program = PROGRAM.read_bytes()
     about = json.loads(PROGRAM.with_name(f"{PROGRAM.name}.json").read_text())
     if hashlib.sha256(program).hexdigest() != about["sha256"]:
         raise SystemExit(f"{PROGRAM} is broken, or its .json is another model's")
     predict = jax.jit(jax.export.deserialize(bytearray(program)).call)
+    unread = 0
     for file in sys.argv[1:]:
-        image = pixels(file, about["image_shape"], about["resize"])
+        try:
+            image = pixels(file, about["image_shape"], about["resize"])
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            print(f"{file} cannot be read: {error}", file=sys.stderr)
+            unread = 1
+            continue
         (probabilities,) = np.asarray(predict(image[None])[0])
         label = int(probabilities.argmax())
         print(f"{file}: {about['class_names'][label]} {probabilities[label]:.1%}")
+    sys.exit(unread)

@@ -44,7 +44,7 @@ class DataConfig:
         ships), folder:PATH for PATH/train/CLASS/*.png and PATH/test/..., or the tfds name of any
         dataset with image and label.
       train_size: train on the first n examples of the split's fixed permutation; None for all.
-      image_size: resize images to n x n; None for the dataset's own size.
+      image_size: resize images to n x n; None for the dataset's own size, 32 where it varies.
       resize: of images of another shape, squash changes the aspect ratio, crop cuts to the centre,
         pad keeps all and adds borders.
       normalize: by the mean and deviation of the training images, or of ImageNet's.

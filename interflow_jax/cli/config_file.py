@@ -56,7 +56,10 @@ def _of_run(file: str, record: Any, given: Container[str]) -> list[str]:
         config = config.replace(**{name: getattr(type(config.model), name) for name in decided})
         if (plain := config.replace(taps=None)).model.resolved_taps() == config.model.taps:
             config = plain
-        flags = config.arguments()
+        values, decided = config.flat(), config.decided()
+        # What the recipe decides, it decides anew for flags such as --epochs that are given beside.
+        by_recipe = {f"--{name}={as_flag(x)}" for name, x in decided.items() if values[name] == x}
+        flags = [flag for flag in config.arguments() if flag not in by_recipe]
     except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"--config={file} is not a run's ({error})") from error
     return [flag for flag in flags if not (flag.startswith("--seed=") and "seeds" in given)]

@@ -98,11 +98,19 @@ def summary(result: dict[str, Any], folder: Any) -> str:
     return (
         f"{result['method']} on {printable(result['dataset'])}, seed {result['seed']}: "
         f"{result['test_accuracy']:.2f}% of {result['test_examples']:,} test images{part} "
-        f"after {result['epochs']} epoch(s) of {result['train_size']:,} images\n\n{branches}\n\n"
+        f"after {_epochs(result)} of {result['train_size']:,} images\n\n{branches}\n\n"
         f"  {result['parameters']:,} parameters, {result['images_per_second']:,.0f} images/s, "
         f"{duration(result['train_seconds'])} of training on {result['device']}\n"
         f"  figures, pictures and checkpoints in {folder}"
     )
+
+
+def _epochs(result: dict[str, Any]) -> str:
+    """How long it was trained, and which epoch was kept."""
+    epochs, kept = f"{result['epochs']} epoch(s)", result.get("kept_epoch", result["epochs"])
+    if result.get("keep") != "best":
+        return epochs
+    return f"epoch {kept}, the best on held-out images, of {epochs}"
 
 
 def stopped(error: StoppedError, command: str) -> str:

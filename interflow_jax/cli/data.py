@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 from collections.abc import Callable, Iterator
 
 from interflow_jax.data import recipes
@@ -41,14 +42,21 @@ def check(name: str, data_dir: str | None) -> None:
         else:
             recipes.find(name, data_dir)
     except ImportError as error:
-        raise ValueError(str(error)) from error
+        raise ValueError(f"{error}{_meant(name)}") from error
     except NotPreparedError:
         from interflow_jax.data import tfds  # what else is trained on needs no tfds
 
         try:
             tfds.originals(recipes.recipe(name).tfds_name)
         except ValueError as error:
-            raise ValueError(f"{error}; choose another version, or leave it out") from error
+            advice = _meant(name) or "; choose another version, or leave it out"
+            raise ValueError(f"{error}{advice}") from error
+
+
+def _meant(name: str) -> str:
+    """Where a folder has a dataset's name, how to train on its pictures."""
+    is_folder = not name.startswith("folder:") and os.path.isdir(os.path.expanduser(name))
+    return f"; for the pictures in the folder {name}: --dataset=folder:{name}" if is_folder else ""
 
 
 def _open(name: str, data_dir: str | None, image_size: int | None, resize: Resize) -> Dataset:
@@ -57,7 +65,7 @@ def _open(name: str, data_dir: str | None, image_size: int | None, resize: Resiz
     except NotPreparedError:
         raise
     except ImportError as error:
-        raise ValueError(str(error)) from error
+        raise ValueError(f"{error}{_meant(name)}") from error
     except PreparationError as error:
         raise ValueError(f"{name} could not be decoded to the cache: {error}") from error
     except OSError as error:

@@ -271,25 +271,38 @@ def unseen(run: TrainedRun, dataset: Dataset, most: int, points: float = COARSES
     Half of them choose, and must be enough to tell a loss of so many points from none: where p
     points are lost, a share of p / 100 of n examples is wrong that was right, known to 1.96 sqrt(p
     (100 - p) / n) points (binomial, 95 %). For that to be p or less, n is 1.96^2 (100 - p) / p: 73
-    for 5 points, 381 for 1, 765 for 0.5.
+    for 5 points, 381 for 1, 765 for 0.5 (`enough`).
 
     Raises:
       ValueError: for fewer, or none, as of a run that was trained on all training images.
     """
-    examples = held_out(run, dataset, most)
+    examples, total = held_out(run, dataset, most), len(dataset.train)
+    rest = total - run.result["train_size"] if dataset.validation is None else most
+    least = 2 * enough(COARSEST)
+    again = f"train again with --train_size={total - max(least, total // 10)} or less"
+    again = again if total > 2 * least else f"get more images: it takes {least} apart from training"
     if examples is None:
         raise ValueError(
-            f"the run was trained on all {run.result['train_size']:,} training examples; thresholds"
-            " are chosen on examples that it has not seen: train with --train_size"
+            f"the run was trained on all {total:,} training examples, and thresholds are chosen on "
+            f"examples that it has not seen: {again}"
         )
-    enough = math.ceil(1.96**2 * (100 - points) / points)
-    if len(examples) < 2 * enough:
+    needed, have = 2 * enough(points), len(examples)
+    if have < needed:
+        if rest >= needed:
+            again = f"raise --held_out to {needed:,}"
+        elif have >= least:
+            coarser = 100 * 1.96**2 / (have // 2 + 1.96**2)
+            again = f"give --points={math.ceil(10 * coarser) / 10:g} or more, or leave it out"
         raise ValueError(
-            f"{len(examples):,} held-out images do not tell a loss of {points:g} points from none "
-            f"(binomial error, 95 %): it takes {2 * enough:,}, half to fit and half to choose; "
-            "raise --held_out or --points, or train with a smaller --train_size"
+            f"{have:,} held-out images do not tell a loss of {points:g} points from none "
+            f"(binomial error, 95 %): it takes {needed:,}, half to fit and half to choose; {again}"
         )
     return examples
+
+
+def enough(points: float) -> int:
+    """How many images tell a loss of so many points from none (see `unseen`)."""
+    return math.ceil(1.96**2 * (100 - points) / points)
 
 
 def difference(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:

@@ -145,6 +145,8 @@ def add_config(
                 options: dict[str, Any] = {"action": "store_true"}
             else:
                 options = _options(field.name, hints[field.name])
+                if field.name != "method" and len(options.get("choices", ())) > 4:
+                    about += f", {', '.join(options['choices'])}"
                 shown = decided or unset
                 if shown is None and field.default is not None:
                     shown = as_flag(field.default)
@@ -233,9 +235,11 @@ def _with_recipe(given: dict[str, Any]) -> RunConfig:
     folders = (RunFolder(each.folder()) for each in config.by_seed())
     began = next((folder for folder in folders if folder.has_work()), None)
     values = (began.fact("recipe") or {}) if began else {}
-    recorded = "modern" if values else "paper"
-    if began is None or told not in (None, recorded):
-        recorded = told or default_recipe(config.data.dataset)
+    recorded = ("modern" if values else "paper") if began else default_recipe(config.data.dataset)
+    stored = began.fact("configuration") if began else None
+    as_long = isinstance(stored, dict) and stored.get("epochs") == config.epochs()
+    if not as_long or told not in (None, recorded):  # another training has a schedule of its own
+        recorded = told or recorded
         batch_size = given.get("batch_size")
         values = training_recipe(recorded, config.epochs(), batch_size)._asdict()
         values = values if recorded == "modern" else {}

@@ -33,7 +33,9 @@ def main(command: str, arguments: list[str] | None = None) -> int:
     """
     from_shell = arguments is None
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    line = shlex.join(["python", "-m", "interflow_jax", command, *arguments])
+    by_name = from_shell and os.path.basename(sys.argv[0]) == "interflow"
+    program = ["interflow"] if by_name else ["python", "-m", "interflow_jax"]
+    line = shlex.join([*program, command, *arguments])
     try:
         module = importlib.import_module(f"interflow_jax.cli.commands.{command}")
         options = {"detect": from_shell} if command == "run" else {}

@@ -31,6 +31,8 @@ from interflow_jax.steps import predict
 from interflow_jax.trainer import Trainer
 from interflow_jax.vgg import VGG_DEPTH, forward_flops
 
+_NAMED = 10  # classes, in a sentence
+
 
 class Runs:
     """The runs of a configuration, one per seed, which share a `Trainer` and its programs.
@@ -124,6 +126,8 @@ class Runs:
                 model = config.model.build(len(dataset.class_names))
                 variables = _pretrained(config, model, dataset)
             hosts.once(lambda: self._claim(dataset.digest()))
+            if dataset.name.startswith("folder:"):
+                print(_contents(dataset), flush=True)
             for note in dataset.notes:
                 print(note, flush=True)
             with hosts.everywhere(), memory_errors(), data.reading(dataset.name):
@@ -234,6 +238,15 @@ class Runs:
             return result
 
 
+def _contents(dataset: Dataset) -> str:
+    count, names = len(dataset.class_names), ", ".join(dataset.class_names[:_NAMED])
+    more = f" and {count - _NAMED} more" if count > _NAMED else ""
+    return (
+        f"{len(dataset.train):,} pictures to train on and {len(dataset.test):,} to test on, of "
+        f"{count} classes: {names}{more}"
+    )
+
+
 def check_sizes(config: RunConfig, examples: int) -> None:
     """Checks the flags against a training split of so many examples."""
     size, batch_size = config.data.train_size or examples, config.training.batch_size
@@ -244,8 +257,8 @@ def check_sizes(config: RunConfig, examples: int) -> None:
         )
     if size < batch_size:
         raise ValueError(
-            f"--batch_size={batch_size} is more than the {size} training examples; choose a "
-            "smaller batch or a larger --train_size"
+            f"--batch_size={batch_size} is more than the {size} training examples; choose at "
+            f"most {size}, or a larger --train_size"
         )
 
 
@@ -283,7 +296,8 @@ def _pretrained(config: RunConfig, model: Interflow, dataset: Dataset) -> dict[s
     run = load_run(given, None if named == VGG else named)
     ours, theirs = vars(config.model), vars(recorded(run.result).model)
     deep = max(ours["depth"], theirs["depth"]) > VGG_DEPTH
-    for name in ("backbone", "backbone_options", "downsample", *(["layout"] if deep else [])):
+    same = ("backbone", "backbone_options", "width", "downsample", *(["layout"] if deep else []))
+    for name in same:
         if ours[name] != theirs[name]:
             raise ValueError(
                 f"--pretrained={given}: its backbone has {name} {theirs[name]}, this one "

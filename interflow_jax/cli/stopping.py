@@ -1,6 +1,7 @@
 """What ends a run early: signals, losses that are not finite, too little memory."""
 
 import contextlib
+import os
 import signal
 from collections.abc import Iterator
 from types import FrameType
@@ -57,6 +58,8 @@ class StopSignals:
 
     def _note(self, number: int, _: FrameType | None) -> None:
         self._received = number
+        with contextlib.suppress(OSError):  # print would fail where it is interrupted itself
+            os.write(2, b"stopping once this is saved; a second signal ends it at once\n")
         for other in self._before:
             signal.signal(other, signal.SIG_DFL)
 

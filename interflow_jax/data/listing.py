@@ -60,6 +60,11 @@ def list_pictures(root: Path) -> Listing:
     return listing
 
 
+def is_for_testing(path: Path) -> bool:
+    """Whether a path, from the folder of a dataset on, leads into its folder of test pictures."""
+    return path.parts[0].lower() in _TEST_FOLDERS
+
+
 def _hold_out(files: Files, notes: list[str]) -> Listing:
     test_name = f"every {_HELD_OUT}th picture of a class"
     test = {name: pictures[_HELD_OUT - 1 :: _HELD_OUT] for name, pictures in files.items()}
@@ -73,7 +78,8 @@ def _hold_out(files: Files, notes: list[str]) -> Listing:
 def _check(root: Path, listing: Listing) -> None:
     train, test = listing.train, listing.test
     if len(train) < 2:
-        raise ValueError(f"{root} has the classes {_some([*train]) or 'none'}; give two or more")
+        has = f"one class, {_some([*train])}" if train else "no folders of pictures"
+        raise ValueError(f"{root} has {has}; give two or more classes, a folder of pictures each")
     if empty := [name for name, files in train.items() if not files]:
         raise ValueError(
             f"{root} has no pictures ({', '.join(ENDINGS)}) to train on in the class "

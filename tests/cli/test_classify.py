@@ -79,6 +79,23 @@ def test_it_needs_no_project_and_says_what_predict_files_says(finished, exported
     assert json.loads((exported / "my model.json").read_text())["resize"] == "squash"
 
 
+def test_what_cannot_be_read_is_said_and_the_others_are_classified(finished, exported, tmp_path):
+    good, broken = save(tmp_path)[0], tmp_path / "broken.png"
+    broken.write_bytes(good.read_bytes()[:-20])
+    done = subprocess.run(
+        [sys.executable, exported / "classify.py", tmp_path / "none.png", broken, good],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stdout.splitlines() == expected(finished, [good])
+    assert [line.partition(" cannot be read: ")[0] for line in done.stderr.splitlines()] == [
+        str(tmp_path / "none.png"),
+        str(broken),
+    ]
+
+
 @pytest.mark.slow
 def test_it_runs_where_nothing_else_is_installed(finished, exported, tmp_path):
     venv.create(tmp_path / "venv", with_pip=True)
@@ -95,8 +112,9 @@ def test_a_script_of_one_s_own_stays(finished, exported, capsys):
     script = exported / "classify.py"
     again = [f"--run={folder_in(finished)}", f"--out={exported / 'other'}", "--branches=2"]
     assert export(again) == 0
-    assert "'other'" in script.read_text()
+    assert "'my model'" in script.read_text()
     script.write_text("print('mine')\n")
     assert export(again) == 0
     assert script.read_text() == "print('mine')\n"
-    assert f"{script} is there and is not ours: it stays" in capsys.readouterr().out
+    assert f"{script} is there, and is not this program's: it stays" in capsys.readouterr().out
+    assert "'other'" in (exported / "classify_other.py").read_text()

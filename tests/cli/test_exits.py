@@ -231,12 +231,20 @@ def test_too_few_held_out_images_choose_nothing(folder, capsys):
             unseen(trained, data, few, points)
         assert len(unseen(trained, data, enough, points)) == enough
     trained.result["train_size"] = 6000
-    with pytest.raises(ValueError, match=r"on all 6,000 training examples; .* --train_size"):
+    with pytest.raises(ValueError, match=r"on all 6,000 training examples, .* --train_size=5400 "):
         unseen(trained, data, 10)
-    for flags in (["--held_out=20", "--points=0"], ["--held_out=1529", "--points=5,0.5"]):
+    for flags, advice in (
+        (["--held_out=20", "--points=0"], "raise --held_out to 146"),
+        (["--held_out=1529", "--points=5,0.5"], "raise --held_out to 1,530"),
+    ):
         assert exits.main([f"--run={folder}", *flags]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert "do not tell a loss of" in line
+        assert line.endswith(advice)
+    trained.result["train_size"] = 6000 - 200
+    with pytest.raises(ValueError, match=r"give --points=3.7 or more, or leave it out$"):
+        unseen(trained, data, 400, 1)
+    assert len(unseen(trained, data, 400, 3.7)) == 200
 
 
 def test_the_page_has_the_figures_and_its_pictures(folder, report):

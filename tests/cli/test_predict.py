@@ -66,6 +66,21 @@ def test_image_files_of_any_size(finished, run_flag, capsys, tmp_path):
     assert list(csv.reader(whole.open()))[4][2:] == rows[1][1:]
 
 
+def test_a_broken_picture_is_left_out_and_said(run_flag, tmp_path, capsys):
+    good, broken, out = (tmp_path / name for name in ("good.png", "broken.png", "out.csv"))
+    pixels = np.random.default_rng(0).integers(0, 256, (28, 28), np.uint8)
+    Image.fromarray(pixels).save(good)
+    broken.write_bytes(good.read_bytes()[:200])
+    assert predict.main([run_flag, str(broken), str(good), f"--out={out}"]) == 1
+    said = capsys.readouterr().out
+    assert f"{broken} cannot be read as an image" in said
+    assert "1 file(s) could not be read, and are left out" in said
+    assert [row[0] for row in list(csv.reader(out.open()))[1:]] == [str(good)]
+    assert predict.main([run_flag, str(broken)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{broken} cannot be read as an image" in line
+
+
 @pytest.mark.parametrize("form", [["--images={}"], ["{}"], ["--images={}", "{}"]])
 def test_files_may_be_given_in_any_form(run_flag, form, tmp_path, capsys):
     file = tmp_path / "a.png"

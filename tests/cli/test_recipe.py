@@ -81,9 +81,23 @@ def test_a_run_goes_on_under_the_recipe_that_it_recorded(folder, tmp_path, monke
     assert "recipe 'modern' there, 'paper' asked for" in capsys.readouterr().err
     assert run([*command, "--label_smoothing=0.3"]) == 2
     assert "label_smoothing" in capsys.readouterr().err
+    longer = [flag.replace("--epochs=1", "--epochs=30") for flag in command]
+    assert run(longer) == 2  # with the schedule of 30 epochs, not that of one
+    assert "epochs 1 there, 30 asked for" in capsys.readouterr().err
     del stored["recipe"], stored["configuration"]["recipe"]
     (place / "config.json").write_text(json.dumps(stored))
     assert parse(command).training == recorded({"epochs": 1, "batch_size": 16}).training
+
+
+def test_a_recipe_taken_from_a_file_is_that_of_the_epochs_that_are_given(tmp_path):
+    file, own = tmp_path / "config.json", ["--dataset=folder:x", f"--out={tmp_path / 'runs'}"]
+    written = parse([*own, "--epochs=20", "--label_smoothing=0.3"])
+    file.write_text(json.dumps({"configuration": written.identity()}))
+    again = parse([f"--config={file}", own[1]])
+    assert again.identity() == written.identity()
+    assert parse([f"--config={file}", own[1], "--epochs=4"]) == parse(
+        [*own, "--epochs=4", "--label_smoothing=0.3"]
+    )
 
 
 def test_a_run_of_other_classes_is_fine_tuned_with_new_heads(folder, finished, tmp_path, capsys):

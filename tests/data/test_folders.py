@@ -92,8 +92,8 @@ def test_what_is_for_training_and_what_for_testing(tmp_path, tree, train, test, 
 @pytest.mark.parametrize(
     ("tree", "message"),
     [
-        (".*1.txt", "has the classes none; give two or more"),
-        ("a .b", "has the classes a; give two or more"),
+        (".*1.txt", "has no folders of pictures; give two or more classes"),
+        ("a .b", "has one class, a; give two or more classes"),
         ("a*1 b*1", "has no pictures to test on; give each class two or more, or a folder test"),
         ("train/a train/b test/a test/c", "has in test the class c, which train lacks"),
         ("train/a train/b Test/a test/b", "has Test and test; keep one"),

@@ -10,7 +10,16 @@ import numpy as np
 
 from interflow_jax.cli import exit_report, exit_timing, machine
 from interflow_jax.cli.config import recorded
-from interflow_jax.cli.depths import COARSEST, OWN, Depths, Exits, load, operations, parameters
+from interflow_jax.cli.depths import (
+    COARSEST,
+    OWN,
+    Depths,
+    Exits,
+    enough,
+    load,
+    operations,
+    parameters,
+)
 from interflow_jax.cli.files import writable, write_whole
 from interflow_jax.cli.flags import Parser, add_run, names, numbers
 from interflow_jax.data import splits
@@ -19,6 +28,7 @@ from interflow_jax.early_exit import EarlyExit
 from interflow_jax.saved_run import HELD_OUT, TrainedRun, load_run
 
 BUDGETS = (0.25, 0.5, 0.75)
+POINTS = (0.5, 1.0)
 
 
 def main(arguments: list[str]) -> int:
@@ -34,17 +44,21 @@ def main(arguments: list[str]) -> int:
     out = Path(flags.run).expanduser()
     writable(out)
     print(f"predicting held-out and {len(dataset.test):,} test images ...", flush=True)
-    depths.predict(dataset, flags.held_out, min([COARSEST, *filter(None, flags.points)]))
+    asked = [] if flags.points is None else flags.points
+    depths.predict(dataset, flags.held_out, min([COARSEST, *filter(None, asked)]))
+    points = asked or [each for each in POINTS if len(depths.held.labels) >= enough(each)]
+    if left_out := [f"{each:g}" for each in POINTS if flags.points is None and each not in points]:
+        print(
+            f"{len(depths.held.labels):,} images to choose with do not tell a loss of "
+            f"{' or '.join(left_out)} points from none: these rows are left out"
+        )
     print("choosing fusion, temperatures, confidence and thresholds ...", flush=True)
     exits = Exits(depths)
     budgets = [
         {"budget": f"{share:.0%} of operations", **exits.within(share * whole)}
         for share in flags.budgets
     ]
-    budgets += [
-        {"budget": f"{points:g} points of accuracy", **exits.losing(points)}
-        for points in flags.points
-    ]
+    budgets += [{"budget": f"{each:g} points of accuracy", **exits.losing(each)} for each in points]
     facts = ("method", "dataset", "seed", "epochs", "fusion", "auxiliary_mean")
     report = {
         "command": command,
@@ -89,9 +103,9 @@ def _parser() -> Parser:
     about = "shares of the whole model's operations, mean over images"
     about += f" (default: those of {','.join(map(str, BUDGETS))} that the first exit allows)"
     add("--budgets", type=numbers, help=about)
-    default = "0.5,1"
-    about = f"points of held-out accuracy that may be lost (default: {default})"
-    add("--points", type=numbers, default=default, help=about)
+    about = "points of held-out accuracy that may be lost (default: those of "
+    about += f"{','.join(map(str, POINTS))} that there are images enough to tell from none)"
+    add("--points", type=numbers, help=about)
     about = "most training images, not trained on, half to fit and half to choose with; for p "
     about += "points, the latter are 1.96^2 (100 - p) / p or more, so that the binomial error of a "
     about += f"loss of p is no more than p (95 %%), and never fewer than for {COARSEST:g} points"
@@ -123,7 +137,7 @@ def _check(flags: Any, first: float) -> None:
             raise ValueError(
                 f"--budgets={budget:g}: choose shares from {first:.3f}, the first exit's, to 1"
             )
-    for points in flags.points:
+    for points in flags.points or ():
         if not 0 <= points <= 100:
             raise ValueError(f"--points={points:g}: choose 0 to 100")
     if flags.held_out < 2 or flags.timed < exit_timing.BATCH_SIZE:

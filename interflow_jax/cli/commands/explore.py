@@ -38,9 +38,8 @@ _SIDE = 96  # pixels that a picture is shown with
 def main(arguments: list[str]) -> int:
     """Runs the command."""
     given = _flags(arguments)
-    out = str(Path(given.run, "explore.html")) if given.out is None else given.out
-    out = output_file(out)
     run = load_run(given.run, given.backbone, given.trust_code)
+    out = output_file(given.out or str(Path(given.run, "explore.html")))
     dataset = load(run, given.data_dir)
     print(f"predicting {len(dataset.test):,} test images ...", flush=True)
     page = html(_content(run, dataset, given)).encode()
@@ -126,6 +125,7 @@ def _exits(depths: Depths, dataset: Dataset, most: int) -> tuple[str, np.ndarray
         sure = np.asarray(confidence(depths.logits(OWN, "test")))
         note = f"Confidence is the largest probability, as the model has it: {error}."
         return OWN, sure, [], note
+    print("choosing how depths predict, and when images leave ...", flush=True)
     depths.predict(dataset, most)
     exits, plans = Exits(depths), []
     for share in SHARES[:-1]:
@@ -137,9 +137,9 @@ def _exits(depths: Depths, dataset: Dataset, most: int) -> tuple[str, np.ndarray
     words = "the model's own" if fusion == OWN else f"a fitted {fusion}"
     count = len(depths.fit.labels) + len(depths.held.labels)
     note = (
-        f"As interflow exits chooses on {count:,} training images that the run has not seen, a "
-        f"depth predicts with {words} fusion of the branches up to there; confidence is the "
-        f"{measure}, at a temperature per depth."
+        f"Each depth predicts with {words} fusion of the branches up to there; confidence is the "
+        f"{measure}, at a temperature per depth: as interflow exits chose on {count:,} training "
+        "images that the run has not seen."
     )
     return fusion, exits.confidences["test"], plans, note
 

@@ -66,13 +66,16 @@ def main(arguments: list[str]) -> int:
 
 
 def _write_script(program: Path) -> None:
-    """Writes classify.py for a program, in place of none but an earlier one."""
+    """Writes classify.py for a program, in place of none but its own earlier one."""
     text = (resources.files("interflow_jax.cli") / "classify.py").read_text("utf-8")
-    file, first = program.with_name("classify.py"), text.partition("\n")[0]
-    if file.exists() and not file.read_bytes().startswith(first.encode()):
-        print(f"{file} is there and is not ours: it stays, and no script is written")
-        return
-    _write(file, text.replace('"model.stablehlo"', repr(program.name), 1).encode())
+    name, first = repr(program.name).encode(), text.partition("\n")[0].encode()
+    own = program.with_name(f"classify_{program.stem}.py")
+    for file in (program.with_name("classify.py"), own):
+        there = file.read_bytes() if file.exists() else first + name
+        if there.startswith(first) and name in there:
+            _write(file, text.replace('"model.stablehlo"', repr(program.name), 1).encode())
+            return
+        print(f"{file} is there, and is not this program's: it stays")
 
 
 def _cut(run: TrainedRun, given: Any) -> tuple[TrainedRun, str]:

@@ -24,6 +24,7 @@ from interflow_jax.cli.flags import Parser, add_run
 from interflow_jax.data import pictures, splits
 from interflow_jax.data.dataset import printable
 from interflow_jax.data.folders import PictureSplit
+from interflow_jax.data.listing import is_for_testing
 from interflow_jax.data.picture_files import class_by_folder, find_pictures
 from interflow_jax.saved_run import TrainedRun, image_weights, load_run
 
@@ -39,6 +40,7 @@ class Predictions(NamedTuple):
       labels: the true classes, [pictures], int; -1 where none is known.
       weights: as of `image_weights`.
       read: gives the pictures at [n] indices, as the model takes them.
+      unreadable: how many files were left out, since they cannot be read.
     """
 
     names: list[str]
@@ -46,6 +48,7 @@ class Predictions(NamedTuple):
     labels: np.ndarray
     weights: np.ndarray
     read: Callable[[np.ndarray], Any]
+    unreadable: int = 0
 
 
 def main(arguments: list[str]) -> int:
@@ -59,8 +62,11 @@ def main(arguments: list[str]) -> int:
     answers = Answers(run.class_names, labels, probabilities.argmax(1))
     if len(known):
         print(answers.table())
+    status = 1 if predictions.unreadable else 0
     if out is None:
-        return 0
+        if len(known):
+            print("--out=FILE.csv writes all probabilities, and confusion.png and mistakes.png")
+        return status
     out.parent.mkdir(parents=True, exist_ok=True)
     _write(out, run, predictions, bool(len(known)))
     if len(known) and out.is_file():  # beside a pipe there is no place
@@ -70,7 +76,7 @@ def main(arguments: list[str]) -> int:
             mistakes, run.class_names, labels, probabilities, lambda at: predictions.read(known[at])
         )
         print("beside it: classes.json, confusion.png, mistakes.png")
-    return 0
+    return status
 
 
 def _files(run: TrainedRun, given: Any) -> Predictions:
@@ -79,8 +85,14 @@ def _files(run: TrainedRun, given: Any) -> Predictions:
     files = find_pictures([*(given.images or []), *given.files], notes)
     for note in notes:
         print(note)
+    unreadable: list[str] = []
+    rows = run.predict_files(files, unreadable)
+    if not rows:
+        raise ValueError(unreadable[0])
+    for reason in unreadable:
+        print(reason)
+    files = [row["file"] for row in rows]
     _say_changes(run, files)
-    rows = run.predict_files(files)
     truths = [class_by_folder(file, run.class_names) for file in files]
     labels = np.array([-1 if truth is None else truth for truth in truths], np.int32)
     probabilities = np.stack([row["probabilities"] for row in rows])
@@ -101,9 +113,27 @@ def _files(run: TrainedRun, given: Any) -> Predictions:
             f"{known.sum():,} of {len(files):,} pictures are in folders named after the run's "
             f"classes: {correct:.2%} of them correct"
         )
+        _say_seen(run, [file for file, is_known in zip(files, known, strict=True) if is_known])
+    if unreadable:
+        print(f"{len(unreadable):,} file(s) could not be read, and are left out")
     split = PictureSplit(files, labels, run.image_shape, run.resize)
     weights, names = np.stack([row["weights"] for row in rows]), [*map(str, files)]
-    return Predictions(names, probabilities, labels, weights, lambda at: split.read(at)[0])
+    return Predictions(
+        names, probabilities, labels, weights, lambda at: split.read(at)[0], len(unreadable)
+    )
+
+
+def _say_seen(run: TrainedRun, files: list[Path]) -> None:
+    """Says how many pictures lie in the folder that the run was trained from."""
+    _, is_folder, path = run.result["dataset"].partition("folder:")
+    root = Path(path).expanduser().resolve()
+    inside = [file.resolve() for file in files if is_folder and root in file.resolve().parents]
+    trained = [each for each in inside if not is_for_testing(each.relative_to(root))]
+    if trained:
+        print(
+            f"{len(trained):,} of them are in {root}, which the run was trained from: it has seen "
+            "most of these, and will do worse on others"
+        )
 
 
 def _say_changes(run: TrainedRun, files: list[Path]) -> None:
@@ -164,7 +194,7 @@ def _write(out: Path, run: TrainedRun, predictions: Predictions, measured: bool)
     cells = list(map(as_text, run.class_names))
     heads = [f"weight after {label}" for label in run.labels[: predictions.weights.shape[1]]]
     writer.writerow(["file", *["truth"] * measured, "class", "probability", *cells, *heads])
-    names, rows, labels, weights, _ = predictions
+    names, rows, labels, weights, *_ = predictions
     for name, row, label, own in zip(names, rows, labels, weights, strict=True):
         truth = [cells[label] if label >= 0 else ""] * measured
         best, figures = row.argmax(), [f"{value:.6f}" for value in (*row, *own)]

@@ -27,7 +27,8 @@ def accurate(accuracy):
     return lambda config: {"accuracy": accuracy}
 
 
-PICTURES = {
+MEASURED = {"best", "exits", "networks", "probes"}  # need more of a run than its accuracy
+PICTURES = {  # of other tables none
     "1": ["table1"],
     "3": ["table3"],
     "4": ["figure4"],
@@ -45,11 +46,7 @@ PICTURES = {
 }
 
 
-def test_the_tables_are_all_there():
-    assert {*TABLES} == {*PICTURES, "best", "exits", "networks", "probes"}
-
-
-@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("name", sorted({*TABLES} - MEASURED))
 def test_a_report_is_whole(name, tmp_path):
     """Markdown, JSON without NaN, and every picture, of a table with some of its runs."""
     choice = {"seeds": (0, 1), "datasets": ("cifar10",)} | (
@@ -58,7 +55,7 @@ def test_a_report_is_whole(name, tmp_path):
     record(tmp_path, planned(name, tmp_path, **choice)["config"][:-1], accurate(50.0))
     report = reported(name, tmp_path, **choice)
     assert [picture["file"] for picture in report["pictures"]] == [
-        f"{picture}.png" for picture in PICTURES[name]
+        f"{picture}.png" for picture in PICTURES.get(name, ())
     ]
     (text,) = [file.read_text() for file in tmp_path.glob("*.md")]
     for picture in report["pictures"]:
