@@ -91,6 +91,14 @@ def test_the_documented_lines_need_no_project_and_agree_to_the_bit(finished, fla
     assert child.stdout.strip() == str([loaded.class_names[label] for label in fused.argmax(-1)])
 
 
+@pytest.mark.parametrize("name", ["a.safetensors", "a.onnx"])
+def test_a_program_gets_no_other_format_s_name(finished, name, tmp_path, capsys):
+    assert export.main([f"--run={folder_in(finished)}", f"--out={tmp_path / name}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"a program is no {name[2:]} file" in line
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_documented_lines_are_ten():
     assert len([line for line in EXAMPLES[0].splitlines() if line.strip()]) <= 10
 

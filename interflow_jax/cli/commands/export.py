@@ -159,4 +159,8 @@ def _flags(arguments: list[str]) -> Any:
             parser.error(f"--platforms={platform}: choose from {', '.join(PLATFORMS)}")
     if given.platforms and given.format != "stablehlo":
         parser.error(f"--platforms with --format={given.format}: only a program has platforms")
+    ending = Path(given.out).suffix
+    if given.format == "stablehlo" and ending in (".safetensors", ".onnx"):
+        way = "add --format=safetensors" if ending == ".safetensors" else "see docs/depth.md"
+        parser.error(f"--out={given.out}: a program is no {ending[1:]} file; {way}")
     return given
