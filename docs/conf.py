@@ -25,6 +25,9 @@ html_theme = "furo"
 html_title = "interflow_jax"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
+html_use_index = False  # the reference is one page, and there is the search
+html_domain_indices = False
+smartquotes = False  # which would write --flag with one dash
 html_theme_options = {
     "source_repository": REPOSITORY,
     "source_branch": "main",
