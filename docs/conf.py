@@ -12,7 +12,7 @@ REPOSITORY = "https://github.com/interflow-jax/interflow_jax"  # for whoever pub
 HERE = Path(__file__).parent
 
 project = "interflow_jax"
-author = "the interflow_jax authors"
+author = copyright = "the interflow_jax authors"
 release = __version__
 extensions = [
     "myst_nb",
