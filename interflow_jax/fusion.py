@@ -319,14 +319,13 @@ def fit_fusion(
     given: tuple[Any, ...] = (branch_logits,)
     if KINDS[kind].of_features and features is not None:
         given = branch_logits, tuple(jnp.asarray(x, jnp.float32) for x in features)
-    params = fusion.init(jax.random.key(0), *given)["params"]
-    params = _minimize(fusion, params, given, jnp.asarray(labels))
-    return Fusion(kind), params
+    return Fusion(kind), _minimize(fusion, given, jnp.asarray(labels))
 
 
 @partial(jax.jit, static_argnums=0)
-def _minimize(fusion: Fusion, params: Any, given: tuple[Any, ...], labels: Array) -> Any:
+def _minimize(fusion: Fusion, given: tuple[Any, ...], labels: Array) -> Any:
     optimizer = optax.lbfgs()
+    params = fusion.init(jax.random.key(0), *given)["params"]
 
     def loss(params: Any) -> Array:
         logits, _, ensembles = cast(tuple, fusion.apply({"params": params}, *given))

@@ -1,6 +1,7 @@
 """What the pictures of the tables share."""
 
 import re
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -127,7 +128,8 @@ def differences(sections: Sequence[Section], runs: Frame, name: str) -> Iterator
         axes.set_yticks(range(len(rows)), [row["row"] for row in rows])
         diamonds = "\n(diamonds: the paper's)" if any(papers.values()) else ""
         label = f"points of accuracy minus {rows[0]['to']}'s{diamonds}"
-        axes.set(title=section.title, xlabel=label, ylim=(len(rows) - 0.5, -0.5))
+        axes.set_title(textwrap.fill(section.title, 40), fontsize=10)
+        axes.set(xlabel=label, ylim=(len(rows) - 0.5, -0.5))
     entitle(figure, "Differences", runs)
     shows = "Differences in accuracy and their simultaneous 95 % intervals; hollow points have "
     yield Picture(name, f"{shows}none, diamonds are the paper's", figure)

@@ -6,7 +6,7 @@ the run has not seen; the figures are of its test images.
 
 import math
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, cast
 
 import jax
@@ -28,7 +28,7 @@ from interflow_jax.data.dataset import Dataset
 from interflow_jax.data.splits import Split
 from interflow_jax.depth import truncate
 from interflow_jax.fusion import KINDS as FUSIONS
-from interflow_jax.fusion import FusionKind, cut_fusion, fit_fusion
+from interflow_jax.fusion import Fusion, FusionKind, cut_fusion, fit_fusion
 from interflow_jax.model import Interflow, Prediction
 from interflow_jax.saved_run import HELD_OUT, TrainedRun, held_out
 from interflow_jax.vgg import StrideVGG, convolutions, forward_flops
@@ -60,6 +60,10 @@ class Examples:
         features = tuple(x[rows] for x in self.features)
         return Examples(self.labels[rows], self.branch_logits[rows], features)
 
+    def first(self, count: int) -> tuple[Array, tuple[Array, ...]]:
+        """Logits and features of so many branches."""
+        return self.branch_logits[:, :count], self.features[:count]
+
     def without(self, branch: int) -> "Examples":
         """With the branch's logits zero, so that it favours no class under any fusion."""
         return replace(self, branch_logits=self.branch_logits.at[:, branch].set(0.0))
@@ -67,6 +71,11 @@ class Examples:
     def accuracy(self, logits: Array) -> float:
         """Accuracy in percent of logits, [examples, classes]."""
         return 100 * float(np.mean(np.asarray(logits).argmax(-1) == self.labels))
+
+
+@partial(jax.jit, static_argnums=0)
+def _fused(fusion: Fusion, params: Any, given: tuple[Array, tuple[Array, ...]]) -> Array:
+    return cast(tuple, fusion.apply({"params": params}, *given))[0]
 
 
 class Depths:
@@ -89,6 +98,7 @@ class Depths:
         segmented = callable(getattr(run.model.backbone, "segments", None))
         self.spent = self.operations if segmented else np.cumsum(self.operations).tolist()
         self.logits = lru_cache(self._uncached_logits)
+        self._fitted = lru_cache(lambda fusion, count: self._fusion(fusion, self.fit, count))
 
     def predict(self, dataset: Dataset, most: int = HELD_OUT, points: float = COARSEST) -> None:
         """Predicts up to `most` held-out images, and the test images; raises as `unseen` does."""
@@ -100,22 +110,24 @@ class Depths:
         """Predicts the test images alone, which the run's own fusion needs."""
         self.test = _predicted(self.run, dataset.test)
 
-    def _logits_of_cut(self, fusion: str, fit: Examples, examples: Examples, count: int) -> Array:
-        """What the first `count` branches predict, [examples, classes]."""
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds that are fitted; of those that see the image, for minutes, the run's alone."""
+        own = self.run.model.fusion.kind
+        return tuple(kind for kind in KINDS if kind == own or not FUSIONS[kind].of_features)
+
+    def _fusion(self, fusion: str, fit: Examples, count: int) -> tuple[Fusion, Any]:
+        """The fusion of the first `count` branches, and its parameters."""
         if fusion == OWN:
             params = self.run.variables["params"].get("fusion", {})
-            module, params = cut_fusion(self.run.model.fusion, params, count)
-        else:
-            kind = cast(FusionKind, fusion)
-            given = fit.branch_logits[:, :count], fit.labels, kind, fit.features[:count]
-            module, params = fit_fusion(*given)
-        given = examples.branch_logits[:, :count], examples.features[:count]
-        return module.apply({"params": params}, *given)[0]
+            return cut_fusion(self.run.model.fusion, params, count)
+        kind = cast(FusionKind, fusion)
+        branch_logits, features = fit.first(count)
+        return fit_fusion(branch_logits, fit.labels, kind, features)
 
     def _uncached_logits(self, fusion: str, of: str) -> Array:
         """What each cut predicts for "fit", "held" or "test": [examples, exits, classes]."""
         counts, examples = range(1, len(self.models) + 1), getattr(self, of)
-        cuts = [self._logits_of_cut(fusion, self.fit, examples, count) for count in counts]
+        cuts = [_fused(*self._fitted(fusion, count), examples.first(count)) for count in counts]
         return jnp.stack(cuts, axis=1)
 
     def correct(self, fusion: str, of: str = "test") -> np.ndarray:
@@ -142,7 +154,8 @@ class Depths:
         costs = []
         for branch in range(count):
             fit, test = self.fit.without(branch), self.test.without(branch)
-            costs.append(whole - test.accuracy(self._logits_of_cut(fusion, fit, test, count)))
+            fitted = self._fusion(fusion, fit, count)
+            costs.append(whole - test.accuracy(_fused(*fitted, test.first(count))))
         return costs
 
     def cuts(self, kind: str) -> list[dict[str, Any]]:
@@ -177,7 +190,7 @@ class Depths:
           model's operations as `budgets` (None below the first exit's), and as a `curve`.
         """
         fusions = {}
-        for fusion in (OWN, *KINDS):
+        for fusion in (OWN, *self.kinds()):
             exits = Exits(self, (fusion,))
             budgets = [share * self.operations[-1] for share in SHARES]
             fusions[fusion] = {
@@ -206,7 +219,8 @@ class Exits:
       confidences: of "held" and "test" examples, by that measure: [examples, exits], float32.
     """
 
-    def __init__(self, depths: Depths, fusions: tuple[str, ...] = (OWN, *KINDS)):
+    def __init__(self, depths: Depths, fusions: tuple[str, ...] = ()):
+        fusions = fusions or (OWN, *depths.kinds())
         means = {fusion: float(np.mean(depths.accuracies(fusion, "held"))) for fusion in fusions}
         fusion = max(means, key=means.__getitem__)
         fitted = [kind for kind in fusions if kind != OWN]
