@@ -21,6 +21,7 @@ from flax import serialization
 
 KEPT = 2  # the newest: if the last is damaged, the one before is used
 _PATTERN = "*?[]{}"
+_DRAFT = "digests.tmp"
 _OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES)
 
 
@@ -92,9 +93,7 @@ class Checkpoints:
             with _quiet():
                 self._manager.save(number, args=parts, force=True)
                 self._manager.item_metadata(number)  # reads its index back
-            draft = self._folder / "digests.tmp"
-            draft.write_text(json.dumps(self._digests(number)))
-            draft.replace(self._digests_file(number))
+            self._write_digests(number)
         except Exception as error:  # orbax and tensorstore raise errors of any type
             self._failed = True
             self.remove_drafts()
@@ -128,8 +127,15 @@ class Checkpoints:
             raise UnreadableError(f"{none}; move that folder away to begin anew")
         return None
 
+    def complete(self, number: int) -> None:
+        """Writes the digests of a checkpoint that was read, where a kill came before they were."""
+        with contextlib.suppress(OSError):
+            if not self._digests_file(number).exists():
+                self._write_digests(number)
+
     def remove_drafts(self) -> None:
         """Deletes what is left of checkpoints that a kill or a failure interrupted."""
+        (self._folder / _DRAFT).unlink(missing_ok=True)
         for path in self._folder.iterdir():
             if ".orbax-checkpoint-tmp" in path.name:
                 shutil.rmtree(path, ignore_errors=True)
@@ -165,6 +171,11 @@ class Checkpoints:
         if like is not None:
             state = serialization.from_state_dict(like, serialization.to_state_dict(like) | state)
         return Checkpoint(number, state, dict(restored["notes"]))
+
+    def _write_digests(self, number: int) -> None:
+        draft = self._folder / _DRAFT
+        draft.write_text(json.dumps(self._digests(number)))
+        draft.replace(self._digests_file(number))
 
     def _digests_file(self, number: int) -> Path:
         return self._folder / f"{number}.sha256.json"

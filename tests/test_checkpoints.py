@@ -1,5 +1,6 @@
 """Checkpoints: the newest two, proved whole before they are read."""
 
+import json
 import resource
 import signal
 
@@ -189,6 +190,25 @@ def test_one_that_cannot_be_read_back_replaces_none(folder, monkeypatch):
         checkpoints.save(12, state(12), {})
     checkpoints.close()
     assert {path.name for path in folder.iterdir() if path.is_dir()} == {"5", "9"}
+
+
+def test_digests_that_a_kill_left_out_are_written_once_it_was_read(folder):
+    """Between orbax's rename of the checkpoint and ours of its digests."""
+    (folder / "9.sha256.json").rename(folder / "digests.tmp")
+    checkpoints = Checkpoints(folder)
+    checkpoints.remove_drafts()
+    assert not (folder / "digests.tmp").exists()
+    restored = checkpoints.restore()
+    assert restored is not None
+    checkpoints.complete(restored.number)
+    checkpoints.close()
+    digests = json.loads((folder / "9.sha256.json").read_text())
+    damaged = folder / "9" / sorted(digests)[0]
+    damaged.write_bytes(damaged.read_bytes() + b" ")
+    restored, said = restore(folder)
+    assert restored is not None
+    assert restored.number == 5
+    assert "checkpoint 9 cannot be read: 1 file(s) altered or missing" in said[0]
 
 
 def test_a_failure_to_write_is_said_and_leaves_the_others(folder, monkeypatch):

@@ -92,6 +92,7 @@ class TrainingRun:
             if restored is None:
                 return None
             self._checkpoints.discard_after(restored.number)
+            self._checkpoints.complete(restored.number)
             state = restored.state
             return restored.number, restored.notes
 
