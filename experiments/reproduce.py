@@ -134,6 +134,7 @@ def _report(
     command = _command(_kept(arguments))
     facts = {"title": table.TITLE, "command": command, "preset": preset, "note": note}
     print(report.write(name, facts, planned, table.report(planned), out), flush=True)
+    print(f"written: {out / name}.md, .json and pictures; the runs are in {out / 'runs'}")
     gone = earlier.keys() - report.reported(out / f"{name}.json").keys()
     if gone:
         print(

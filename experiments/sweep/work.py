@@ -64,7 +64,11 @@ def carry_out(
         check_sizes(run, sizes[place])
     writable(out)
     paces = commands.Paces(lines)
-    left = partial(paces.to_go, workers=min(processes.slots, len(todo)))
+
+    def left(runs: list[RunConfig]) -> str:
+        known = commands.Paces(record.read(out))  # with what has finished meanwhile
+        return known.to_go(runs, min(processes.slots, len(todo)))
+
     say(f"{title}: {count} runs, {len(todo)} to do; {left(todo)}")
     todo.sort(key=lambda run: -(paces.seconds(run) or 0))
     try:

@@ -17,8 +17,9 @@ from experiments.sweep.record import EXITS
 from experiments.tables import fusion_weights, paper, plan, statistics
 from experiments.tables.exits import rank_correlation
 from experiments.tables.report import Picture, Section
-from experiments.tables.runs import Frame, finished, late_epochs
+from experiments.tables.runs import Frame, finished
 from experiments.tables.statistics import Difference, Family, Share
+from interflow_jax.cli.training import late_epochs
 
 Planned = Callable[[str], tuple[ModuleType, Frame]]
 """A table and its runs, by the flags of `experiments.reproduce`."""

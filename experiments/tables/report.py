@@ -16,8 +16,8 @@ from interflow_jax.cli.files import write_whole
 
 INTRODUCTION = f"""\
 Accuracy on the whole test split, percent: of the last epoch, as the paper's, and the mean of the
-last ten epochs, by which rows are compared; mean ± standard deviation over runs. A dash stands for
-what there is not.
+last ten epochs (of fewer than twenty, of their last half), by which rows are compared; mean ±
+standard deviation over runs. A dash stands for what there is not.
 
 {statistics.RULE}
 """
@@ -101,13 +101,16 @@ def reported(file: Path) -> dict[str, str]:
         return {}
 
 
+_PAPER_EPOCHS = {100, 40}  # of CIFAR, and of the others
+
+
 def protocol(runs: Frame) -> str:
     """How runs were trained where the paper's tables do not say it, in words."""
     told = {"method", "dataset", "depth", "seed"}  # by the headings
     given = []
     for name, default in DEFAULT.flat().items():
         values = {config.flat()[name] for config in runs["config"]}
-        if name == "epochs" and values != {None}:
+        if name == "epochs" and (values != {None} or not {*runs["epochs"]} <= _PAPER_EPOCHS):
             given.append(f"--epochs={' or '.join(map(str, sorted(set(runs['epochs']))))}")
         elif name not in told and values != {default} and len(values) == 1:
             given.append(f"--{name}={as_flag(*values)}")

@@ -11,7 +11,7 @@ import pandas as pd
 from experiments.sweep import record
 from interflow_jax.cli.config import RunConfig, recorded, recorded_identity
 from interflow_jax.cli.machine import versions_line
-from interflow_jax.cli.training import LATE_EPOCHS
+from interflow_jax.cli.training import late_epochs
 
 Frame = Any
 """A `pandas.DataFrame`, whose own annotations make every result a union of all types."""
@@ -34,8 +34,8 @@ def load(out: Path) -> Frame:
     """A row per run that OUT/runs.jsonl or a folder below OUT/runs has finished.
 
     Its columns are `FIELDS`, with their defaults where a run is older than the field, and what the
-    run measured: `late_accuracy` is the mean test accuracy of the last ten epochs, or of all if
-    there are fewer. Accuracies are in percent.
+    run measured: `late_accuracy` is the mean test accuracy of its `late_epochs`. Accuracies are in
+    percent.
 
     Raises:
       ValueError: for a run without one of its figures.
@@ -59,11 +59,6 @@ def _row(line: dict[str, Any], out: Path) -> dict[str, Any]:
     row["machine"] = f"{row['device']}; {', '.join([versions_line(row['versions']), *onednn])}"
     row["branch_accuracy"] = None if row[OLDER] else row["branch_accuracy"]
     return row | {"key": record.key(recorded_identity(line))}
-
-
-def late_epochs(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The records of a run's last ten epochs: of those that were evaluated."""
-    return [epoch for epoch in history if epoch["epoch"] > history[-1]["epoch"] - LATE_EPOCHS]
 
 
 def match(runs: Frame, configs: Iterable[RunConfig]) -> Frame:

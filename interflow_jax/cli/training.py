@@ -53,6 +53,13 @@ def _best(history: list[dict[str, Any]]) -> dict[str, Any]:
     return max(history, key=lambda record: record["validation_accuracy"])
 
 
+def late_epochs(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those records that are of the last ten epochs, of fewer than twenty of their last half."""
+    epochs = history[-1]["epoch"] if history else 0  # not all of them may have been evaluated
+    first = epochs - min(LATE_EPOCHS, -(-epochs // 2))
+    return [record for record in history if record["epoch"] > first]
+
+
 def _check(stop: StopSignals) -> None:
     with hosts.everywhere():
         stop.check()
@@ -326,9 +333,7 @@ class TrainingRun:
           recalibrated: whether to measure the test images with recalibrated statistics, too.
         """
         trainer, between = self.trainer, partial(_check, stop)
-        first = self.position.epoch - LATE_EPOCHS  # not all epochs may have been evaluated
-        records = [record for record in self.position.history if record["epoch"] > first]
-        late = [record["test_accuracy"] for record in records]
+        late = [record["test_accuracy"] for record in late_epochs(self.position.history)]
         figures: dict[str, Any] = {"late_accuracy": float(np.mean(late))}
         visited = trainer.steps * trainer.batch_size * self.epochs
         most = max(LEAST_MEASURED, visited // 10)

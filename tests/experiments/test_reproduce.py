@@ -45,7 +45,7 @@ def test_a_table_from_runs_to_report(trained, capsys):
     assert reproduce.main([*again, "--seeds=0,1"]) == 0
     said = capsys.readouterr().out
     assert "2 runs, none to do" in said
-    assert said.endswith((trained / "table4.md").read_text() + "\n")
+    assert f"{(trained / 'table4.md').read_text()}\nwritten: {trained / 'table4'}.md" in said
     assert reproduce.main([*again, "--seeds=0,1,2", "--dry_run"]) == 0
     assert "3 runs, 2 finished, 1 to do" in capsys.readouterr().out
 
