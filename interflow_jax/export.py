@@ -131,7 +131,7 @@ def load_safetensors(
     Raises:
       ValueError: for a file of another kind or a broken one, or a network that is not given.
     """
-    hint = "is it an exported run?"
+    hint = "is it an exported run? ij.read_pretrained reads parameters alone"
     with reading(Path(file), hint):
         try:
             with safe_open(file, "numpy") as tensors:

@@ -154,7 +154,7 @@ def _read(content: bytes) -> dict[str, Any]:
         is_dict = 0x80 < content[0] <= 0x8F or content[0] in (0xDE, 0xDF)
         if is_dict and "incomplete" in str(error):
             raise ValueError("is cut short") from error
-        raise ValueError(f"is of another kind or damaged ({error!r})") from error
+        raise ValueError(f"is of another kind or damaged ({error!r:.100})") from error
     if not isinstance(tree, dict):
         raise ValueError(f"holds a {type(tree).__name__}, not a dict")
     if not any(hasattr(leaf, "shape") for leaf in jax.tree.leaves(tree)):

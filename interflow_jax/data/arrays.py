@@ -48,7 +48,7 @@ def _split(part: str, images: np.ndarray, labels: np.ndarray, classes: int | Non
         raise ValueError(
             f"{part} images have shape {images.shape} and type {images.dtype}; give uint8 of "
             "[examples, height, width] or [examples, height, width, channels]; scale floats to "
-            "0 to 255 first"
+            "0 to 255 and cast them by astype(np.uint8)"
         )
     if images.shape[1] in (1, 3) and min(images.shape[2:]) > 4:
         raise ValueError(
