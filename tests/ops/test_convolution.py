@@ -128,7 +128,7 @@ def test_onednn_is_chosen_by_size_pass_dtype_and_platform():
     assert calls(*step("xla", narrow)) == 0
     assert calls(*step("onednn", wide)) == 3
     assert calls(*step("auto", narrow), platforms=("tpu",)) == 0
-    assert calls(*step("auto", (9, 9, 128, 128, 1), "bfloat16")) in (0, 3)  # by the CPU
+    assert calls(*step("auto", (9, 9, 32, 32, 1), "bfloat16")) in (0, 3)  # by the CPU
 
 
 @with_onednn
