@@ -20,12 +20,8 @@ from interflow_jax.switch import switch_arguments
 
 _NOTE = """\
 A branch's weight and its fully connected layer may trade their signs, branches that share the layer
-together; *comparable* weights have the deepest of each group positive. *Grown* is by how much an
-absolute weight is above its own at the run's start. Variances are over one less than the runs."""
-_OUTLYING = """\
-Of ten runs or more, one is outlying if its accuracy or a comparable weight is more than 3.5 robust
-standard deviations (the median distance from the median, scaled) from the median"""
-_MANY = 10  # runs, from which some can be told to be outlying
+together; *comparable* weights have the deepest of each group positive. Variances are over one less
+than the runs."""
 
 
 def at_start(
@@ -95,25 +91,18 @@ def _by_branch(title: str, name: str, runs: Frame, kinds: dict[str, np.ndarray])
     with_accuracy = {
         kind: np.column_stack([accuracy, kinds[kind]]) for kind in ("as learned", "comparable")
     }
-    far = statistics.outlying(with_accuracy["comparable"]) & (len(runs) >= _MANY)
     kept = np.mean(np.sign(kinds["as learned"]) == np.sign(kinds["at the start"]), axis=0)
     rows.append(["share of signs as at the start", None, *kept.tolist()])
-    grown = np.abs(kinds["as learned"]) - np.abs(kinds["at the start"])
-    for kind, values in {**kinds, **with_accuracy, "grown": grown}.items():
-        parts = {kind: ~np.zeros_like(far)}
-        parts |= {f"{kind}, without outlying": ~far} if 0 < far.sum() < len(far) else {}
-        for part, some in parts.items():
-            moments = {"mean": values[some].mean(axis=0)}
-            if some.sum() > 1:
-                moments["variance"] = values[some].var(axis=0, ddof=1)
-                moments["mean's 95 % interval, ±"] = statistics.half_interval(values[some])
-            for moment, figures in moments.items():
-                without = [None] * (len(after) + 1 - figures.size)
-                rows.append([f"{part}, {moment}", *without, *figures.tolist()])
-    seeds = runs["seed"][far].tolist()
-    outlying = f"{_OUTLYING}: {', '.join(f'seed {seed}' for seed in seeds) or 'none'}."
+    for kind, values in (kinds | with_accuracy).items():
+        moments = {"mean": values.mean(axis=0)}
+        if len(values) > 1:
+            moments["variance"] = values.var(axis=0, ddof=1)
+            moments["mean's 95 % interval, ±"] = statistics.half_interval(values)
+        for moment, figures in moments.items():
+            without = [None] * (len(after) + 1 - figures.size)
+            rows.append([f"{kind}, {moment}", *without, *figures.tolist()])
     named = [dict(zip(["row", "accuracy", *after], row, strict=True)) for row in rows]
-    yield Section(title, named, "weights", f"{_NOTE}\n\n{outlying}", ".4f")
+    yield Section(title, named, "weights", _NOTE, ".4f")
     chart, panels = plt.subplots(3, 1, figsize=(7.5, 7.5), layout="constrained", sharex=True)
     panels[0].plot(runs["seed"], accuracy, "k.-")
     panels[1].plot(runs["seed"], kinds["as learned"], marker=".", label=after)
@@ -122,19 +111,17 @@ def _by_branch(title: str, name: str, runs: Frame, kinds: dict[str, np.ndarray])
     labels = ("test accuracy (%)", "weight", "comparable weight")
     for axes, label in zip(panels, labels, strict=True):
         axes.set(ylabel=label, xlabel="seed")
-        for seed in seeds:
-            axes.axvspan(seed - 0.4, seed + 0.4, color="0.8")
     pictures.whole_numbers(panels[0])
     pictures.entitle(chart, "Accuracy and weights", runs)
     shows = "By seed: test accuracy; every branch's weight as learned; the same with comparable "
-    yield Picture(name, f"{title}. {shows}signs. Grey bands mark outlying runs", chart)
+    yield Picture(name, f"{title}. {shows}signs", chart)
 
 
 def _by_class(title: str, name: str, runs: Frame, kinds: dict[str, np.ndarray]) -> Iterator:
     """Table V."""
     after = [f"after {tap}" for tap in runs["branches"].iloc[0]]
     start, learned = (np.abs(kinds[kind]).mean(axis=2) for kind in ("at the start", "as learned"))
-    sizes = {"at the start": start, "as learned": learned, "grown": learned - start}
+    sizes = {"at the start": start, "as learned": learned}
     rows = [
         {"row": each} | {kind: _mean(values[:, branch]) for kind, values in sizes.items()}
         for branch, each in enumerate(after)

@@ -1,4 +1,4 @@
-"""How tables judge: simultaneous intervals and verdicts; shares, outlying runs, weights' signs."""
+"""How tables judge: simultaneous intervals and verdicts; shares, weights' signs."""
 
 import contextlib
 import math
@@ -14,7 +14,6 @@ from scipy import stats
 CONFIDENCE = 0.95
 MARGIN = 0.5  # points, within which methods are no different; the paper's differ by under 1 (IV-D)
 CHANCES = 3  # times chance accuracy: from there on, a run has begun to learn
-_OUTLYING = 3.5
 _TRIES = 5
 _MOST_RUNS = 10_000  # per row, that a verdict is said to need
 
@@ -229,19 +228,6 @@ def deviation_interval(values: np.ndarray) -> tuple[float, float]:
     quantiles = stats.chi2.ppf([(1 + CONFIDENCE) / 2, (1 - CONFIDENCE) / 2], freedom)
     low, high = np.sqrt(freedom * values.var(ddof=1) / quantiles)
     return float(low), float(high)
-
-
-def outlying(values: np.ndarray) -> np.ndarray:
-    """Marks runs that lie far from the others in some figure: [runs, figures] to [runs].
-
-    A run is outlying if one of its figures is farther from that figure's median than 3.5 times the
-    median distance, scaled to a normal distribution's deviation (Iglewicz and Hoaglin, 1993). Where
-    more than half of the runs are equal, the mean distance takes the place of the median one.
-    """
-    distances = np.abs(values - np.median(values, axis=0))
-    scale = np.median(distances, axis=0) / stats.norm.ppf(0.75)
-    scale = np.where(scale > 0, scale, distances.mean(axis=0) * np.sqrt(np.pi / 2))
-    return np.any(distances > _OUTLYING * scale, axis=1)
 
 
 def with_comparable_signs(weights: np.ndarray, groups: list[list[int]]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Intervals a second way, verdicts, outlying runs and signs by hand."""
+"""Intervals a second way, verdicts and signs by hand."""
 
 from functools import partial
 from pathlib import Path
@@ -150,14 +150,6 @@ def test_a_run_has_begun_to_learn_that_is_right_thrice_as_often_as_chance():
     runs = pd.DataFrame({"test_accuracy": [29.0, 31.0, 2.0, 4.0]})
     runs["class_names"] = [["class"] * classes for classes in (10, 10, 100, 100)]
     assert statistics.has_begun(runs).tolist() == [False, True, False, True]
-
-
-def test_a_run_far_from_the_others_in_one_figure_is_outlying():
-    values = np.array([[1.0, 5.0], [1.1, 5.1], [0.9, 4.9], [1.0, 5.0], [1.05, 9.0]])
-    assert statistics.outlying(values).tolist() == [False, False, False, False, True]
-    # Where most runs are equal, not all others are.
-    assert not statistics.outlying(np.array([[1.0]] * 6 + [[2.0]] * 5)).any()
-    assert statistics.outlying(np.array([[1.0]] * 9 + [[2.0]])).tolist() == [False] * 9 + [True]
 
 
 def test_signs_are_turned_a_group_at_a_time():
