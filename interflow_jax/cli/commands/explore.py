@@ -39,7 +39,8 @@ def main(arguments: list[str]) -> int:
     """Runs the command."""
     given = _flags(arguments)
     run = load_run(given.run, given.backbone, given.trust_code)
-    out = output_file(given.out or str(Path(given.run, "explore.html")))
+    default = str(Path(given.run, "explore.html"))
+    out = output_file(default if given.out is None else given.out)
     dataset = load(run, given.data_dir)
     print(f"predicting {len(dataset.test):,} test images ...", flush=True)
     page = html(_content(run, dataset, given)).encode()
