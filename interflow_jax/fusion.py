@@ -107,9 +107,10 @@ class Fusion(nn.Module):
             )
         low, high = kind.bounds
         if initial is not None and not all(low < weight < high for weight in initial):
+            below = "" if high == math.inf else f" and below {high:g}"
             raise ValueError(
-                f"initial_weights are {initial}; {self.kind} takes ones above {low:g} and below "
-                f"{high:g}: give such, or none, or choose a method that gives none"
+                f"initial_weights are {initial}; {self.kind} takes ones above {low:g}{below}: give "
+                "such, or none, or choose a method that gives none"
             )
         branch_logits = branch_logits.astype(jnp.float32)
         if not kind.of_features:

@@ -63,14 +63,18 @@ def carry_out(
             sizes[place] = len(data.load(*place).train)
         check_sizes(run, sizes[place])
     writable(out)
-    paces = commands.Paces(lines)
+
+    def paces(runs: list[RunConfig]) -> commands.Paces:
+        """What is known while these runs are to be done: also of those that finished meanwhile."""
+        results = (RunFolder(run.folder()).result() for run in todo if run not in runs)
+        return commands.Paces([*lines, *filter(None, results)])
 
     def left(runs: list[RunConfig]) -> str:
-        known = commands.Paces(record.read(out))  # with what has finished meanwhile
-        return known.to_go(runs, min(processes.slots, len(todo)))
+        return paces(runs).to_go(runs, min(processes.slots, len(todo)))
 
     say(f"{title}: {count} runs, {len(todo)} to do; {left(todo)}")
-    todo.sort(key=lambda run: -(paces.seconds(run) or 0))
+    known = paces(todo)
+    todo.sort(key=lambda run: -(known.seconds(run) or 0))
     try:
         return pool.work(todo, processes, say, left)
     finally:

@@ -235,8 +235,10 @@ def _advice(tables: Tables) -> list[str]:
     when = _told("S1, with four branches,", s1, "the same thirteen layers without them")
     if _verdict(s1) != "ahead":
         advice = "do not count on branches for accuracy"
-    elif nine is None or nine.verdict != "ahead" or _verdict(found("S1 to nine")) == "ahead":
+    elif _verdict(found("S1 to nine")) == "ahead":
         advice = "use branches, which do more than fewer layers"
+    elif nine is None or nine.verdict != "ahead":
+        advice = "use branches; whether fewer layers do as much is open"
     else:
         when += f", and so are nine layers without them, by {nine.mean:.2f} points{ends(nine)}"
         advice = {"behind": "look for the right number of layers first"}.get(
@@ -255,7 +257,7 @@ def _advice(tables: Tables) -> list[str]:
     loss = f"To cut a network or to leave it early you need them; {cost}: "
     loss += _told("S1 with them", losses, "S1 without")
     if slow and slow.verdict == "ahead":
-        loss += "; where training is slow they help: at 1e-3 "
+        loss += "; at the paper's 1e-3 they help: "
         loss += _told("DSN, which has nothing else,", slow, "Normal")
     return [
         f"**When.** At a learning rate of 3e-2, {when}: {advice}. {_elsewhere(tables)}.",

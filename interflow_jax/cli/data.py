@@ -36,36 +36,48 @@ def load(
 
 def check(name: str, data_dir: str | None) -> None:
     """Checks a name without downloading anything; raises ValueError."""
+    with _folders_told(name):
+        _check(name, data_dir)
+
+
+def _check(name: str, data_dir: str | None) -> None:
     try:
         if name == "fashion_mini" or name.startswith("folder:"):
             _open(name, data_dir, None, "squash")
         else:
             recipes.find(name, data_dir)
     except ImportError as error:
-        raise ValueError(f"{error}{_meant(name)}") from error
+        raise ValueError(str(error)) from error
     except NotPreparedError:
         from interflow_jax.data import tfds  # what else is trained on needs no tfds
 
         try:
             tfds.originals(recipes.recipe(name).tfds_name)
         except ValueError as error:
-            advice = _meant(name) or "; choose another version, or leave it out"
-            raise ValueError(f"{error}{advice}") from error
+            raise ValueError(f"{error}; choose another version, or leave it out") from error
 
 
-def _meant(name: str) -> str:
-    """Where a folder has a dataset's name, how to train on its pictures."""
-    is_folder = not name.startswith("folder:") and os.path.isdir(os.path.expanduser(name))
-    return f"; for the pictures in the folder {name}: --dataset=folder:{name}" if is_folder else ""
+@contextlib.contextmanager
+def _folders_told(name: str) -> Iterator[None]:
+    """Adds to what is wrong with a name that a folder has it, and how that is trained on."""
+    try:
+        yield
+    except (ValueError, ImportError) as error:
+        told = name in recipes.RECIPES or "folder:" in str(error).partition("choose one of")[0]
+        if told or not os.path.isdir(os.path.expanduser(name)):
+            raise
+        hint = f"for the pictures in the folder {name}: --dataset=folder:{name}"
+        raise ValueError(f"{error}; {hint}") from error
 
 
 def _open(name: str, data_dir: str | None, image_size: int | None, resize: Resize) -> Dataset:
     try:
-        return recipes.load(name, data_dir, image_size, resize)
+        with _folders_told(name):
+            return recipes.load(name, data_dir, image_size, resize)
     except NotPreparedError:
         raise
     except ImportError as error:
-        raise ValueError(f"{error}{_meant(name)}") from error
+        raise ValueError(str(error)) from error
     except PreparationError as error:
         raise ValueError(f"{name} could not be decoded to the cache: {error}") from error
     except OSError as error:

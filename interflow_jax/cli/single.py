@@ -290,8 +290,16 @@ def _subset(config: RunConfig, dataset: Dataset) -> tuple[Dataset, splits.Split 
 def _pretrained(config: RunConfig, model: Interflow, dataset: Dataset) -> dict[str, Any] | None:
     """The variables that `--pretrained` names, if it is given; says what a run's are taken for."""
     given = config.training.pretrained
-    if given is None or not Path(given).expanduser().is_dir():
-        return None if given is None else read_pretrained(given)
+    if given is None:
+        return None
+    images = jnp.zeros((1, *dataset.image_shape), jnp.float32)
+    init = partial(jax.eval_shape, partial(model.init, train=False), jax.random.key(0), images)
+    if not Path(given).expanduser().is_dir():
+        variables = read_pretrained(given)
+        own = init().keys() - {"params", "batch_stats", "intermediates"}
+        if absent := sorted(own - variables.keys()):
+            print(f"{given} has no {', '.join(absent)}, which begin anew", flush=True)
+        return variables
     named = config.model.backbone
     run = load_run(given, None if named == VGG else named)
     ours, theirs = vars(config.model), vars(recorded(run.result).model)
@@ -309,9 +317,7 @@ def _pretrained(config: RunConfig, model: Interflow, dataset: Dataset) -> dict[s
     elif model.labels != run.labels:  # then only layers that branches share mean the same
         params = {name: part for name, part in params.items() if not _of_one_branch(name)}
     variables = {**run.variables, "params": params}
-    images = jnp.zeros((1, *dataset.image_shape), jnp.float32)
-    shapes = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
-    parts, new = taken(shapes, variables)
+    parts, new = taken(init(), variables)
     print(f"from {given}: {', '.join(parts)}; new: {', '.join(new) or 'nothing'}", flush=True)
     return variables
 

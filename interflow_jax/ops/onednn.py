@@ -36,7 +36,7 @@ def hint() -> str | None:
 def pays(name: str, x_shape: tuple[int, ...], kernel_shape: tuple[int, ...], stride: int) -> bool:
     """Whether oneDNN is faster than `cpu_convolution` for a pass (results/convolutions.md).
 
-    In float32; in bfloat16 Winograd's products, in float32, were up to twice as fast as oneDNN's.
+    By the times in float32, in bfloat16, too.
 
     Args:
       name: "forward", "input_gradient" or "kernel_gradient".

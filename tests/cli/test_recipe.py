@@ -77,6 +77,10 @@ def test_a_run_goes_on_under_the_recipe_that_it_recorded(folder, tmp_path, monke
     monkeypatch.setattr("interflow_jax.training_recipe._MODERN", other)
     assert parse(command).training.learning_rate == result["learning_rate"]
     assert run(command) == 0
+    capsys.readouterr()
+    assert predict([f"--run={place}", str(folder / "black")]) == 0
+    seen = f"20 of them are in {folder}, which the run was trained from"
+    assert seen in capsys.readouterr().out
     assert run([*command, "--recipe=paper"]) == 2
     assert "recipe 'modern' there, 'paper' asked for" in capsys.readouterr().err
     assert run([*command, "--label_smoothing=0.3"]) == 2
@@ -87,6 +91,14 @@ def test_a_run_goes_on_under_the_recipe_that_it_recorded(folder, tmp_path, monke
     del stored["recipe"], stored["configuration"]["recipe"]
     (place / "config.json").write_text(json.dumps(stored))
     assert parse(command).training == recorded({"epochs": 1, "batch_size": 16}).training
+
+
+def test_a_folder_without_its_prefix_is_recognized(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(folder.parent)
+    assert run(["--dataset=grey", f"--out={tmp_path / 'runs'}"]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.endswith("; for the pictures in the folder grey: --dataset=folder:grey")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_recipe_taken_from_a_file_is_that_of_the_epochs_that_are_given(tmp_path):
@@ -199,7 +211,8 @@ def test_the_best_epoch_is_kept_and_patience_ends_what_gets_no_better(
     assert (result["trained_epochs"], result["kept_epoch"]) == (5, 2)
     assert result["test_accuracy"] == float(rows[1]["test_accuracy"])
     assert result["validation_accuracy"] == 30
-    capsys.readouterr()
+    said = capsys.readouterr().out
+    assert "after epoch 2, the best on held-out images, of 9 epoch(s)" in said
     assert predict([f"--run={folder_in(tmp_path)}", "--dataset=fashion_mini"]) == 0
     assert f"{result['test_accuracy']:.2f}% correct" in capsys.readouterr().out
 

@@ -90,7 +90,7 @@ def _files(run: TrainedRun, given: Any) -> Predictions:
     if not rows:
         raise ValueError(unreadable[0])
     for reason in unreadable:
-        print(reason)
+        print(printable(reason))
     files = [row["file"] for row in rows]
     _say_changes(run, files)
     truths = [class_by_folder(file, run.class_names) for file in files]
@@ -131,8 +131,8 @@ def _say_seen(run: TrainedRun, files: list[Path]) -> None:
     trained = [each for each in inside if not is_for_testing(each.relative_to(root))]
     if trained:
         print(
-            f"{len(trained):,} of them are in {root}, which the run was trained from: it has seen "
-            "most of these, and will do worse on others"
+            f"{len(trained):,} of them are in {printable(str(root))}, which the run was trained "
+            "from: it has seen most of these, and will do worse on others"
         )
 
 
