@@ -137,7 +137,7 @@ class _ConvNormRelu(nn.Module):
         shape = (3, 3, x.shape[-1], self.channels)
         kernel = self.param("kernel", nn.initializers.xavier_uniform(), shape, jnp.float32)
         x = conv3x3(x, kernel.astype(self.dtype), self.stride, self.convolution)
-        return BatchNormRelu(self.dtype, name="norm")(x, train)
+        return BatchNormRelu(self.dtype, self.convolution, name="norm")(x, train)
 
 
 def convolutions(

@@ -24,8 +24,11 @@ def versions() -> dict[str, str]:
 
 def software() -> str:
     """What rounds the figures: versions in which the same run may differ in its last digits."""
-    used = onednn_version() if jax.default_backend() == "cpu" else None
-    return f"jax {jax.__version__}" + (f", oneDNN {used}" if used else "")
+    software = f"jax {jax.__version__}"
+    if jax.default_backend() == "cpu" and (version := onednn_version()):
+        package = importlib.metadata.version("interflow_jax_onednn")
+        software += f", oneDNN {version} (interflow_jax_onednn {package})"
+    return software
 
 
 def versions_line(versions: dict[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""Where oneDNN computes a convolution on a CPU: the optional package `interflow_jax_onednn`."""
+"""The optional package `interflow_jax_onednn`: oneDNN's convolutions, and BatchNorm, on CPUs."""
 
 import importlib
 import importlib.util
@@ -15,10 +15,17 @@ INSTALL = "pip install ./onednn"  # in the project's folder
 
 @cache
 def package() -> Any:
-    """`interflow_jax_onednn`, or None where it is not installed."""
+    """`interflow_jax_onednn`, or None where it is not installed.
+
+    Raises:
+      ImportError: for an older one, which lacks what is called here.
+    """
     if importlib.util.find_spec("interflow_jax_onednn") is None:
         return None
-    return importlib.import_module("interflow_jax_onednn")
+    found = importlib.import_module("interflow_jax_onednn")
+    if not hasattr(found.passes, "batch_norm_relu"):
+        raise ImportError(f"interflow_jax_onednn is older than this interflow_jax: {INSTALL}")
+    return found
 
 
 def onednn_version() -> str | None:

@@ -1,4 +1,8 @@
-"""oneDNN's three passes of a 3x3 convolution as calls from XLA, without derivatives."""
+"""Calls from XLA, without derivatives: oneDNN's convolution, and BatchNorm with ReLU.
+
+The passes of a 3x3 convolution are oneDNN's. Those of BatchNorm are loops of this package: oneDNN's
+of eight channels take three times as long, and no second thread where XLA has it.
+"""
 
 import ctypes
 from functools import cache
@@ -11,7 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-NAMES = ("forward", "input_gradient", "kernel_gradient")
+NAMES = (
+    "forward",
+    "input_gradient",
+    "kernel_gradient",
+    "batch_norm_relu",
+    "batch_norm_relu_gradient",
+)
 
 
 def forward(x: Array, kernel: Array, stride: int) -> Array:
@@ -29,6 +39,45 @@ def input_gradient(gradient: Array, kernel: Array, stride: int, size: tuple[int,
 def kernel_gradient(x: Array, gradient: Array, stride: int) -> Array:
     """The kernel's gradient: the same to the bit on any number of cores."""
     return _call("kernel_gradient", (3, 3, x.shape[3], gradient.shape[3]), x, gradient, stride)
+
+
+def batch_norm_relu(
+    x: Array, scale: Array, bias: Array, epsilon: float
+) -> tuple[Array, Array, Array]:
+    """The positive part of a map that is normalised by its own mean and variance per channel.
+
+    Args:
+      x: [..., channels], float32 or bfloat16, not empty.
+      scale: [channels], float32.
+      bias: [channels], float32.
+      epsilon: added to the variance.
+
+    Returns:
+      The result, like `x`, and the mean and the (biased) variance, each [channels], float32. They
+      are the same to the bit on any number of cores.
+    """
+    _library()
+    per_channel = jax.ShapeDtypeStruct(scale.shape, jnp.float32)
+    outputs = jax.ShapeDtypeStruct(x.shape, x.dtype), per_channel, per_channel
+    call = jax.ffi.ffi_call("interflow_jax_onednn_batch_norm_relu", outputs)
+    return call(x, scale, bias, epsilon=np.float32(epsilon))
+
+
+def batch_norm_relu_gradient(
+    gradient: Array, x: Array, y: Array, mean: Array, var: Array, scale: Array, epsilon: float
+) -> tuple[Array, Array, Array]:
+    """The gradients of `x`, `scale` and `bias` of `batch_norm_relu` from that of its result.
+
+    Args:
+      gradient: like `x`.
+      x: as was given to it, as were `scale` and `epsilon`.
+      y: its result, as are `mean` and `var`.
+    """
+    _library()
+    per_channel = jax.ShapeDtypeStruct(scale.shape, jnp.float32)
+    outputs = jax.ShapeDtypeStruct(x.shape, x.dtype), per_channel, per_channel
+    call = jax.ffi.ffi_call("interflow_jax_onednn_batch_norm_relu_gradient", outputs)
+    return call(gradient, x, y, mean, var, scale, epsilon=np.float32(epsilon))
 
 
 def usable(context: Any) -> bool:
@@ -76,7 +125,7 @@ def _library() -> ctypes.CDLL:
     for part in parts:
         if part.name == "libdnnl.so.3":
             ctypes.CDLL(str(part.locate()))
-    library = ctypes.CDLL(str(Path(__file__).with_name("_convolution.so")))
+    library = ctypes.CDLL(str(Path(__file__).with_name("_handlers.so")))
     for name in NAMES:
         handler = jax.ffi.pycapsule(getattr(library, name))
         jax.ffi.register_ffi_target(f"interflow_jax_onednn_{name}", handler, platform="cpu")

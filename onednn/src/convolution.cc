@@ -6,12 +6,9 @@
 #include <omp.h>
 
 #include <algorithm>
-#include <atomic>
-#include <condition_variable>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#include <exception>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -20,6 +17,7 @@
 #include <tuple>
 #include <vector>
 
+#include "parallel.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace {
@@ -144,39 +142,6 @@ class Scratch {
  private:
   std::vector<std::unique_ptr<void, decltype(&std::free)>> blocks_;
 };
-
-// Calls function(0) to function(count - 1), here and on the pool's threads. It waits for calls that
-// run, never for threads that are yet to come: those may all be busy with handlers like this one.
-template <typename Function>
-void Parallel(ffi::ThreadPool& pool, int64_t count, const Function& function) {
-  struct State {
-    std::atomic<int64_t> next{0};
-    std::mutex mutex;
-    std::condition_variable all_done;
-    int64_t done = 0;
-    std::exception_ptr error;
-  };
-  auto state = std::make_shared<State>();
-  auto work = [state, count, &function] {
-    for (int64_t i; (i = state->next++) < count;) {
-      std::exception_ptr error;
-      try {
-        function(i);
-      } catch (...) {
-        error = std::current_exception();
-      }
-      std::lock_guard<std::mutex> lock(state->mutex);
-      if (error) state->error = error;
-      if (++state->done == count) state->all_done.notify_all();
-    }
-  };
-  const int64_t helpers = std::min(pool.num_threads(), count) - 1;
-  for (int64_t i = 0; i < helpers; ++i) pool.Schedule([work] { work(); });
-  work();
-  std::unique_lock<std::mutex> lock(state->mutex);
-  state->all_done.wait(lock, [&] { return state->done == count; });
-  if (state->error) std::rethrow_exception(state->error);
-}
 
 void Execute(const dnnl::primitive& primitive, const std::unordered_map<int, memory>& arguments) {
   dnnl::stream stream(Engine());

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from interflow_jax.ops import onednn
 from interflow_jax.ops.normalization import BatchNormRelu
 
 
@@ -77,10 +78,26 @@ def test_it_is_linens(function):
 
 def test_a_gradient_takes_few_passes_over_the_map():
     """Two sums over it, besides the batch's mean and variance; Linen's takes three."""
-    for layer, sums in ((BatchNormRelu(), 4), (Linens(), 5)):
+    for layer, sums in ((BatchNormRelu(library="xla"), 4), (Linens(), 5)):
         program = jax.jit(lambda params, x, layer=layer: gradients(layer, params, x))
         text = program.lower(VARIABLES["params"], X).as_text()
         assert text.count("(tensor<8x5x4x6xf32>, tensor<f32>) -> tensor<6xf32>") == sums
+
+
+@pytest.mark.skipif(onednn.package() is None, reason="interflow_jax_onednn is not installed")
+def test_training_calls_the_package_unless_it_is_exported_or_xlas():
+    def calls(library, function=gradients, **lowering):
+        layer = BatchNormRelu(library=library)
+        program = jax.jit(lambda params, x: function(layer, params, x))
+        traced = program.trace(VARIABLES["params"], X)
+        return traced.lower(**lowering).as_text().count("@interflow_jax_onednn")
+
+    assert calls("auto") == calls("onednn") == 2  # the layer and its gradient
+    assert calls("xla") == calls("auto", lowering_platforms=("tpu",)) == 0
+    assert calls("auto", evaluation) == 0
+    program = jax.jit(lambda params, x: gradients(BatchNormRelu(), params, x))
+    exported = jax.export.export(program)(VARIABLES["params"], X)
+    assert "@interflow_jax_onednn" not in exported.mlir_module()
 
 
 SHARDED = """
