@@ -24,8 +24,8 @@ from experiments.timing.contenders import (
 )
 from experiments.timing.turns import measure
 from interflow_jax.cli.files import writable
-from interflow_jax.cli.flags import Parser
 from interflow_jax.cli.machine import device
+from interflow_jax.cli.parser import Parser
 from interflow_jax.ops import memory, onednn
 from interflow_jax.steps import BATCH_SIZE
 

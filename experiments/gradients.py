@@ -13,10 +13,10 @@ from experiments.tables import gradients, pictures, presets
 from interflow_jax.cli import charts
 from interflow_jax.cli.config import as_flag
 from interflow_jax.cli.files import write_whole
-from interflow_jax.cli.flags import Parser, add_config, integers, names
 from interflow_jax.cli.folder import RunFolder
 from interflow_jax.cli.machine import versions_line
 from interflow_jax.cli.main import guarded
+from interflow_jax.cli.parser import Parser, add_config, integers, names
 from interflow_jax.ops import memory
 
 

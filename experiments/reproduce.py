@@ -18,9 +18,9 @@ from experiments.tables.table3 import table_2
 from interflow_jax.cli import depths
 from interflow_jax.cli.config import RunConfig, fields
 from interflow_jax.cli.files import writable
-from interflow_jax.cli.flags import Parser, add_config, integers, names
 from interflow_jax.cli.folder import RunFolder
 from interflow_jax.cli.main import guarded
+from interflow_jax.cli.parser import Parser, add_config, integers, names
 from interflow_jax.cli.stopping import StoppedError
 from interflow_jax.ops.memory import keep_freed_memory
 from interflow_jax.saved_run import load_run

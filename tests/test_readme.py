@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 import interflow_jax as ij
-from interflow_jax.cli.flags import parse_run
+from interflow_jax.cli.parser import parse_run
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

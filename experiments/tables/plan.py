@@ -9,7 +9,7 @@ from typing import Any
 from experiments.tables import presets
 from experiments.tables.runs import Frame, match
 from interflow_jax.cli.config import RunConfig, as_flag
-from interflow_jax.cli.flags import integers, names, numbers
+from interflow_jax.cli.parser import integers, names, numbers
 from interflow_jax.data.recipes import recipe
 
 AXES: dict[str, Callable[[str], tuple[Any, ...]]] = {

@@ -90,7 +90,9 @@ def measure(size: Size) -> dict[str, Any]:
     passes = {}
     for name in PASSES:
         times = _alternate(programs(name, stride), arrays)
-        pays = onednn.pays(name.replace(" ", "_"), input_shape, kernel_shape, stride)
+        pays = cpu_convolution.onednn_pays(
+            name.replace(" ", "_"), input_shape, kernel_shape, stride
+        )
         passes[name] = {**times, "choice": "onednn" if pays and "onednn_ms" in times else "ours"}
     return {"size": str(size), **size._asdict(), "way": way, "passes": passes}
 

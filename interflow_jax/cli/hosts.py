@@ -20,8 +20,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from interflow_jax.cli import stopping
-from interflow_jax.cli.config import Places
 from interflow_jax.cli.files import LockedError
+from interflow_jax.cli.flags import Places
 
 START_SECONDS = 300  # by then all processes must have joined; JAX's default
 DEATH_SECONDS = 30  # a process that gives no sign of life for this long is dead

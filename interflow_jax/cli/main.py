@@ -60,7 +60,7 @@ def guarded(command: str, line: str, body: Any) -> int:
     from interflow_jax.cli import machine, stopping
     from interflow_jax.cli.console import stopped
     from interflow_jax.cli.files import LockedError
-    from interflow_jax.cli.flags import one_line
+    from interflow_jax.cli.parser import one_line
 
     def ended(status: int, how: str) -> int:
         print(one_line(f"{command}: {how}"), file=sys.stderr)

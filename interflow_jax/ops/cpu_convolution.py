@@ -1,4 +1,4 @@
-"""The CPU paths of `conv3x3`, for the sizes at which XLA's convolution is slow.
+"""The CPU paths of `conv3x3`, for sizes at which XLA's convolution is slow, and where oneDNN pays.
 
 Each of the three functions picks one by size alone. All times: results/convolutions.md.
 
@@ -76,6 +76,30 @@ def path(
     if stride == 1 and size > _SMALL and many_channels:
         return _winograd
     return xla.forward
+
+
+def onednn_pays(
+    name: str, x_shape: tuple[int, ...], kernel_shape: tuple[int, ...], stride: int
+) -> bool:
+    """Whether oneDNN, where it is installed, is faster for a pass.
+
+    By the times in float32, in bfloat16, too.
+
+    Args:
+      name: "forward", "input_gradient" or "kernel_gradient".
+      x_shape: of the convolution's input.
+      kernel_shape: of its kernel.
+      stride: 1 or 2.
+    """
+    channels = kernel_shape[2:]
+    size = -(-max(x_shape[1:3]) // stride)
+    way = path(x_shape, kernel_shape, stride)
+    if size <= 2:
+        enough = size == 2 and way is _dense and min(channels) >= 64
+        return enough and name != "kernel_gradient"
+    if size <= 4:
+        return max(channels) <= 128
+    return way is not _winograd or size <= 6  # whose tiles of 4 by 4 are half empty
 
 
 def _sum_over_taps(x: Array, kernel: Array, stride: int) -> Array:

@@ -8,8 +8,6 @@ from typing import Any
 
 import jax
 
-from interflow_jax.ops import cpu_convolution
-
 INSTALL = "pip install ./onednn"  # in the project's folder
 
 
@@ -38,25 +36,3 @@ def hint() -> str | None:
     if package() or jax.default_backend() != "cpu" or platform.machine() != "x86_64":
         return None
     return f"With oneDNN, narrow networks train faster on a CPU (docs/speed.md): {INSTALL}"
-
-
-def pays(name: str, x_shape: tuple[int, ...], kernel_shape: tuple[int, ...], stride: int) -> bool:
-    """Whether oneDNN is faster than `cpu_convolution` for a pass (results/convolutions.md).
-
-    By the times in float32, in bfloat16, too.
-
-    Args:
-      name: "forward", "input_gradient" or "kernel_gradient".
-      x_shape: of the convolution's input.
-      kernel_shape: of its kernel.
-      stride: 1 or 2.
-    """
-    channels = kernel_shape[2:]
-    size = -(-max(x_shape[1:3]) // stride)
-    path = cpu_convolution.path(x_shape, kernel_shape, stride).__name__
-    if size <= 2:
-        enough = size == 2 and path == "_dense" and min(channels) >= 64
-        return enough and name != "kernel_gradient"
-    if size <= 4:
-        return max(channels) <= 128
-    return path != "_winograd" or size <= 6  # whose tiles of 4 by 4 are half empty

@@ -9,7 +9,7 @@ import interflow_jax as ij
 from experiments import run
 from interflow_jax.cli import files, single
 from interflow_jax.cli.config import RunConfig, fields, recorded, recorded_identity
-from interflow_jax.cli.flags import parse_run as parse
+from interflow_jax.cli.parser import parse_run as parse
 from interflow_jax.data.recipes import RECIPES
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 import interflow_jax as ij
 from interflow_jax.cli import predict, run
 from interflow_jax.cli.config import recorded
-from interflow_jax.cli.flags import parse_run as parse
+from interflow_jax.cli.parser import parse_run as parse
 from interflow_jax.trainer import Trainer
 from interflow_jax.training_recipe import TrainingRecipe, training_recipe
 from tests.cli.conftest import SMALL, folder_in, result_in

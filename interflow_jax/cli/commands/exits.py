@@ -21,7 +21,7 @@ from interflow_jax.cli.depths import (
     parameters,
 )
 from interflow_jax.cli.files import writable, write_whole
-from interflow_jax.cli.flags import Parser, add_run, names, numbers
+from interflow_jax.cli.parser import Parser, add_run, names, numbers
 from interflow_jax.data import splits
 from interflow_jax.data.preprocessing import normalize
 from interflow_jax.early_exit import EarlyExit

@@ -23,7 +23,7 @@ from interflow_jax.budget import confidence
 from interflow_jax.cli import data
 from interflow_jax.cli.depths import OWN, SHARES, Depths, Exits, load, unseen
 from interflow_jax.cli.files import output_file, write_whole
-from interflow_jax.cli.flags import Parser, add_run
+from interflow_jax.cli.parser import Parser, add_run
 from interflow_jax.data import splits
 from interflow_jax.data.dataset import Dataset, printable
 from interflow_jax.model import Prediction

@@ -26,7 +26,7 @@ import jax
 from interflow_jax.checkpoints import fingerprint
 from interflow_jax.cli import data, machine
 from interflow_jax.cli.files import output_file, write_whole
-from interflow_jax.cli.flags import Parser, add_run, names
+from interflow_jax.cli.parser import Parser, add_run, names
 from interflow_jax.data import recipes
 from interflow_jax.data.dataset import PreparationError
 from interflow_jax.data.splits import one_line

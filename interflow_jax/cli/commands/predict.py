@@ -20,7 +20,7 @@ import numpy as np
 from interflow_jax.cli import data
 from interflow_jax.cli.answers import Answers, draw_mistakes
 from interflow_jax.cli.files import output_file, write_whole
-from interflow_jax.cli.flags import Parser, add_run
+from interflow_jax.cli.parser import Parser, add_run
 from interflow_jax.data import pictures, splits
 from interflow_jax.data.dataset import printable
 from interflow_jax.data.folders import PictureSplit

@@ -1,7 +1,7 @@
 """Downloads a dataset and prepares it with tfds, unless a folder holds it already."""
 
 from interflow_jax.cli import data
-from interflow_jax.cli.flags import Parser
+from interflow_jax.cli.parser import Parser
 from interflow_jax.data import recipes
 
 

@@ -4,7 +4,7 @@ import shlex
 
 from interflow_jax.cli import console, data, hosts
 from interflow_jax.cli.config import RunConfig
-from interflow_jax.cli.flags import parse_run
+from interflow_jax.cli.parser import parse_run
 from interflow_jax.cli.single import Runs
 from interflow_jax.config import VGG
 from interflow_jax.networks import load_network, network_layers

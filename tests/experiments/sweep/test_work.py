@@ -12,8 +12,8 @@ import pytest
 from experiments.sweep import commands, pool, record, work
 from interflow_jax.cli.config import RunConfig
 from interflow_jax.cli.files import locked
-from interflow_jax.cli.flags import parse_run
 from interflow_jax.cli.main import LOCKED, guarded
+from interflow_jax.cli.parser import parse_run
 
 SMALL = RunConfig().replace(method="Normal", depth=4, width=0.0625, train_size=128, epochs=2)
 LONG = SMALL.replace(train_size=5000, epochs=500)
