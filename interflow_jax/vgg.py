@@ -81,9 +81,11 @@ class StrideVGG(nn.Module):
           One [batch, height_i, width_i, channels_i] of `dtype` per tap, shallow to deep.
 
         Raises:
-          ValueError: for a field outside those above.
+          ValueError: for a field outside those above, or images that are not such: of integers, as
+            pixels are, or with the channels first.
         """
         self.check()
+        _check_images(images, self.start)
         x = images.astype(self.dtype)
         feature_maps = []
         for number, (channels, stride) in enumerate(
@@ -124,6 +126,20 @@ class StrideVGG(nn.Module):
             )
         if not 1 <= self.start <= self.taps[0]:
             raise ValueError(f"start is {self.start}; choose 1 to the first tap, {self.taps[0]}")
+
+
+def _check_images(images: Array, start: int) -> None:
+    shape, dtype = jnp.shape(images), jnp.result_type(images)
+    takes = "StrideVGG takes [batch, height, width, channels], normalised floats"
+    if len(shape) != 4:
+        raise ValueError(f"images have shape {shape}; {takes}")
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(
+            f"images are {dtype}; {takes}, as `Trainer` and a run's `predict` make of uint8 pixels"
+        )
+    _, first, second, third = shape
+    if start == 1 and first in (1, 3) and second == third > 3:
+        raise ValueError(f"images have shape {shape}, which is channels first; {takes}")
 
 
 class _ConvNormRelu(nn.Module):

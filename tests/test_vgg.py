@@ -149,3 +149,16 @@ def test_bfloat16_computes_low_and_keeps_parameters_high(key):
 def test_what_does_not_fit_is_named(options, message):
     with pytest.raises(ValueError, match=message):
         StrideVGG(**options).check()
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((2, 8, 8, 3), np.uint8), "images are uint8; .* normalised floats"),
+        (np.zeros((2, 3, 8, 8), np.float32), r"shape \(2, 3, 8, 8\), which is channels first"),
+        (np.zeros((8, 8, 3), np.float32), r"shape \(8, 8, 3\); StrideVGG takes \[batch"),
+    ],
+)
+def test_images_that_would_mislead_are_refused(key, images, message):
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(partial(StrideVGG((7,), depth=7).init, train=False), key, images)
