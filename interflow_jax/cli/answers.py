@@ -71,13 +71,15 @@ class Answers:
 def draw_mistakes(
     file: Path,
     class_names: Sequence[str],
+    names: Sequence[str],
     labels: np.ndarray,
     probabilities: np.ndarray,
     read: Callable[[np.ndarray], Any],
 ) -> None:
-    """Draws the surest wrong pictures, with truth and guess.
+    """Draws the surest wrong pictures, with their file's name, the truth and the guess.
 
     Args:
+      names: of the pictures: their files, or indices in a split.
       labels: [pictures], int.
       probabilities: [pictures, classes].
       read: gives the pictures at [n] indices, [n, height, width, channels], uint8.
@@ -87,7 +89,7 @@ def draw_mistakes(
     surest = wrong[np.argsort(-probabilities[wrong].max(1), kind="stable")][: most * columns]
     rows = max(1, -(-len(surest) // columns))
     with plt.rc_context(charts.STYLE):
-        size = (12, 0.6 + 2.25 * rows)
+        size = (12, 0.6 + 2.4 * rows)
         chart, grid = plt.subplots(rows, columns, figsize=size, layout="constrained")
         said = f"the surest {len(surest)} of {len(wrong):,}" if len(wrong) else "none"
         chart.suptitle(f"mistakes in {len(labels):,} pictures: {said}")
@@ -96,8 +98,8 @@ def draw_mistakes(
         images = read(surest) if len(surest) else ()
         for axes, index, image in zip(np.ravel(grid), surest, images, strict=False):
             axes.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
-            names = (class_names[int(label)] for label in (labels[index], predicted[index]))
-            true, guess = map(charts.short, names)
+            told = (class_names[int(label)] for label in (labels[index], predicted[index]))
+            name, true, guess = map(charts.short, (Path(names[index]).name, *told))
             sure = f"{probabilities[index].max():.1%}"
-            axes.set_title(f"true: {true}\n{guess}, {sure}", fontsize=8)
+            axes.set_title(f"{name}\ntrue: {true}\n{guess}, {sure}", fontsize=8)
         charts.save(chart, file)

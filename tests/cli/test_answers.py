@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from interflow_jax.cli import charts
 from interflow_jax.cli.answers import Answers, draw_mistakes
 
 NAMES = ("cat", "$a_$ dog", "never \\ed")
@@ -27,7 +28,7 @@ def test_figures_by_hand(tmp_path):
     assert skewed.rows[0]["f1"] == pytest.approx(200 / 3)
 
 
-def test_the_surest_mistakes_are_read(tmp_path):
+def test_the_surest_mistakes_are_read_and_named(tmp_path, monkeypatch):
     probabilities = np.full((60, 3), 0.2)
     probabilities[:, 1] = np.linspace(0.6, 0.4, 60)
     labels, asked = np.arange(60) % 2, []
@@ -36,8 +37,17 @@ def test_the_surest_mistakes_are_read(tmp_path):
         asked.extend(indices)
         return np.zeros((len(indices), 8, 8, 1), np.uint8)
 
-    draw_mistakes(tmp_path / "mistakes.png", NAMES, labels, probabilities, read)
+    files, titles = [f"a/b{number}.png" for number in range(60)], []
+    save = charts.save
+
+    def saves(chart, file):
+        titles.extend(axes.get_title() for axes in chart.axes)
+        save(chart, file)
+
+    monkeypatch.setattr(charts, "save", saves)
+    draw_mistakes(tmp_path / "mistakes.png", NAMES, files, labels, probabilities, read)
+    assert titles[1] == "b2.png\ntrue: cat\n$a_$ dog, 59.3%"
     assert asked == list(range(0, 48, 2)), "those that are no dog, the surest first"
-    draw_mistakes(tmp_path / "none.png", NAMES, np.ones(60, int), probabilities, read)
+    draw_mistakes(tmp_path / "none.png", NAMES, files, np.ones(60, int), probabilities, read)
     assert len(asked) == 24
     assert (tmp_path / "none.png").stat().st_size < (tmp_path / "mistakes.png").stat().st_size

@@ -71,9 +71,13 @@ def main(arguments: list[str]) -> int:
     _write(out, run, predictions, bool(len(known)))
     if len(known) and out.is_file():  # beside a pipe there is no place
         answers.write(out.parent, out.parent / "classes.json")
-        mistakes = out.parent / "mistakes.png"
         draw_mistakes(
-            mistakes, run.class_names, labels, probabilities, lambda at: predictions.read(known[at])
+            out.parent / "mistakes.png",
+            run.class_names,
+            [predictions.names[at] for at in known],
+            labels,
+            probabilities,
+            lambda at: predictions.read(known[at]),
         )
         print("beside it: classes.json, confusion.png, mistakes.png")
     return status
