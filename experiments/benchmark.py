@@ -80,12 +80,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _convolutions(report: dict[str, Any], out: Path) -> None:
     memory.keep_freed_memory()
-    report["rows"] = []
+    report |= {"rows": [], "norms": []}
     print(convolutions.HEAD)
     for size in convolutions.SIZES:
         report["rows"].append(convolutions.measure(size))
         print(convolutions.table_row(report["rows"][-1]), flush=True)
-        _write(out / "convolutions", report, convolutions.markdown(report))
+        _write(out / "convolutions", report, convolutions.text(report))
+    for size in convolutions.MAPS:
+        report["norms"].append(convolutions.measure_norm(*size))
+        _write(out / "convolutions", report, convolutions.text(report))
 
 
 def _networks(report: dict[str, Any], names: list[str], profile: str | None, out: Path) -> None:
@@ -121,8 +124,8 @@ def _parser() -> Parser:
         "fails or dies is reported, and the others go on.\n"
         "Writes OUT/benchmark.json and OUT/benchmark.md after every network.\n\n"
         "With --convolutions, times the forward pass and both gradients of ij.conv3x3 against\n"
-        "XLA's convolution in place of networks, at the sizes below, in about three minutes, and\n"
-        "writes OUT/convolutions.json and OUT/convolutions.md.",
+        "XLA's convolution in place of networks, at the sizes below, and BatchNorm with ReLU on\n"
+        "their maps, in about three minutes, and writes OUT/convolutions.json and .md.",
         "networks:\n"
         + "\n".join(f"  {name:<14}{network}" for name, network in NETWORKS.items())
         + "\n\nsizes of --convolutions, as channels@map/stride:\n"

@@ -1,4 +1,4 @@
-"""Times the three passes of a 3x3 convolution size by size: XLA's, our paths, and oneDNN."""
+"""Times the three passes of a 3x3 convolution, and BatchNorm, size by size: XLA's, ours, oneDNN."""
 
 import time
 from collections.abc import Callable
@@ -11,7 +11,10 @@ from jax import Array
 
 import interflow_jax as ij
 from experiments.timing.report import origin
+from interflow_jax.cli import markdown
 from interflow_jax.ops import cpu_convolution, onednn, xla_convolution
+from interflow_jax.ops.convolution import Library
+from interflow_jax.ops.normalization import BatchNormRelu
 from interflow_jax.steps import BATCH_SIZE
 
 SECONDS, FEWEST = 0.8, 3  # of calls of a pass by all libraries together, and at least so many
@@ -48,6 +51,7 @@ SIZES = tuple(
     )
 )
 
+MAPS = tuple(dict.fromkeys((-(-size.pixels // size.stride), size.channels_out) for size in SIZES))
 
 PASSES = ("forward", "input gradient", "kernel gradient")
 LIBRARIES = {"xla": "XLA", "ours": "ours", "onednn": "oneDNN"}
@@ -97,6 +101,32 @@ def measure(size: Size) -> dict[str, Any]:
     return {"size": str(size), **size._asdict(), "way": way, "passes": passes}
 
 
+def measure_norm(pixels: int, channels: int) -> dict[str, Any]:
+    """Times BatchNorm with ReLU, forward and gradient together, of a batch of square maps."""
+    shape = (BATCH_SIZE, pixels, pixels, channels)
+    x, gradient = (jax.random.normal(jax.random.key(seed), shape) for seed in range(2))
+
+    def run(library: Library, x: Array, gradient: Array) -> tuple:
+        layer = BatchNormRelu(library=library)
+        variables = layer.init(jax.random.key(0), x, True)
+
+        def apply(params: dict, x: Array) -> Array:
+            own = {**variables, "params": params}
+            return layer.apply(own, x, True, mutable=["batch_stats"])[0]
+
+        y, vjp = jax.vjp(apply, variables["params"], x)
+        return y, vjp(gradient)
+
+    libraries: dict[str, Library] = {"xla": "xla"}
+    if onednn.package():
+        libraries["package"] = "auto"
+    programs = {
+        name: jax.jit(partial(run, library), compiler_options=ij.cpu_compiler_options())
+        for name, library in libraries.items()
+    }
+    return {"size": f"{channels}@{pixels}x{pixels}", **_alternate(programs, [x, gradient])}
+
+
 def _alternate(programs: dict[str, Callable], arrays: list[Array]) -> dict[str, float]:
     """The median time of a call of each program; they take turns."""
     for program in programs.values():
@@ -132,9 +162,13 @@ def table_row(row: dict[str, Any]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def markdown(report: dict[str, Any]) -> str:
+def text(report: dict[str, Any]) -> str:
     """The report as Markdown."""
-    return f"""\
+    norms = [[row["size"], row["xla_ms"], row.get("package_ms")] for row in report["norms"]]
+    norms = [[*row, row[1] / row[2] if row[2] else None] for row in norms]
+    head = ["size", "XLA, ms", "interflow_jax_onednn, ms", "XLA / it"]
+    return (
+        f"""\
 # The 3x3 convolution on CPU, pass by pass
 
 {origin(report)}; oneDNN {onednn.onednn_version() or "not installed"}; {DTYPE}, batch {BATCH_SIZE}.
@@ -143,4 +177,8 @@ medians over calls. Bold is what `ij.conv3x3` takes.
 A size is the input's channels, map and stride; the way is that of our forward pass.
 
 {HEAD}
-""" + "".join(f"{table_row(row)}\n" for row in report["rows"])
+"""
+        + "".join(f"{table_row(row)}\n" for row in report["rows"])
+        + "\n## BatchNorm with ReLU, forward and gradient\n\n"
+        + "\n".join(markdown.table(head, norms))
+    )

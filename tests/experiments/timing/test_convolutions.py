@@ -20,6 +20,9 @@ def test_a_row_of_the_report(size, way, installed, monkeypatch):
     monkeypatch.setattr(convolutions, "SECONDS", 0.0)
     row = convolutions.measure(size)
     assert (row["size"], row["way"], tuple(row["passes"])) == (str(size), way, PASSES)
+    norm = convolutions.measure_norm(4, 3)
+    assert norm["size"] == "3@4x4"
+    assert ("package_ms" in norm) == installed
     line = convolutions.table_row(row)
     for one in row["passes"].values():
         libraries = [library for library in LIBRARIES if f"{library}_ms" in one]
