@@ -25,11 +25,14 @@ class TrainingRecipe(NamedTuple):
 
 
 _MODERN = TrainingRecipe(  # by experiments/tables/recipes.py
+    batch_size=16,
     optimizer="nesterov",
-    learning_rate=0.03,
+    learning_rate=0.0075,
     momentum=0.9,
     schedule="cosine",
     augment="crop_flip",
+    label_smoothing=0.1,
+    ema=0.98,
 )
 
 

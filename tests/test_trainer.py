@@ -244,10 +244,11 @@ def test_the_recipe_of_a_known_dataset_is_the_default(monkeypatch):
     assert other.preprocessing.augment
     with pytest.raises(ValueError, match="recipe is 'new'; choose one of paper, modern"):
         ij.Trainer(PYRAMID, light(16), batch_size=16, recipe="new")  # pyright: ignore
-    averaging = ij.Trainer(PYRAMID, light(16), batch_size=16, recipe="paper", ema=0.9)
-    assert not averaging.preprocessing.augment
-    assert averaging.init().average  # of the weights
-    assert not other.init().average
+    own = ij.Trainer(PYRAMID, light(16), batch_size=16, recipe="paper", ema=0.9)
+    assert not own.preprocessing.augment
+    for averages in (own, other):
+        assert averages.init().average  # of the weights
+    assert not known.init().average
     with pytest.raises(ValueError, match=r"epoch is 1; .* for epochs=1, .* as many epochs as you"):
         other.train_epoch(other.init(), 1)
     assert repr(known).startswith("<Trainer: Interflow with 2 branches, cifar10, 16 images of 12 x")

@@ -42,10 +42,10 @@ def test_modern_is_the_default_of_one_s_own_pictures_and_flags_win(tmp_path):
         config = parse(flags)
         assert config.training.recipe == "paper"
         assert {config.flat()[name] for name in ("learning_rate", "label_smoothing")} == {1e-3, 0.0}
-    given = parse([*own, "--epochs=20", "--schedule=step", "--batch_size=16"])
+    given = parse([*own, "--epochs=20", "--schedule=step", "--batch_size=64"])
     assert given.training.warmup_epochs == 2
     assert given.training.schedule == "step"
-    assert given.training.learning_rate == training_recipe("modern", 20, 16).learning_rate
+    assert given.training.learning_rate == 64 / modern["batch_size"] * modern["learning_rate"]
     assert parse(["--recipe=modern"]).training.schedule == "cosine"
     sgd = parse([*own, "--optimizer=sgd"])  # to which the rate and decay of another mean nothing
     assert (sgd.training.learning_rate, sgd.training.weight_decay) == (1e-3, 5e-4)
