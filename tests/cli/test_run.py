@@ -122,7 +122,9 @@ def test_attention_s_weights_are_recorded_reported_predicted_and_exported(tmp_pa
         {"query", "log_scale", "key_1", "key_2"},
     )
     alone = trained.cut(2, alone=True).predict(images[:64])
-    np.testing.assert_allclose(alone.logits, trained.predict(images[:64]).branch_logits[:, 1])
+    np.testing.assert_array_equal(alone.logits, alone.branch_logits[:, 1])
+    own = trained.predict(images[:64]).branch_logits[:, 1]  # of another program, which may round
+    np.testing.assert_allclose(alone.logits, own, rtol=1e-5, atol=1e-6)
 
 
 def test_a_finished_run_is_where_another_begins(finished, tmp_path, capsys, monkeypatch):
