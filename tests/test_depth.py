@@ -65,8 +65,9 @@ def trained(model, seed=0):
     return jax.tree_util.tree_map_with_path(moved, shapes)
 
 
+@partial(jax.jit, static_argnums=0, compiler_options=ij.cpu_compiler_options())
 def run(model, variables, images=IMAGES):
-    return jax.jit(model.apply, compiler_options=ij.cpu_compiler_options())(variables, images)
+    return model.apply(variables, images)
 
 
 def names(tree):

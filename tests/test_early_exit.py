@@ -1,5 +1,6 @@
 """Leaving a model early: by the examples that are sure, and exact."""
 
+import os
 from functools import partial
 
 import flax.linen as nn
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 import interflow_jax as ij
+from interflow_jax import early_exit
 from tests import test_depth
 from tests.test_depth import run
 
@@ -40,7 +42,7 @@ class Segmented(nn.Module):
         return [Segmented((number,)) for number in self.numbers]
 
 
-VGG = {"depth": 5, "width": 1 / 16, "taps": (2, 3, 5)}
+VGG = {"depth": 4, "width": 1 / 16, "taps": (2, 3, 4)}
 MODELS = {
     "maps": ij.Interflow(Maps(), 10, ij.Fusion("class")),
     "segmented": ij.Interflow(Segmented(), 10, ij.Fusion("class"), "separate"),
@@ -56,13 +58,21 @@ def trained(name, seed=0):
 
 
 @pytest.mark.parametrize("name", ["vgg", "geometric", "attention", "maps", "attentive maps"])
-def test_at_the_extremes_exits_are_the_first_branch_and_the_whole_model(name):
-    """Bit for bit, at the batch size of the models that they are compared with."""
+def test_at_the_extremes_exits_are_the_first_branch_and_the_whole_model(name, monkeypatch):
+    """Bit for bit, at the batch size of the models that they are compared with.
+
+    And as XLA fuses by default: the other way rounds differently in a part of a network.
+    """
+    options = ij.cpu_compiler_options() or {}
+    if "xla_cpu_use_fusion_emitters" in os.environ["XLA_FLAGS"]:
+        options |= {"xla_cpu_use_fusion_emitters": True}
+    monkeypatch.setattr(early_exit, "cpu_compiler_options", lambda: options)
     model, variables = trained(name)
-    exits = ij.EarlyExit(model, variables, [0.0, 0.0], IMAGES, batch_sizes=(1, 4, len(IMAGES)))
+    exits = ij.EarlyExit(model, variables, [0.0, 0.0], IMAGES, batch_sizes=(len(IMAGES),))
     for threshold, branches in ((0.0, 1), (1.0, 3)):
         result = exits(IMAGES, [threshold] * 2)
-        expected = run(*ij.truncate(model, variables, branches, IMAGES), IMAGES)
+        cut, its_variables = ij.truncate(model, variables, branches, IMAGES)
+        expected = jax.jit(cut.apply, compiler_options=options)(its_variables, IMAGES)
         np.testing.assert_array_equal(result.logits, expected.logits)
         np.testing.assert_array_equal(result.exits, branches)
 
@@ -95,7 +105,7 @@ def test_an_example_leaves_where_it_is_surer_than_the_threshold(name, measure):
         images,
         measure=measure,
         temperatures=temperatures,
-        batch_sizes=(1, 4, 16),
+        batch_sizes=(1, 16),
     )
     result = exits(images)
     close = np.any([np.abs(s - t) < 1e-5 for s, t in zip(sure, thresholds, strict=False)], axis=0)
@@ -176,7 +186,7 @@ def test_images_that_cannot_be_are_named(given):
     """Above all pixels, of which a model is always sure."""
     model, variables = trained("vgg")
     exits = ij.EarlyExit(model, variables, [0.5, 0.5], given)
-    assert exits.labels == (2, 3, 5)
+    assert exits.labels == (2, 3, 4)
     for images, message in (
         (np.full((2, *SHAPE), 200, np.uint8), "images are uint8; the model takes floats"),
         (IMAGES[0], r"images are \(8, 8, 3\); give a batch of 4 dimensions, the last one 3"),

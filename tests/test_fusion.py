@@ -22,12 +22,14 @@ def branch_logits():
     return jax.random.normal(KEY, (3, 4, 10))
 
 
-def fuse(fusion, params, branch_logits):
-    return jax.jit(fusion.apply)({"params": params}, branch_logits)
+@partial(jax.jit, static_argnums=0)
+def fuse(fusion, params, *given):
+    return fusion.apply({"params": params}, *given)
 
 
-def init(fusion, branch_logits):
-    return jax.jit(fusion.init)(KEY, branch_logits).get("params", {})
+@partial(jax.jit, static_argnums=0)
+def init(fusion, *given):
+    return fusion.init(KEY, *given).get("params", {})
 
 
 def moved(fusion, branch_logits):
@@ -230,14 +232,14 @@ def features():
 
 
 def moved_attention(branch_logits, features):
-    params = Fusion("attention").init(KEY, branch_logits, features)["params"]
+    params = init(Fusion("attention"), branch_logits, features)
     keys = jax.random.split(KEY, len(jax.tree.leaves(params)))
     keys = jax.tree.unflatten(jax.tree.structure(params), list(keys))
     return jax.tree.map(lambda x, key: x + jax.random.normal(key, x.shape), params, keys)
 
 
 def attend(params, branch_logits, features):
-    return jax.jit(Fusion("attention").apply)({"params": params}, branch_logits, features)
+    return fuse(Fusion("attention"), params, branch_logits, features)
 
 
 def test_attention_s_weights_by_hand(branch_logits, features):
@@ -261,7 +263,7 @@ def test_attention_s_weights_by_hand(branch_logits, features):
 
 
 def test_attention_starts_as_the_mean_and_equal_keys_give_it(branch_logits, features):
-    start = jax.jit(Fusion("attention").init)(KEY, branch_logits, features)["params"]
+    start = init(Fusion("attention"), branch_logits, features)
     mean = branch_logits.mean(1)
     logits, weights, _ = attend(start, branch_logits, features)
     np.testing.assert_array_equal(weights, np.full((3, 4, 1), 0.25, np.float32))
@@ -281,7 +283,7 @@ def test_a_cut_attention_shares_its_weights_out_among_the_first_keys(
     fusion, cut = cut_fusion(Fusion("attention"), params, branches)
     assert set(cut) == {"query", "log_scale", *(f"key_{n + 1}" for n in range(branches))}
     given = branch_logits[:, :branches], features[:branches]
-    logits, its, _ = jax.jit(fusion.apply)({"params": cut}, *given)
+    logits, its, _ = fuse(fusion, cut, *given)
     first = weights[:, :branches]
     expected = first * jnp.exp(params["log_scale"]) / first.sum(1, keepdims=True)
     np.testing.assert_allclose(its, expected, rtol=1e-5)
@@ -291,7 +293,7 @@ def test_a_cut_attention_shares_its_weights_out_among_the_first_keys(
 def test_attention_under_vmap_has_the_weights_of_each_member(branch_logits, features):
     params = moved_attention(branch_logits, features)
     members = jax.tree.map(lambda x: jnp.stack([x, -x, 0 * x]), params)
-    several = jax.vmap(attend, (0, None, None))(members, branch_logits, features)
+    several = jax.jit(jax.vmap(attend, (0, None, None)))(members, branch_logits, features)
     assert several[1].shape == (3, 3, 4, 1)
     for number in range(3):
         one = attend(jax.tree.map(lambda x, n=number: x[n], members), branch_logits, features)
@@ -307,7 +309,7 @@ def test_attention_is_fitted_to_features_that_tell_which_branch_knows(examples):
     branch_logits = jnp.stack([jnp.where(knows, scores, -scores), jnp.where(knows, 0, scores)], 1)
     features = tuple(2.0 * knows - 1 + jnp.zeros((400, channels)) for channels in (2, 5))
     fusion, params = fit_fusion(branch_logits, labels, "attention", features)
-    loss = cross_entropy(fusion.apply({"params": params}, branch_logits, features)[0], labels)
+    loss = cross_entropy(fuse(fusion, params, branch_logits, features)[0], labels)
     constant, its = fit_fusion(branch_logits, labels, "class")
     assert loss.mean() < 0.1 * loss_of(constant, (branch_logits, labels), its)
     with pytest.raises(ValueError, match="features are missing for 2 branches"):

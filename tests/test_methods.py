@@ -117,11 +117,16 @@ def test_a_branch_reaches_every_layer_before_it_and_none_after(method):
         assert reached == before
 
 
+def shallow_prediction(key, model):
+    x = jax.random.normal(key, (2, 20, 20, 3))
+    return jax.jit(partial(model.init_with_output, train=False))(key, x)[0]
+
+
 @pytest.mark.parametrize("method", ["S0", "S1", "S9"])
 def test_logits_are_the_weighted_sum_of_the_branches(key, tiny, method):
-    x = jax.random.normal(key, (2, 80, 80, 3))
-    init = jax.jit(partial(tiny(method).init_with_output, train=False))
-    prediction, _ = init(key, x)
+    weights = (0.1, 0.2, 0.3, 0.4) if ALL[method].initial_weights else None
+    model = tiny(method, depth=4, taps=(1, 2, 3, 4), initial_weights=weights)
+    prediction = shallow_prediction(key, model)
     weights = prediction.weights.reshape(prediction.weights.shape[0], -1)
     expected = np.einsum(
         "nbc,bc->nc",
@@ -131,11 +136,9 @@ def test_logits_are_the_weighted_sum_of_the_branches(key, tiny, method):
     np.testing.assert_allclose(prediction.logits, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", ["Normal", "DSN"])
-def test_normal_and_the_baselines_predict_from_the_last_branch_alone(key, tiny, method):
-    x = jax.random.normal(key, (2, 80, 80, 3))
-    init = jax.jit(partial(tiny(method).init_with_output, train=False))
-    prediction, _ = init(key, x)
+@pytest.mark.parametrize(("method", "taps"), [("Normal", (4,)), ("DSN", (1, 2, 4))])
+def test_normal_and_the_baselines_predict_from_the_last_branch_alone(key, tiny, method, taps):
+    prediction = shallow_prediction(key, tiny(method, depth=4, taps=taps))
     np.testing.assert_array_equal(prediction.logits, prediction.branch_logits[:, -1])
     assert jnp.all(prediction.branch_logits != 0)
 
@@ -175,9 +178,9 @@ def test_any_fusion_starts_from_the_method_s_weights(key, method, fusion):
 
 def test_concat_is_one_linear_layer_on_all_features(key, tiny):
     """Times 1/2, at every number of branches."""
-    images = jax.random.normal(key, (2, 40, 40, 3))
-    for options in ({}, {"depth": 6, "taps": (2, 4, 6)}):
-        model = tiny("Concat", **options)
+    images = jax.random.normal(key, (2, 20, 20, 3))
+    for taps in ((1, 2, 3, 4), (2, 4)):
+        model = tiny("Concat", depth=4, taps=taps)
         variables = jax.jit(partial(model.init, train=False))(key, images)
         variables = jax.tree.map(lambda x: x + 0.1, variables)  # biases, too
         prediction = jax.jit(partial(model.apply, train=False))(variables, images)
@@ -196,48 +199,43 @@ def test_concat_is_one_linear_layer_on_all_features(key, tiny):
 @pytest.mark.parametrize("fusion", [None, "attention"])
 def test_detached_branches_send_the_backbone_exactly_no_gradient(key, tiny, fusion):
     """Its gradient is that of the last branch alone, whose weight is what S1's would be."""
-    options = {"depth": 6, "taps": (3, 4, 6), "fusion": fusion}
+    options = {"depth": 4, "taps": (1, 2, 4), "fusion": fusion}
     detached, s1 = tiny("Detached", **options), tiny("S1", **options)
     assert detached == s1.clone(detached=True) == tiny("S1", detached=True, **options)
-    images = jax.random.normal(key, (4, 32, 32, 3))
+    images = jax.random.normal(key, (4, 20, 20, 3))
     variables = jax.jit(partial(detached.init, train=False))(key, images)
 
-    def jacobian(model, scores):
-        def of_backbone(backbone):
-            params = {**variables["params"], "backbone": backbone}
-            given = {**variables, "params": params}
-            return scores(model.apply(given, images, train=True, mutable=["batch_stats"])[0])
+    def scores(model, backbone):
+        """One per branch, and of the fused logits."""
+        params = {**variables["params"], "backbone": backbone}
+        given = {**variables, "params": params}
+        prediction, _ = model.apply(given, images, train=True, mutable=["batch_stats"])
+        alone = jnp.sum(prediction.branch_logits**2, axis=(0, 2))
+        return jnp.append(alone, jnp.sum(prediction.logits**2))
 
-        return jax.jit(jax.jacrev(of_backbone))(variables["params"]["backbone"])
-
-    def by_branch(prediction):
-        return jnp.sum(prediction.branch_logits**2, axis=(0, 2))
-
-    def fused(prediction):
-        return jnp.sum(prediction.logits**2)
-
-    for leaf, whole in zip(
-        *(jax.tree.leaves(jacobian(m, by_branch)) for m in (detached, s1)), strict=True
-    ):
-        assert not np.any(leaf[:-1])
-        np.testing.assert_allclose(leaf[-1], whole[-1], rtol=1e-4, atol=1e-5)
-    last = jax.tree.leaves(jacobian(detached, fused))
-    assert all(np.any(leaf) for leaf in last)
-    assert any(
-        np.abs(a - b).max() > 1e-3
-        for a, b in zip(last, jax.tree.leaves(jacobian(s1, fused)), strict=True)
+    detached_leaves, s1_leaves = (
+        jax.tree.leaves(
+            jax.jit(jax.jacrev(partial(scores, model)))(variables["params"]["backbone"])
+        )
+        for model in (detached, s1)
     )
+    for leaf, whole in zip(detached_leaves, s1_leaves, strict=True):
+        assert not np.any(leaf[:-2])
+        np.testing.assert_allclose(leaf[-2], whole[-2], rtol=1e-4, atol=1e-5)
+        assert np.any(leaf[-1])
+    pairs = zip(detached_leaves, s1_leaves, strict=True)
+    assert any(np.abs(leaf[-1] - whole[-1]).max() > 1e-3 for leaf, whole in pairs)
 
 
 def test_scaled_is_normal_times_the_expected_gain_of_s1(key, tiny):
     """E[w0^2] of one Xavier-uniform weight of n = 4 in and 1 out is 2 / 5; there are four."""
-    weights = jax.vmap(lambda key: ij.Fusion("shared").init(key, jnp.zeros((1, 4, 2))))(
-        jax.random.split(key, 20_000)
-    )["params"]["weights"]
+    draw = jax.jit(jax.vmap(lambda key: ij.Fusion("shared").init(key, jnp.zeros((1, 4, 2)))))
+    weights = draw(jax.random.split(key, 20_000))["params"]["weights"]
     gain = float(jnp.sqrt((weights**2).sum(1).mean()))
     images = jax.random.normal(key, (2, 32, 32, 3))
     normal, scaled = (
-        tiny(name, depth=4).init_with_output(key, images)[0] for name in ("Normal", "Scaled")
+        jax.jit(tiny(name, depth=4).init_with_output)(key, images)[0]
+        for name in ("Normal", "Scaled")
     )
     np.testing.assert_allclose(scaled.logits / normal.logits, gain, rtol=0.01)
     np.testing.assert_allclose(scaled.logits / normal.logits, 1.6**0.5, rtol=1e-5)

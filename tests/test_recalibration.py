@@ -99,12 +99,14 @@ def test_deeper_layers_are_given_what_training_gives_them():
         ij.build("S1", 10, depth=5, taps=(3, 5), width=1 / 16),
         ij.make_optimizer(0.1),
     )
-    state = ij.create_state(model, optimizer, jax.random.key(0), IMAGES.shape[1:])
+    create = partial(ij.create_state, model, optimizer, image_shape=IMAGES.shape[1:])
+    state = jax.jit(create)(jax.random.key(0))
+    step = jax.jit(partial(ij.train_step, model, optimizer))
     after = ij.recalibrate(model, state, [IMAGES[:24], IMAGES[24:]])
     assert after.replace(batch_stats=None) == state.replace(batch_stats=None)
     sums = []
     for half in (IMAGES[:24], IMAGES[24:]):
-        stepped, _ = ij.train_step(model, optimizer, state, half, jnp.arange(24) % 10)
+        stepped, _ = step(state, half, jnp.arange(24) % 10)
         norms = [each.batch_stats["backbone"]["conv5"]["norm"] for each in (stepped, state)]
         sums.append([(norms[0][k] - 0.9 * norms[1][k]) / 0.1 for k in ("mean", "var")])
     means, variances = np.swapaxes(sums, 0, 1)

@@ -17,6 +17,7 @@ from interflow_jax.optimizer import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY
 from interflow_jax.steps import predict_in_batches
 
 SHAPE = (4, 4, 2)
+KEY = jax.random.key(0)
 EVERYTHING = jnp.ones(6, bool)
 SGD = optax.sgd(1.0)  # an update is the gradient
 
@@ -55,7 +56,7 @@ def labels():
 
 @lru_cache
 def start(model, optimizer=SGD):
-    return ij.create_state(model, optimizer, jax.random.key(0), SHAPE)
+    return jax.jit(partial(ij.create_state, model, optimizer, image_shape=SHAPE))(KEY)
 
 
 def weighing(state, *weights):
@@ -243,7 +244,7 @@ def test_evaluation_counts_only_what_the_mask_keeps(images, labels):
 def test_trains_in_bfloat16_with_float32_state(key, tiny):
     model = tiny("S1", depth=4, taps=(3, 4), dtype=jnp.bfloat16)
     optimizer = ij.make_optimizer(1e-3)
-    state = ij.create_state(model, optimizer, key, (8, 8, 1))
+    state = jax.jit(partial(ij.create_state, model, optimizer, image_shape=(8, 8, 1)))(key)
     images = jax.random.normal(key, (4, 8, 8, 1))
     after, metrics = stepped(model, state, images, jnp.arange(4), optimizer)
     assert {leaf.dtype for leaf in jax.tree.leaves(after.variables)} == {jnp.dtype("float32")}

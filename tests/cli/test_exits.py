@@ -12,7 +12,7 @@ import pytest
 
 import interflow_jax as ij
 from experiments import exits, explore, run
-from interflow_jax.cli import exit_report
+from interflow_jax.cli import depths, exit_report, exit_timing
 from interflow_jax.cli.depths import Depths, Examples, difference, operations, unseen
 from interflow_jax.data import recipes, splits
 from interflow_jax.data.preprocessing import normalize
@@ -21,6 +21,17 @@ from tests.cli.conftest import SMALL, folder_in, result_in
 from tests.cli.page import content, in_a_browser, in_browser, text_of
 
 FEW = ["--held_out=400", "--timed=64", "--points=5"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short():
+    """One kind of fusion is fitted, exits compiled for two batch sizes, and calls timed once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(depths, "KINDS", ("shared",))
+        patch.setattr(exit_timing, "SECONDS_PER_TURN", 0.0)
+        patch.setattr(exit_timing, "TURNS", 1)
+        patch.setitem(ij.EarlyExit.__init__.__kwdefaults__, "batch_sizes", (1, 64))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -133,17 +144,17 @@ def test_the_exits_of_the_report_are_those_that_really_run(folder, report):
     images, labels = dataset.test.read(np.arange(len(dataset.test)))
     images = np.asarray(normalize(trained.preprocessing, images))
     policy, fitted = report["policy"], report["policy"]["fusion"] != "own"
+    early = ij.EarlyExit(
+        trained.model,
+        trained.variables,
+        report["budgets"][0]["thresholds"],
+        measure=policy["measure"],
+        temperatures=policy["temperatures"],
+        refit=(depths.fit.branch_logits, depths.fit.labels) if fitted else None,
+        kind=policy["fusion"] if fitted else None,
+    )
     for row in report["budgets"]:
-        early = ij.EarlyExit(
-            trained.model,
-            trained.variables,
-            row["thresholds"],
-            measure=policy["measure"],
-            temperatures=policy["temperatures"],
-            refit=(depths.fit.branch_logits, depths.fit.labels) if fitted else None,
-            kind=policy["fusion"] if fitted else None,
-        )
-        left = early(images)
+        left = early(images, row["thresholds"])
         shares = np.bincount(left.exits, minlength=4)[1:] / len(left.exits)
         np.testing.assert_allclose(shares, row["exits"], atol=0.003)
         hits = 100 * np.mean(left.logits.argmax(-1) == labels)
@@ -263,7 +274,7 @@ def test_leaving_out_a_branch_of_no_weight_costs_nothing(folder):
     model = trained.model.clone(fusion=ij.Fusion("fixed", (0.0, 0.0, 1.0)))
     trained.variables["params"].pop("fusion")
     depths = Depths(ij.TrainedRun(model, trained.variables, trained.result))
-    depths.predict(recipes.load("fashion_mini"))
+    depths.predict(recipes.load("fashion_mini"), 400)
     costs = depths.left_out("own")
     assert costs[:2] == [0, 0]
     assert costs[2] > 0

@@ -31,7 +31,7 @@ def free_port():
 
 def start(out, devices, *flags, prefix=()):
     """A process with so many CPU devices."""
-    options = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    options = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
         [*prefix, *COMMAND, f"--out={out}", *flags],
         env={**os.environ, "XLA_FLAGS": options},

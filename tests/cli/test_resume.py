@@ -9,17 +9,18 @@ import time
 
 import pytest
 
+from experiments import run
 from interflow_jax.cli.training import StoppedError, StopSignals
 from tests.cli.conftest import folder_in, result_in
 
 # An augmenting dataset would need a network; every draw of augmentation is of (seed, epoch, step)
 # by tests/test_preprocessing.py.
-COMMAND = [
-    *(sys.executable, "-m", "experiments.run"),
+FLAGS = [
     *("--method=S1", "--depth=4", "--taps=2,3,4", "--width=0.0625", "--train_size=1024"),
     *("--epochs=2", "--checkpoint_minutes=0.005", "--distillation=0.5", "--fusion=attention"),
     *("--ema=0.9", "--mixup=0.2", "--keep=best", "--patience=2"),
 ]
+COMMAND = [sys.executable, "-m", "experiments.run", *FLAGS]
 
 
 def start(out, **options):
@@ -34,24 +35,20 @@ def start(out, **options):
 
 @pytest.fixture(scope="module")
 def never_stopped(tmp_path_factory):
-    """The result of a run never stopped."""
+    """The result of a run never stopped, in this process, as runs that are taken up again."""
     out = tmp_path_factory.mktemp("never_stopped")
-    process = start(out)
-    output, _ = process.communicate()
-    assert process.returncode == 0, output
+    assert run.main([*FLAGS, f"--out={out}"]) == 0
     return result_in(out, "S1")
 
 
-def kill_and_resume(moment, never_stopped, out):
-    """Kills a run at a moment, a function of the process; returns what the second one printed."""
+def kill_and_resume(moment, never_stopped, out, capsys):
+    """Kills a run at a moment, a function of the process; whether it died, and was taken up."""
     process = start(out)
     moment(process)
     process.send_signal(signal.SIGKILL)
     last_words, _ = process.communicate()
     assert "run: stopped" not in last_words  # such as of other hosts, which there are none of
-    again = start(out)
-    output, _ = again.communicate()
-    assert again.returncode == 0, output
+    assert run.main([*FLAGS, f"--out={out}"]) == 0
     result = result_in(out, "S1")
     for figure in (
         "fingerprint",
@@ -63,7 +60,7 @@ def kill_and_resume(moment, never_stopped, out):
         "kept_epoch",
     ):
         assert result[figure] == never_stopped[figure]
-    return process.returncode == -signal.SIGKILL, "taking up" in output
+    return process.returncode == -signal.SIGKILL, "taking up" in capsys.readouterr().out
 
 
 def a_checkpoint_is_there(out):
@@ -77,13 +74,13 @@ def a_checkpoint_is_there(out):
     return wait
 
 
-def test_killed_and_run_again(never_stopped, tmp_path):
-    outcome = kill_and_resume(a_checkpoint_is_there(tmp_path), never_stopped, tmp_path)
+def test_killed_and_run_again(never_stopped, tmp_path, capsys):
+    outcome = kill_and_resume(a_checkpoint_is_there(tmp_path), never_stopped, tmp_path, capsys)
     assert outcome == (True, True)
 
 
 @pytest.mark.slow
-def test_killed_at_twenty_random_moments(never_stopped, tmp_path):
+def test_killed_at_twenty_random_moments(never_stopped, tmp_path, capsys):
     generator = random.Random(0)
 
     def at_random(out):
@@ -105,27 +102,23 @@ def test_killed_at_twenty_random_moments(never_stopped, tmp_path):
 
         return wait
 
-    outcomes = [
-        kill_and_resume(at_random(tmp_path / str(trial)), never_stopped, tmp_path / str(trial))
-        for trial in range(20)
-    ]
+    places = [tmp_path / str(trial) for trial in range(20)]
+    outcomes = [kill_and_resume(at_random(place), never_stopped, place, capsys) for place in places]
     killed, resumed = (sum(flags) for flags in zip(*outcomes, strict=True))
     print(f"20 of 20 ended bit for bit the same; {killed} were killed, {resumed} from a checkpoint")
     assert killed >= 18  # one that ends while the moment is awaited cannot be killed
     assert resumed >= 12
 
 
-def test_a_signal_saves_and_says_how_to_go_on(never_stopped, tmp_path):
+def test_a_signal_saves_and_says_how_to_go_on(never_stopped, tmp_path, capsys):
     process = start(tmp_path)
     a_checkpoint_is_there(tmp_path)(process)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate()
     assert process.returncode == 128 + signal.SIGTERM, output
     assert "to go on, run the same command again: python -m interflow_jax run" in output
-    again = start(tmp_path)
-    output, _ = again.communicate()
-    assert again.returncode == 0, output
-    assert "taking up" in output
+    assert run.main([*FLAGS, f"--out={tmp_path}"]) == 0
+    assert "taking up" in capsys.readouterr().out
     assert result_in(tmp_path, "S1")["fingerprint"] == never_stopped["fingerprint"]
 
 

@@ -133,7 +133,7 @@ def test_a_contender_that_dies_between_turns_is_reported_and_the_others_go_on(mo
 
 
 def test_an_epoch_is_of_all_batches():
-    network = Network("Normal", 4, 1 / 16, (28, 28, 1), 2500)
+    network = Network("Normal", 4, 1 / 64, (28, 28, 1), 2500)
     step = contenders.epoch(network)
     assert step.batches == 2  # of fashion_mini's 6,000 images
     step.take()

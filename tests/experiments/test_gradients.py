@@ -12,7 +12,9 @@ import pytest
 
 import interflow_jax as ij
 from experiments import gradients
+from experiments.sweep import pool
 from experiments.tables import gradients as report_of
+from interflow_jax.cli import run
 from interflow_jax.cli.config import RunConfig
 from interflow_jax.data.preprocessing import Preprocessing
 from interflow_jax.metrics import cross_entropy
@@ -22,7 +24,8 @@ from interflow_jax.metrics import cross_entropy
 def test_norms_are_those_of_the_kernels_shallow_to_deep(auxiliary_loss):
     model = ij.build("S1", 10, depth=5, width=1 / 16, taps=(3, 5))
     optimizer = ij.make_optimizer(1e-3)
-    state = ij.create_state(model, optimizer, jax.random.key(0), (8, 8, 1))
+    create = partial(ij.create_state, model, optimizer, image_shape=(8, 8, 1))
+    state = jax.jit(create)(jax.random.key(0))
     images = jax.random.normal(jax.random.key(1), (4, 8, 8, 1))
     labels = jnp.arange(4)
     of_model = partial(report_of.kernel_gradient_norms, model, auxiliary_loss=auxiliary_loss)
@@ -49,7 +52,7 @@ def test_the_loss_is_the_one_that_was_trained(monkeypatch):
     """Of DSN with a mean of its branches' losses that mean alone, which takes the sum's place."""
     config = RunConfig().replace(method="DSN", depth=4, taps=(2, 4), width=1 / 16, train_size=64)
     config, model = config.replace(auxiliary_mean=1.0), config.model.build(10)
-    variables = model.init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
     plain = Preprocessing((0.0,), (1.0,), False)
     opened = SimpleNamespace(
         model=model, image_shape=(28, 28, 1), variables=variables, preprocessing=plain
@@ -70,7 +73,7 @@ def test_a_relative_step_is_that_of_training(key):
     """Of plain gradient descent: at depth 60 the first is several times the kernel itself."""
     model = ij.build("S1", 10, depth=5, width=1 / 16, taps=(3, 5))
     optimizer = ij.make_optimizer(0.25, momentum=0.0, weight_decay=0.0)
-    state = ij.create_state(model, optimizer, key, (8, 8, 1))
+    state = jax.jit(partial(ij.create_state, model, optimizer, image_shape=(8, 8, 1)))(key)
     batch = jax.random.normal(key, (4, 8, 8, 1)), jnp.arange(4)
     after, _ = jax.jit(partial(ij.train_step, model, optimizer))(state, *batch)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
@@ -85,7 +88,11 @@ def test_a_relative_step_is_that_of_training(key):
     )
 
 
-def test_the_command_in_small(tmp_path, capsys):
+def test_the_command_in_small(tmp_path, capsys, monkeypatch):
+    """Its sweep trains here, not in processes of its own as that of test_reproduce.py."""
+    monkeypatch.setattr(
+        pool, "work", lambda runs, *_: [each for each in runs if run(each.arguments())]
+    )
     arguments = ["--dataset=fashion_mini", "--depths=4", "--methods=Normal,S1", "--taps=4"]
     arguments += ["--width=0.0625", "--train_size=128", "--seeds=0,1", "--epochs=1"]
     arguments += [f"--out={tmp_path}"]

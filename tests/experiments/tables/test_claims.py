@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -18,23 +19,32 @@ ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
-def tables():
-    """Those of the committed runs."""
-    held = []
+def committed(tmp_path_factory):
+    """A folder with what the command wrote of a copy of the committed runs, and their tables."""
+    place, held, write = tmp_path_factory.mktemp("claims"), [], findings.write
+    (place / "results").mkdir()
+    shutil.copy(ROOT / "results" / "runs.jsonl", place / "results")
+    shutil.copy(ROOT / "README.md", place)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(findings, "write", lambda planned, out: held.append(planned))
-        assert reproduce.main(["--claims", f"--out={ROOT / 'results'}"]) == 0
-    return claims.Tables(held[0])
+        patch.setattr(findings, "write", lambda *given: (held.append(given[0]), write(*given))[1])
+        assert reproduce.main(["--claims", f"--out={place / 'results'}"]) == 0
+    return place, claims.Tables(held[0])
 
 
-def test_the_committed_page_and_sentences_are_the_command_s(tmp_path):
-    (tmp_path / "results").mkdir()
-    shutil.copy(ROOT / "results" / "runs.jsonl", tmp_path / "results")
-    shutil.copy(ROOT / "README.md", tmp_path)
-    assert reproduce.main(["--claims", f"--out={tmp_path / 'results'}"]) == 0
+@pytest.fixture
+def tables(committed):
+    return committed[1]
+
+
+def test_the_committed_page_and_sentences_are_the_command_s(committed):
     for name in ("README.md", "results/README.md"):
-        assert (tmp_path / name).read_text() == (ROOT / name).read_text(), name
-    assert (tmp_path / "results" / "claims.png").read_bytes().startswith(b"\x89PNG")
+        assert (committed[0] / name).read_text() == (ROOT / name).read_text(), name
+    assert (committed[0] / "results" / "claims.png").read_bytes().startswith(b"\x89PNG")
+
+
+@lru_cache
+def record_lines():
+    return [*map(json.loads, (ROOT / "results" / "runs.jsonl").read_text().splitlines())]
 
 
 def raw(method, depth=13, fusion=None, auxiliary_mean=0.0):
@@ -57,11 +67,10 @@ def raw(method, depth=13, fusion=None, auxiliary_mean=0.0):
     seeds = {*range(7), 100, 101, 102}
     if method in ("Normal", "S1", "Concat") and not fusion and not auxiliary_mean:
         seeds |= {7, 8, 9, 10}
-    runs = map(json.loads, (ROOT / "results" / "runs.jsonl").read_text().splitlines())
     older = {"learning_rate": 1e-3, "auxiliary_mean": 0.0, "fusion": None}  # than these fields
     late = [
         [epoch["test_accuracy"] for epoch in run["history"][-10:]]
-        for run in (older | {"fully_connected": line.get("fc")} | line for line in runs)
+        for run in (older | {"fully_connected": line.get("fc")} | line for line in record_lines())
         if run["seed"] in seeds
         and all(run.get(name, value) == value for name, value in fields.items())
     ]
