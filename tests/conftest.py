@@ -1,7 +1,5 @@
 """Settings of the whole suite."""
 
-import dataclasses
-import functools
 import gc
 import os
 import subprocess
@@ -29,9 +27,6 @@ import jax
 import pytest
 
 import interflow_jax as ij
-from interflow_jax import optimizer, steps, trainer
-from interflow_jax.cli.config import RunConfig
-from interflow_jax.saved_run import TrainedRun
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -71,50 +66,3 @@ def tiny():
         return ij.build(method, num_classes, **{"width": 1 / 16, **options})
 
     return build
-
-
-@pytest.fixture(scope="session", autouse=True)
-def programs():
-    """Runs that differ in no more than their seed share what is compiled, as --seeds lets them.
-
-    A run of its own traces, lowers and loads its programs for longer than it trains; so does a
-    finished run that is opened for its predictions.
-    """
-    made, kept = {}, set()
-    make_optimizer, initializer = RunConfig.make_optimizer, steps.make_initializer
-    compiled, open_run = trainer.compiled, TrainedRun.__init__
-
-    def once(key, make):
-        if key not in made:
-            made[key] = make()
-        return made[key]
-
-    def of_config(self, count):
-        schedule = optimizer.optax.piecewise_constant_schedule  # which a test may replace
-        training = dataclasses.replace(self.training, seed=0)
-        key = training, self.model.frozen, self.data.dataset, count, schedule
-        result = once(key, lambda: make_optimizer(self, count))
-        kept.add(result)
-        return result
-
-    def of_initializer(model, optimizer, shape):
-        make = functools.partial(initializer, model, optimizer, shape)
-        return once((model, optimizer, shape), make) if optimizer in kept else make()
-
-    def of_trainer(model, step, evaluation, *others):
-        make = functools.partial(compiled, model, step, evaluation, *others)
-        if step.args[1] not in kept:
-            return make()
-        options = (tuple(part.keywords.items()) for part in (step, evaluation))
-        return once((model, step.args[1], *options, *others), make)
-
-    def of_finished(self, model, variables, result):
-        open_run(self, model, variables, result)
-        self._predict = once((model, self.preprocessing), lambda: self._predict)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TrainedRun, "__init__", of_finished)
-        patch.setattr(RunConfig, "make_optimizer", of_config)
-        patch.setattr(steps, "make_initializer", of_initializer)
-        patch.setattr(trainer, "compiled", of_trainer)
-        yield
