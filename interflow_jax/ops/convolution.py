@@ -128,7 +128,9 @@ def _lower_for_cpu(
         first, second, output = (aval.shape for aval in (*context.avals_in, *context.avals_out))
         x = output if name == "input_gradient" else first
         kernel = output if name == "kernel_gradient" else second
-        if library == "onednn" or cpu_convolution.onednn_pays(name, x, kernel, sizes["stride"]):
+        fast = dtype == jnp.bfloat16 and package.passes.fast_bfloat16()
+        pays = cpu_convolution.onednn_pays(name, x, kernel, sizes["stride"], fast)
+        if library == "onednn" or pays:
             implementation = package.passes
     return _lower(name, context, *inputs, implementation=implementation, **sizes)
 

@@ -79,21 +79,29 @@ def path(
 
 
 def onednn_pays(
-    name: str, x_shape: tuple[int, ...], kernel_shape: tuple[int, ...], stride: int
+    name: str,
+    x_shape: tuple[int, ...],
+    kernel_shape: tuple[int, ...],
+    stride: int,
+    fast_bfloat16: bool = False,
 ) -> bool:
     """Whether oneDNN, where it is installed, is faster for a pass.
 
-    By the times in float32, in bfloat16, too.
+    By the times in float32; by the same in bfloat16, unless the CPU multiplies that faster.
 
     Args:
       name: "forward", "input_gradient" or "kernel_gradient".
       x_shape: of the convolution's input.
       kernel_shape: of its kernel.
       stride: 1 or 2.
+      fast_bfloat16: whether it is in bfloat16, on a CPU that multiplies it twice as fast: our paths
+        compute in float32.
     """
     channels = kernel_shape[2:]
     size = -(-max(x_shape[1:3]) // stride)
     way = path(x_shape, kernel_shape, stride)
+    if fast_bfloat16 and way is not _dense:
+        return size > 2 or name != "kernel_gradient"
     if size <= 2:
         enough = size == 2 and way is _dense and min(channels) >= 64
         return enough and name != "kernel_gradient"

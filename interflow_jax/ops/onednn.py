@@ -21,7 +21,7 @@ def package() -> Any:
     if importlib.util.find_spec("interflow_jax_onednn") is None:
         return None
     found = importlib.import_module("interflow_jax_onednn")
-    if not hasattr(found.passes, "batch_norm_relu"):
+    if not hasattr(found.passes, "fast_bfloat16"):
         raise ImportError(f"interflow_jax_onednn is older than this interflow_jax: {INSTALL}")
     return found
 

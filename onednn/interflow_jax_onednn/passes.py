@@ -97,6 +97,11 @@ def usable(context: Any) -> bool:
     return bool(known and not divided and not module.lowering_parameters.for_export)
 
 
+def fast_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 itself, about twice as fast as float32."""
+    return bool(_library().has_fast_bfloat16())
+
+
 def version() -> str:
     """oneDNN's, such as "3.2.1"."""
 

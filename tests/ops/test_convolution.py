@@ -1,6 +1,7 @@
 """conv3x3 is the 3x3 convolution with one pixel of padding, whatever computes it."""
 
 from functools import partial
+from itertools import product
 
 import jax
 import jax.numpy as jnp
@@ -129,6 +130,11 @@ def test_onednn_is_chosen_by_size_pass_dtype_and_platform():
     assert calls(*step("onednn", wide)) == 3
     assert calls(*step("auto", narrow), platforms=("tpu",)) == 0
     assert calls(*step("auto", (9, 9, 32, 32, 1), "bfloat16")) in (0, 3)  # by the CPU
+    for size, stride in ((9, 1), (2, 1), (2, 2)):
+        shapes = (2, stride * size, stride * size, 512), (3, 3, 512, 512), stride
+        for name, fast in product(("forward", "input_gradient", "kernel_gradient"), (False, True)):
+            pays = fast and (size > 2 or name != "kernel_gradient")
+            assert cpu_convolution.onednn_pays(name, *shapes, fast) == pays
 
 
 @with_onednn
