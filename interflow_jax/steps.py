@@ -157,10 +157,16 @@ def train_step(
       `eval_step`; the loss is by what was trained on, mixed, smoothed and weighted.
 
     Raises:
-      ValueError: for integer images, a key that is missing, or a model that makes variables in
-        training that it does not make when it is initialised.
+      ValueError: for integer images, a key that is missing, a model that makes variables in
+        training that it does not make when it is initialised, or a state whose average `ema` would
+        not go on with.
     """
-
+    if bool(ema) != bool(state.average):
+        has = "an average" if state.average else "no average"
+        raise ValueError(
+            f"the state has {has} and ema is {ema:g}: begin from state.averaged(), which has none, "
+            "or state.with_average()"
+        )
     share: Array | None = None
     if mixup:
         if key is None:

@@ -546,3 +546,8 @@ def test_averages_of_weights_and_statistics_are_the_closed_form(images, labels):
     assert not np.allclose(
         predict(model, state, images).logits, predict(model, plain, images).logits
     )
+    with pytest.raises(ValueError, match=r"has an average and ema is 0: begin from state.averaged"):
+        step(state, images, labels)
+    with pytest.raises(ValueError, match=r"has no average and ema is 0.8: .* state.with_average"):
+        averaging(plain, images, labels)
+    step(state.averaged(), images, labels)
