@@ -137,7 +137,7 @@ def _grouped(found: dict[str, Difference | None], other: str) -> str:
     for verdict, clause in _CLAUSES.items():
         alike = {name: each for name, each in found.items() if (each and each.verdict) == verdict}
         if alike:
-            be = "are" if len(alike) > 1 else "is"
+            be = "are" if len(alike) > 1 or "weights" in next(iter(alike)) else "is"
             told = clause.format(subject=_listed([*alike]), other=other, be=be)
             figures = _listed([figure(each) for each in alike.values() if each])
             clauses.append(", ".join(filter(None, [told, figures])))
