@@ -99,7 +99,7 @@ def draw_mistakes(
         for axes, index, image in zip(np.ravel(grid), surest, images, strict=False):
             axes.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
             told = (class_names[int(label)] for label in (labels[index], predicted[index]))
-            name, true, guess = map(charts.short, (Path(names[index]).name, *told))
+            name, true, guess = map(charts.short, (Path(names[int(index)]).name, *told))
             sure = f"{probabilities[index].max():.1%}"
             axes.set_title(f"{name}\ntrue: {true}\n{guess}, {sure}", fontsize=8)
         charts.save(chart, file)
