@@ -45,6 +45,14 @@ def hessian_vector(layer, params, x):
     return jax.jvp(lambda *primals: gradients(layer, *primals), (params, x), tangents)
 
 
+def gradients_of_statistics(layer, params, x):
+    def loss(params, x):
+        y, updates = apply(layer, params, x)
+        return jnp.sum(jnp.sin(y)) + sum(jnp.sum(jnp.cos(a)) for a in jax.tree.leaves(updates))
+
+    return jax.grad(loss, argnums=(0, 1))(params, x)
+
+
 def forward_mode(layer, params, x):
     tangents = jax.tree.map(jnp.cos, (params, x))
     return jax.jvp(lambda *primals: apply(layer, *primals), (params, x), tangents)
@@ -64,7 +72,10 @@ def initial(layer, params, x):
 
 @pytest.mark.parametrize(
     "function",
-    [initial, apply, evaluation, gradients, forward_mode, hessian_vector, per_example],
+    [
+        *(initial, apply, evaluation, gradients, gradients_of_statistics),
+        *(forward_mode, hessian_vector, per_example),
+    ],
 )
 def test_it_is_linens(function):
     ours, theirs = (
