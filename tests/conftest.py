@@ -27,6 +27,7 @@ import jax
 import pytest
 
 import interflow_jax as ij
+from interflow_jax import dispatch, early_exit
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -37,6 +38,20 @@ gc.set_threshold(200_000, 20, 100)
 @pytest.fixture
 def key():
     return jax.random.key(0)
+
+
+@pytest.fixture
+def default_fusions(monkeypatch):
+    """Compiles runs and exits as XLA fuses by default, which the flag above changes.
+
+    The other way rounds a part of a network otherwise than the whole. Returns the options.
+    """
+    options = ij.cpu_compiler_options() or {}
+    if "xla_cpu_use_fusion_emitters" in os.environ["XLA_FLAGS"]:
+        options |= {"xla_cpu_use_fusion_emitters": True}
+    for module in (dispatch, early_exit):
+        monkeypatch.setattr(module, "cpu_compiler_options", lambda: options)
+    return options
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """Leaving a model early: by the examples that are sure, and exact."""
 
-import os
 from functools import partial
 
 import flax.linen as nn
@@ -10,7 +9,6 @@ import numpy as np
 import pytest
 
 import interflow_jax as ij
-from interflow_jax import early_exit
 from tests import test_depth
 from tests.test_depth import run
 
@@ -58,21 +56,14 @@ def trained(name, seed=0):
 
 
 @pytest.mark.parametrize("name", ["vgg", "geometric", "attention", "maps", "attentive maps"])
-def test_at_the_extremes_exits_are_the_first_branch_and_the_whole_model(name, monkeypatch):
-    """Bit for bit, at the batch size of the models that they are compared with.
-
-    And as XLA fuses by default: the other way rounds differently in a part of a network.
-    """
-    options = ij.cpu_compiler_options() or {}
-    if "xla_cpu_use_fusion_emitters" in os.environ["XLA_FLAGS"]:
-        options |= {"xla_cpu_use_fusion_emitters": True}
-    monkeypatch.setattr(early_exit, "cpu_compiler_options", lambda: options)
+def test_at_the_extremes_exits_are_the_first_branch_and_the_whole_model(name, default_fusions):
+    """Bit for bit, at the batch size of the models that they are compared with."""
     model, variables = trained(name)
     exits = ij.EarlyExit(model, variables, [0.0, 0.0], IMAGES, batch_sizes=(len(IMAGES),))
     for threshold, branches in ((0.0, 1), (1.0, 3)):
         result = exits(IMAGES, [threshold] * 2)
         cut, its_variables = ij.truncate(model, variables, branches, IMAGES)
-        expected = jax.jit(cut.apply, compiler_options=options)(its_variables, IMAGES)
+        expected = jax.jit(cut.apply, compiler_options=default_fusions)(its_variables, IMAGES)
         np.testing.assert_array_equal(result.logits, expected.logits)
         np.testing.assert_array_equal(result.exits, branches)
 
