@@ -71,7 +71,8 @@ def in_float64(monkeypatch):
 @pytest.mark.parametrize(("method", "auxiliary_loss"), [("S1", 0.0), ("S3", 1.0)])
 def test_ten_steps_are_pytorch_s(method, auxiliary_loss):
     model = ij.build(method, CLASSES, width=1 / 16)
-    model = model.clone(backbone=model.backbone.clone(dtype=jnp.float64))
+    float64 = model.backbone.clone(dtype=jnp.float64, convolution="xla")
+    model = model.clone(backbone=float64)
     optimizer = ij.make_optimizer(ij.learning_rate_schedule(STEPS, drop_after=0.5))
     step = jax.jit(partial(ij.train_step, model, optimizer, auxiliary_loss=auxiliary_loss))
     state = ij.create_state(model, optimizer, jax.random.key(0), (32, 32, 3))

@@ -27,7 +27,8 @@ class BatchNormRelu(nn.Module):
     """`nn.relu(nn.BatchNorm(momentum=0.9, epsilon=1e-5)(x))`, with the same variables.
 
     Attributes:
-      dtype: the dtype of the result; parameters, statistics and the computation are float32.
+      dtype: the dtype of the result. Parameters and statistics are float32, as is the computation,
+        unless the result or the parameters given are float64.
       library: "xla" is XLA's alone; otherwise, on a CPU, training takes `interflow_jax_onednn`
         where that is installed.
     """
@@ -53,20 +54,24 @@ class BatchNormRelu(nn.Module):
             factor = scale * lax.rsqrt(var.value + EPSILON)
             return _affine_relu(x, factor, bias - mean.value * factor).astype(self.dtype)
         x = jnp.asarray(x).astype(self.dtype)
+        wide = jnp.promote_types(x.dtype, scale.dtype)
         varying = jax.typeof(x).mat.varying  # inside shard_map; the transpose is the sum
         scale, bias = (
-            lax.pcast(array, tuple(varying - jax.typeof(array).mat.varying), to="varying")
+            lax.pcast(
+                array.astype(wide), tuple(varying - jax.typeof(array).mat.varying), to="varying"
+            )
             for array in (scale, bias)
         )
-        y, batch_mean, batch_var = _layer.bind(x, scale, bias, library=self.library)
+        y, *statistics = _layer.bind(x, scale, bias, library=self.library)
         if not self.is_initializing():
-            mean.value = MOMENTUM * mean.value + (1 - MOMENTUM) * batch_mean
-            var.value = MOMENTUM * var.value + (1 - MOMENTUM) * batch_var
+            for running, of_batch in zip((mean, var), statistics, strict=True):
+                updated = MOMENTUM * running.value + (1 - MOMENTUM) * of_batch
+                running.value = updated.astype(running.value.dtype)
         return y
 
 
 def _affine_relu(x: Array, factor: Array, offset: Array) -> Array:
-    scaled = x.astype(jnp.float32) * _per_channel(factor, x) + _per_channel(offset, x)
+    scaled = x.astype(factor.dtype) * _per_channel(factor, x) + _per_channel(offset, x)
     return jnp.maximum(scaled, 0)
 
 
@@ -80,7 +85,7 @@ def _sum(x: Array) -> Array:
 
 def _layer_by_xla(x: Array, scale: Array, bias: Array) -> list[Array]:
     """The layer's result, like `x`, and the batch's mean and (biased) variance."""
-    wide, count = x.astype(jnp.float32), x.size // x.shape[-1]
+    wide, count = x.astype(scale.dtype), x.size // x.shape[-1]
     mean = _sum(wide) / count
     var = jnp.maximum(_sum(jnp.square(wide)) / count - jnp.square(mean), 0)
     factor = scale * lax.rsqrt(var + EPSILON)
@@ -98,7 +103,7 @@ def _tangent_by_xla(
     scale: Array,
 ) -> list[Array]:
     """The tangents of the layer's results."""
-    wide, wide_dot = x.astype(jnp.float32), x_dot.astype(jnp.float32)
+    wide, wide_dot = x.astype(scale.dtype), x_dot.astype(scale.dtype)
     count = x.size // x.shape[-1]
     deviations = lax.rsqrt(var + EPSILON)  # one over the standard deviation
     mean_dot = _sum(wide_dot) / count
@@ -118,8 +123,8 @@ def _gradient_by_xla(
 
     Two sums over the map, then one multiple of the gradient, one of `x` and a constant per channel.
     """
-    wide, count = x.astype(jnp.float32), x.size // x.shape[-1]
-    passed = jnp.where(y > 0, gradient, 0).astype(jnp.float32)
+    wide, count = x.astype(scale.dtype), x.size // x.shape[-1]
+    passed = jnp.where(y > 0, gradient, 0).astype(scale.dtype)
     deviations = lax.rsqrt(var + EPSILON)
     factor, bias_gradient = scale * deviations, _sum(passed)
     scale_gradient = deviations * (_sum(passed * wide) - bias_gradient * mean)
@@ -133,6 +138,8 @@ def _gradient_by_xla(
 def _primitive(name: str, by_xla: Callable, position: int, in_package: bool = True) -> Primitive:
     """An operation whose three results are one like the map `x` and two per channel.
 
+    Its last input is per channel, and the dtype of that is the computation's.
+
     Args:
       name: also of the package's function.
       by_xla: computes it on other platforms, and under vmap.
@@ -143,7 +150,8 @@ def _primitive(name: str, by_xla: Callable, position: int, in_package: bool = Tr
     def results(*inputs: Any, library: Library) -> list:
         x = inputs[position].update(weak_type=False)
         replicated = x.sharding.update(spec=(None,))
-        per_channel = x.update(shape=x.shape[-1:], dtype=jnp.dtype("float32"), sharding=replicated)
+        dtype = inputs[-1].dtype
+        per_channel = x.update(shape=x.shape[-1:], dtype=dtype, sharding=replicated)
         return [x, per_channel, per_channel]
 
     def batch(inputs: Sequence[Array], axes: Sequence, library: Library) -> tuple:
@@ -155,7 +163,9 @@ def _primitive(name: str, by_xla: Callable, position: int, in_package: bool = Tr
         return rule(context.replace(avals_in=unsharded), *inputs)
 
     def lower_for_cpu(context: Any, *inputs: Any, library: Library) -> Sequence:
-        package = None if library == "xla" or 0 in context.avals_in[0].shape else onednn.package()
+        first, *_, last = context.avals_in
+        by_xla_alone = library == "xla" or 0 in first.shape or last.dtype != jnp.float32
+        package = None if by_xla_alone else onednn.package()
         if package is None or not package.passes.usable(context):
             return lower(context, *inputs, library=library)
         call = partial(getattr(package.passes, name), epsilon=EPSILON)

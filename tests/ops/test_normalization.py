@@ -87,6 +87,27 @@ def test_it_is_linens(function):
     jax.tree.map(close, ours, theirs)
 
 
+@pytest.mark.parametrize("of_parameters", ["float32", "float64"])
+def test_float64_is_linens_to_its_rounding(of_parameters):
+    """With float32 parameters, too; statistics keep their dtype, and Linen's do not."""
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda leaf: leaf.astype(of_parameters), VARIABLES["params"])
+        (ours, theirs), (our_gradients, their_gradients) = (
+            [
+                f(layer, params, X.astype("float64"))
+                for layer in (BatchNormRelu("float64"), Linens())
+            ]
+            for f in (apply, gradients)
+        )
+    np.testing.assert_allclose(ours[0], theirs[0], rtol=0, atol=1e-12)
+    for mine, linens in zip(*map(jax.tree.leaves, (ours[1], theirs[1])), strict=True):
+        assert mine.dtype == "float32"
+        np.testing.assert_allclose(mine, linens, rtol=1e-6)
+    for mine, linens in zip(*map(jax.tree.leaves, (our_gradients, their_gradients)), strict=True):
+        assert mine.dtype == linens.dtype
+        np.testing.assert_allclose(mine, linens, rtol=1e-6 if mine.dtype == "f4" else 0, atol=1e-11)
+
+
 def test_a_gradient_takes_few_passes_over_the_map():
     """Two sums over it, besides the batch's mean and variance; Linen's takes three."""
     for layer, sums in ((BatchNormRelu(library="xla"), 4), (Linens(), 5)):
