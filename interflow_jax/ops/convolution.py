@@ -72,17 +72,18 @@ def conv3x3(x: Array, kernel: Array, stride: int = 1, library: Library = "auto")
         raise ValueError(f"library is {library!r}; choose one of {', '.join(get_args(Library))}")
     if library == "onednn" and onednn.package() is None:
         raise ValueError(f'library is "onednn", which is not installed: {onednn.INSTALL}')
-    return _forward.bind(*_equally_varying(x, kernel), stride=int(stride), library=library)
+    return _forward.bind(*equally_varying(x, kernel), stride=int(stride), library=library)
 
 
-def _equally_varying(x: Array, kernel: Array) -> tuple[Array, Array]:
-    """Inside `shard_map`, marks both as varying over the mesh axes over which either does.
+def equally_varying(*arrays: Array) -> list[Array]:
+    """Inside `shard_map`, marks all as varying over the mesh axes over which any does.
 
     The transpose of that mark is the sum over these axes.
     """
-    x_axes, kernel_axes = (jax.typeof(array).mat.varying for array in (x, kernel))
-    x = lax.pcast(x, tuple(kernel_axes - x_axes), to="varying")
-    return x, lax.pcast(kernel, tuple(x_axes - kernel_axes), to="varying")
+    axes = [jax.typeof(array).mat.varying for array in arrays]
+    every = frozenset().union(*axes)
+    pairs = zip(arrays, axes, strict=True)
+    return [lax.pcast(array, tuple(every - own), to="varying") for array, own in pairs]
 
 
 def _primitive(name: str, output: Callable[..., Any]) -> Primitive:
@@ -121,9 +122,10 @@ def _lower_for_cpu(
     name: str, context: Any, *inputs: Any, library: Library, **sizes: Any
 ) -> Sequence:
     dtype = context.avals_in[0].dtype
+    is_empty = any(0 in aval.shape for aval in (*context.avals_in, *context.avals_out))
     implementation = cpu_convolution
-    if dtype == jnp.float64:
-        implementation = xla_convolution  # the CPU's paths sum in float32
+    if is_empty or dtype == jnp.float64:
+        implementation = xla_convolution  # the CPU's paths sum in float32, and reshape
     elif library != "xla" and (package := onednn.package()) and package.passes.usable(context):
         first, second, output = (aval.shape for aval in (*context.avals_in, *context.avals_out))
         x = output if name == "input_gradient" else first

@@ -17,7 +17,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from interflow_jax.ops import onednn
-from interflow_jax.ops.convolution import Library
+from interflow_jax.ops.convolution import Library, equally_varying
 
 MOMENTUM = 0.9  # written out because Linen's default is 0.99
 EPSILON = 1e-5
@@ -55,14 +55,8 @@ class BatchNormRelu(nn.Module):
             return _affine_relu(x, factor, bias - mean.value * factor).astype(self.dtype)
         x = jnp.asarray(x).astype(self.dtype)
         wide = jnp.promote_types(x.dtype, scale.dtype)
-        varying = jax.typeof(x).mat.varying  # inside shard_map; the transpose is the sum
-        scale, bias = (
-            lax.pcast(
-                array.astype(wide), tuple(varying - jax.typeof(array).mat.varying), to="varying"
-            )
-            for array in (scale, bias)
-        )
-        y, *statistics = _layer.bind(x, scale, bias, library=self.library)
+        arrays = equally_varying(x, scale.astype(wide), bias.astype(wide))
+        y, *statistics = _layer.bind(*arrays, library=self.library)
         if not self.is_initializing():
             for running, of_batch in zip((mean, var), statistics, strict=True):
                 updated = MOMENTUM * running.value + (1 - MOMENTUM) * of_batch
@@ -71,7 +65,8 @@ class BatchNormRelu(nn.Module):
 
 
 def _affine_relu(x: Array, factor: Array, offset: Array) -> Array:
-    scaled = x.astype(factor.dtype) * _per_channel(factor, x) + _per_channel(offset, x)
+    wide = x.astype(jnp.promote_types(x.dtype, factor.dtype))
+    scaled = wide * _per_channel(factor, x) + _per_channel(offset, x)
     return jnp.maximum(scaled, 0)
 
 
@@ -206,12 +201,20 @@ def _tangent_transpose(cotangents: Sequence, *inputs: Any, library: Library) -> 
     return [value if ad.is_undefined_primal(dot) else None for dot, value in gradients] + [None] * 5
 
 
+def _gradient_transpose(
+    cotangents: Sequence, gradient: Any, *others: Array, library: Library
+) -> list:
+    transpose = jax.linear_transpose(lambda x: _gradient_by_xla(x, *others), gradient.aval)
+    return [*transpose([*map(ad.instantiate_zeros, cotangents)]), *[None] * len(others)]
+
+
 def _jvp_by_xla(by_xla: Callable, primals: Sequence, tangents: Sequence, library: Library) -> tuple:
     return jax.jvp(by_xla, tuple(primals), tuple(map(ad.instantiate_zeros, tangents)))
 
 
 ad.primitive_jvps[_layer] = _layer_jvp
 ad.primitive_transposes[_tangent] = _tangent_transpose
+ad.primitive_transposes[_gradient] = _gradient_transpose
 # Derivatives of higher order.
 ad.primitive_jvps[_tangent] = partial(_jvp_by_xla, _tangent_by_xla)
 ad.primitive_jvps[_gradient] = partial(_jvp_by_xla, _gradient_by_xla)

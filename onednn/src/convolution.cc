@@ -33,6 +33,8 @@ enum class Pass { kForward, kInputGradient, kKernelGradient };
 // kernel's gradient is constant, whatever the number of threads: so then is the order of its sum,
 // and its value to the bit. The other two passes have the same bits by any division.
 constexpr int64_t kImages = 16;
+// Parts whose kernel gradients are held at once: beyond a batch of 272, memory stays the same.
+constexpr int64_t kHeld = 16;
 constexpr size_t kAlignment = 64;
 constexpr size_t kMostPlans = 1024;
 
@@ -169,10 +171,14 @@ void Convolve(const Shape& whole, ffi::ThreadPool& pool, char* x, char* y, char*
   const size_t scratch_bytes =
       Scratch::Aligned(std::max(plan->scratch.get_size(), last->scratch.get_size()));
 
+  // The first part's kernel gradient is the sum; the others, held in turns, are added in order.
+  const int64_t held = sums ? std::min(parts - 1, kHeld) : parts;
+  const auto place = [&](int64_t i) { return sums && i > 0 ? (i - 1) % held + 1 : i; };
+
   Scratch scratch;
   const bool in_place = !plan->reorders() && (parts == 1 || !sums);
-  char* const kernels = in_place ? kernel : scratch.Allocate(kernel_bytes * (sums ? parts : 1));
-  char* const scratches = scratch.Allocate(scratch_bytes * parts);
+  char* const kernels = in_place ? kernel : scratch.Allocate(kernel_bytes * (sums ? held + 1 : 1));
+  char* const scratches = scratch.Allocate(scratch_bytes * (sums ? held + 1 : parts));
   const memory xlas(plan->user_kernel, Engine(), kernel);
   const memory ours(plan->kernel, Engine(), kernels);
   if (!sums && !in_place) {
@@ -181,21 +187,25 @@ void Convolve(const Shape& whole, ffi::ThreadPool& pool, char* x, char* y, char*
   const int x_name = whole.pass == Pass::kInputGradient ? DNNL_ARG_DIFF_SRC : DNNL_ARG_SRC;
   const int y_name = whole.pass == Pass::kForward ? DNNL_ARG_DST : DNNL_ARG_DIFF_DST;
   const int kernel_name = sums ? DNNL_ARG_DIFF_WEIGHTS : DNNL_ARG_WEIGHTS;
-  Parallel(pool, parts, [&](int64_t i) {
+  const auto convolve = [&](int64_t i) {
     const OneThread one_thread;
     const Plan& own = i + 1 == parts ? *last : *plan;
-    char* const own_kernel = kernels + (sums ? i * kernel_bytes : 0);
-    Execute(own.convolution,
-            {{x_name, memory(own.x, Engine(), x + i * x_bytes)},
-             {y_name, memory(own.y, Engine(), y + i * y_bytes)},
-             {kernel_name, memory(own.kernel, Engine(), own_kernel)},
-             {DNNL_ARG_SCRATCHPAD, memory(own.scratch, Engine(), scratches + i * scratch_bytes)}});
-  });
-  if (!sums || in_place) return;
+    char* const own_kernel = kernels + (sums ? place(i) * kernel_bytes : 0);
+    char* const own_scratch = scratches + place(i) * scratch_bytes;
+    Execute(own.convolution, {{x_name, memory(own.x, Engine(), x + i * x_bytes)},
+                              {y_name, memory(own.y, Engine(), y + i * y_bytes)},
+                              {kernel_name, memory(own.kernel, Engine(), own_kernel)},
+                              {DNNL_ARG_SCRATCHPAD, memory(own.scratch, Engine(), own_scratch)}});
+  };
+  if (!sums || in_place) return Parallel(pool, parts, convolve);
   auto* const sum = reinterpret_cast<float*>(kernels);
-  for (int64_t i = 1; i < parts; ++i) {
-    const auto* const term = reinterpret_cast<const float*>(kernels + i * kernel_bytes);
-    for (size_t j = 0; j < kernel_bytes / sizeof(float); ++j) sum[j] += term[j];
+  for (int64_t from = 0, to; from < parts; from = to) {
+    to = std::min(parts, from == 0 ? held + 1 : from + held);
+    Parallel(pool, to - from, [&](int64_t i) { convolve(from + i); });
+    for (int64_t i = std::max<int64_t>(from, 1); i < to; ++i) {
+      const auto* const term = reinterpret_cast<const float*>(kernels + place(i) * kernel_bytes);
+      for (size_t j = 0; j < plan->kernel.get_size() / sizeof(float); ++j) sum[j] += term[j];
+    }
   }
   if (plan->reorders()) {
     Execute(plan->reorder, {{DNNL_ARG_FROM, ours}, {DNNL_ARG_TO, xlas}});
@@ -218,7 +228,8 @@ ffi::Error Handle(Pass pass, int64_t stride, ffi::ThreadPool& pool, Buffer& x, B
       (type != ffi::F32 && type != ffi::BF16)) {
     return ffi::Error::InvalidArgument("the dtypes are not all float32 or all bfloat16");
   }
-  if (x.element_count() * y.element_count() * kernel.element_count() == 0) {
+  // Not the product of the three, which may be 2 to the 64.
+  if (x.element_count() == 0 || y.element_count() == 0 || kernel.element_count() == 0) {
     std::memset(output.untyped_data(), 0, output.size_bytes());
     return ffi::Error::Success();
   }

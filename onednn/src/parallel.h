@@ -10,11 +10,13 @@
 #include <exception>
 #include <memory>
 #include <mutex>
+#include <new>
 
 #include "xla/ffi/api/ffi.h"
 
 // Calls function(0) to function(count - 1), here and on the pool's threads. It waits for calls that
 // run, never for threads that are yet to come: those may all be busy with handlers like this one.
+// Where there is no memory to ask for another thread, fewer do the work.
 template <typename Function>
 void Parallel(xla::ffi::ThreadPool& pool, int64_t count, const Function& function) {
   struct State {
@@ -39,7 +41,10 @@ void Parallel(xla::ffi::ThreadPool& pool, int64_t count, const Function& functio
     }
   };
   const int64_t helpers = std::min(pool.num_threads(), count) - 1;
-  for (int64_t i = 0; i < helpers; ++i) pool.Schedule([work] { work(); });
+  try {
+    for (int64_t i = 0; i < helpers; ++i) pool.Schedule([work] { work(); });
+  } catch (const std::bad_alloc&) {
+  }
   work();
   std::unique_lock<std::mutex> lock(state->mutex);
   state->all_done.wait(lock, [&] { return state->done == count; });

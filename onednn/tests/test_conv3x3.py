@@ -150,6 +150,19 @@ for function, calls in ((step, 0), (mapped, 2)):
     subprocess.run([sys.executable, "-c", program], check=True, env=environment)
 
 
+def test_numbers_of_elements_whose_product_is_two_to_the_64_are_not_none():
+    x, kernel = jnp.ones((64, 8, 8, 1024)), jnp.ones((3, 3, 1024, 1024))
+    assert x.size * x.size * kernel.size % 2**64 == 0
+    assert conv3x3(x, kernel)[0, 1, 1, 0] == kernel[..., 0].size
+
+
+def test_the_kernel_gradient_of_a_large_batch_is_summed_in_turns():
+    """Whose memory is that of a batch of 272."""
+    x, kernel, gradient = draw((3, 4, 5, 6, 1), batch=16 * 37 + 5)
+    ours = jax.jit(passes.kernel_gradient, static_argnums=2)(x, gradient, 1)
+    assert_close([ours], [exact(x, kernel, gradient, 1)[2]], 2e-6)
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 def test_no_element_gives_zeros(stride):
     for batch, channels in ((0, 3), (2, 0)):

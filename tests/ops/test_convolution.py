@@ -248,6 +248,24 @@ def test_vmap_maps_either_input_and_both_gradients(axes):
         assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize(
+    ("x", "channels", "stride"),
+    [
+        *(((0, 2, 2, 3), 4, 1), ((0, 8, 8, 128), 128, 1), ((0, 9, 9, 32), 32, 2)),
+        *(((2, 0, 0, 3), 4, 1), ((2, 8, 8, 0), 4, 1), ((2, 8, 8, 3), 0, 2)),
+    ],
+)
+def test_no_element_is_what_xla_makes_of_it(x, channels, stride):
+    x, kernel = jnp.ones(x), jnp.ones((3, 3, x[-1], channels))
+    gradient = jnp.ones(xla(x, kernel, stride).shape)
+    ours, theirs = (
+        jax.jit(partial(value_and_gradients, stride=stride, convolve=f))(x, kernel, gradient)
+        for f in (conv3x3, xla)
+    )
+    for array, right in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(array, right)
+
+
 def test_scan_and_remat():
     x, kernel, _ = draw((5, 5, 8, 8, 1))
 

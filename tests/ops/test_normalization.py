@@ -149,11 +149,33 @@ for check in (True, False):
         for layer in (BatchNormRelu(), Linens())
     ]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), *results)
+
+params = jax.tree.map(lambda leaf: jax.numpy.stack([leaf, 2 * leaf]), VARIABLES["params"])
+for layer in (BatchNormRelu(), Linens()):
+    def of_one(params, x):
+        own = jax.tree.map(lambda leaf: leaf[0], params)
+        return jax.lax.psum(loss(layer, own, x), "batch")
+    of_all = jax.shard_map(of_one, mesh=mesh, in_specs=(P("batch"), P()), out_specs=P())
+    results.append(jax.jit(jax.grad(of_all, argnums=(0, 1)))(params, X))
+jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), *results[2:])
 """
 
 
-def test_replicated_parameters_of_shards_get_the_gradient_of_all(on_cpu_devices):
+def test_the_gradient_of_what_shards_share_is_of_all(on_cpu_devices):
+    """Of parameters, and of a map that parameters of each shard's own take."""
     on_cpu_devices(2, SHARDED)
+
+
+def test_a_gradient_can_be_transposed():
+    """It is linear: its transpose is the derivative in the direction that it is given."""
+
+    def layer(x):
+        return apply(BatchNormRelu(), VARIABLES["params"], x)[0]
+
+    y, vjp = jax.vjp(layer, X)
+    (tangent,) = jax.linear_transpose(vjp, y)((jnp.cos(X),))
+    expected = jax.jvp(layer, (X,), (jnp.cos(X),))[1]
+    np.testing.assert_allclose(tangent, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_bfloat16_keeps_float32_statistics():
