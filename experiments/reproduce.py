@@ -21,7 +21,7 @@ from interflow_jax.cli.files import writable
 from interflow_jax.cli.folder import RunFolder
 from interflow_jax.cli.main import guarded
 from interflow_jax.cli.parser import Parser, add_config, integers, names
-from interflow_jax.cli.stopping import StoppedError
+from interflow_jax.cli.stopping import StoppedError, StopSignals
 from interflow_jax.ops.memory import keep_freed_memory
 from interflow_jax.saved_run import load_run
 
@@ -43,10 +43,13 @@ def _command(arguments: Sequence[str]) -> str:
 def _reproduce(arguments: Sequence[str]) -> int:
     tables = plan.tables()
     parser = _parser(tables)
-    given = vars(parser.parse_args(arguments))
+    given, defaults = (vars(parser.parse_args(some)) for some in (arguments, []))
     name, figure, out = given.pop("table"), given.pop("figure"), Path(given.pop("out")).expanduser()
     only_report, dry_run = given.pop("report"), given.pop("dry_run")
     if given.pop("claims"):
+        others = {key for key, value in given.items() if value != defaults.get(key)}
+        if others | {key for key in (name, figure, only_report, dry_run) if key}:
+            parser.error("--claims takes --out alone")
         writable(out)
         print(findings.write(partial(_planned, parser, tables, runs.load(out)), out))
         return 0
@@ -60,16 +63,17 @@ def _reproduce(arguments: Sequence[str]) -> int:
         print(table_2())
         return 0
     table = tables[name or figure]
-    if hasattr(table, "prepare") and not only_report:
-        table.prepare(given["datasets"] or table.DATASETS)
     wanted = partial(_wanted, table, given, unchosen=not only_report)
     configs = [*wanted(runs.load(out))["config"]]
     if dry_run:
-        work.check(configs)
+        if not hasattr(table, "prepare"):  # else its data may not be there yet
+            work.check(configs)
         print(commands.listing(configs, out))
         return 0
     failed, stopped = [], None
     if not only_report:
+        if hasattr(table, "prepare"):
+            table.prepare(given["datasets"] or table.DATASETS)
         try:
             failed = work.carry_out(table.TITLE, configs, out, workers, cpus, per_gpu or 1)
             _measure(table, configs, out)
@@ -112,15 +116,19 @@ def _measure(table: ModuleType, configs: list[RunConfig], out: Path) -> None:
     if not hasattr(table, "measure"):
         return
     done = runs.finished(runs.match(runs.load(out), configs))
-    for name, config in zip(done["run"], done["config"], strict=True):
-        folder = RunFolder(out / "runs" / name)
-        file = f"{table.MEASURED}.json"
-        if not (folder.path / file).exists() and folder.has_checkpoints():
-            print(f"measuring {table.MEASURED} of {folder.path} ...", flush=True)
-            run = load_run(folder.path)
-            dataset = depths.load(run, config.places.data_dir)
-            folder.write_json(file, table.measure(run, dataset))
-    record.write(out)
+    try:
+        with StopSignals() as stop:
+            for name, config in zip(done["run"], done["config"], strict=True):
+                folder = RunFolder(out / "runs" / name)
+                file = f"{table.MEASURED}.json"
+                if not (folder.path / file).exists() and folder.has_checkpoints():
+                    stop.check()
+                    print(f"measuring {table.MEASURED} of {folder.path} ...", flush=True)
+                    run = load_run(folder.path)
+                    dataset = depths.load(run, config.places.data_dir)
+                    folder.write_json(file, table.measure(run, dataset))
+    finally:
+        record.write(out)
 
 
 def _report(

@@ -31,9 +31,15 @@ Failed = tuple[RunConfig, str]
 
 
 class Pool(Protocol):
-    """Where up to `slots` command lines run at once; a handle stands for each of them."""
+    """Where command lines run at once; a handle stands for each of them.
+
+    Attributes:
+      slots: how many are handed over before one has ended.
+      at_once: how many run at once, as far as is known.
+    """
 
     slots: int
+    at_once: int
 
     def start(self, arguments: list[str], output: Path) -> Any:
         """Starts the main command with these flags."""
@@ -87,6 +93,7 @@ def work(
                             queue.append(run)
                             time.sleep(1)
                             continue
+                    locked_since.pop(run, None)
                     if _is_death(status):
                         place = run.folder(), RunFolder(run.folder()).newest_checkpoint()
                         deaths[place] += 1
@@ -117,13 +124,14 @@ def _is_death(status: int) -> bool:
 
 
 def _reason(output: Path, status: int) -> str:
-    """The last line that a run printed, and how it ended."""
+    """The last line that a run printed, or what ended its processes."""
+    if _is_death(status):
+        ended = f"signal {-status if status < 0 else status - 128}"
+        return f"{DEATHS} of its processes ended by {ended}; see {output}"
+    lines = []
     with contextlib.suppress(OSError):
         lines = output.read_text(errors="replace").strip().splitlines()
-        if lines and status in (1, 2, LOCKED):
-            return lines[-1]
-    ended = f"signal {-status if status < 0 else status - 128}"
-    return f"{DEATHS} of its processes ended by {ended}; see {output}"
+    return lines[-1] if lines else f"it ended with status {status}, without a word"
 
 
 def start(
@@ -155,7 +163,7 @@ class LocalPool:
         share = len(cores) // workers
         self._free = [cores[i * share : (i + 1) * share] for i in range(workers)]
         self._cores: dict[subprocess.Popen, list[int]] = {}
-        self.slots = workers
+        self.slots = self.at_once = workers
 
     def start(self, arguments: list[str], output: Path) -> subprocess.Popen:
         cores = self._free.pop()

@@ -43,6 +43,7 @@ class RayPool:
             raise ValueError(f"no Ray cluster, with RAY_ADDRESS {address}: {reason}") from error
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         taken = share(nodes, cpus, runs_per_gpu)
+        self.at_once = room(nodes, taken)
         gpu = "a GPU" if runs_per_gpu == 1 else f"1/{runs_per_gpu} of a GPU"
         gpu = f"{gpu} and " if taken["num_gpus"] else ""
         print(f"on Ray; a run takes {gpu}{taken['num_cpus']} CPU(s) and prints to its output.txt")
@@ -62,6 +63,7 @@ class RayPool:
         self._interrupts: dict[Any, Path] = {}
 
     def start(self, arguments: list[str], output: Path) -> Any:
+        _interrupt(output).unlink(missing_ok=True)  # of a driver before
         reference = self._task.remote(arguments, output, Path.cwd())
         self._interrupts[reference] = _interrupt(output)
         return reference
@@ -96,12 +98,24 @@ def share(
     return {"num_gpus": gpus, "num_cpus": min(asked, most or asked)}
 
 
+def room(nodes: list[dict[str, float]], taken: dict[str, float]) -> int:
+    """How many runs that take `share` of a machine the machines have room for at once, at least 1.
+
+    More of them wait; machines may come and go.
+    """
+    asked = {"GPU": taken["num_gpus"], "CPU": taken["num_cpus"]}
+    count = sum(
+        min(int(node.get(name, 0) / amount + 1e-9) for name, amount in asked.items() if amount)
+        for node in nodes
+    )
+    return max(1, count)
+
+
 def _run(arguments: list[str], output: Path, directory: Path) -> int:
     """Does a run in a process of its own, on whatever machine; returns its exit status."""
     os.chdir(directory)  # the folders' paths may be relative
     output.parent.mkdir(parents=True, exist_ok=True)
     interrupt = _interrupt(output)
-    interrupt.unlink(missing_ok=True)
     process = start(arguments, output, [], {})
     told = False
     while process.poll() is None:

@@ -70,7 +70,7 @@ def carry_out(
         return commands.Paces([*lines, *filter(None, results)])
 
     def left(runs: list[RunConfig]) -> str:
-        return paces(runs).to_go(runs, min(processes.slots, len(todo)))
+        return paces(runs).to_go(runs, min(processes.at_once, len(todo)))
 
     say(f"{title}: {count} runs, {len(todo)} to do; {left(todo)}")
     known = paces(todo)
@@ -80,7 +80,7 @@ def carry_out(
     finally:
         try:
             record.write(out)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             print(f"could not write {out / 'runs.jsonl'} ({error})", file=sys.stderr)
 
 

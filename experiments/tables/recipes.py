@@ -55,13 +55,14 @@ def prepare(datasets):
     folder = Path(FOLDER.removeprefix("folder:"))
     if FOLDER not in datasets or folder.exists():
         return
-    sample = load("fashion_mini")
+    sample, draft = load("fashion_mini"), folder.with_name(f"{folder.name}.draft")
     for name, split in (("train", take(sample.train, 300)), ("test", sample.test)):
         images, labels = split.read(np.arange(len(split)))
         for number, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
-            place = folder / name / sample.class_names[label].replace("/", "-")
+            place = draft / name / sample.class_names[label].replace("/", "-")
             place.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image.squeeze(-1)).save(place / f"{number:04}.png")
+    draft.rename(folder)  # at once, so that a part of them is never taken for all
 
 
 def report(runs):

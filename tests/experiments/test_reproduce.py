@@ -166,6 +166,8 @@ def test_runs_of_several_machines_say_whose_they_are(tmp_path, capsys):
         (["--table=3", "--fusion=clas"], "did you mean class?"),
         (["--table=3", "--cpus=2"], "--cpus=2: choose a number above 0, with --workers=ray"),
         (["--table=best", "--methods=S1", "--dry_run"], "first train --table=rates"),
+        (["--claims", "--dry_run"], "--claims takes --out alone"),
+        (["--claims", "--width=0.5"], "--claims takes --out alone"),
     ],
 )
 def test_bad_input_is_one_line_before_anything_starts(arguments, named, tmp_path, capsys):
@@ -174,6 +176,14 @@ def test_bad_input_is_one_line_before_anything_starts(arguments, named, tmp_path
     assert named in said
     assert len(said.split("\n")) == 1
     assert not (tmp_path / "results").exists()
+
+
+def test_a_dry_run_writes_nothing(tmp_path, monkeypatch, capsys):
+    """Not even the pictures that the table makes."""
+    monkeypatch.chdir(tmp_path)
+    assert reproduce.main(["--table=recipes", "--dry_run"]) == 0
+    assert "63 runs, 0 finished, 63 to do" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_table_2_is_that_of_the_code(capsys):

@@ -124,6 +124,18 @@ def test_a_failure_is_told_by_its_line_and_other_seeds_go_on(tmp_path):
     assert any(line.startswith("  failed: ") for line in lines)
 
 
+@pytest.mark.parametrize(
+    ("end", "told"),
+    [
+        ((120, None, "the last line\n"), "the last line"),
+        ((1, None, ""), "it ended with status 1, without a word"),
+    ],
+)
+def test_a_failure_that_no_signal_is_names_none(tmp_path, end, told):
+    ((_, reason),), *_ = outcome(tmp_path, [end])
+    assert reason == told
+
+
 def test_a_folder_that_another_process_holds_is_waited_for(tmp_path, monkeypatch):
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     failed, *_ = outcome(tmp_path / "a", [(LOCKED, None, "")] * 3 + [(0, None, "")])
@@ -131,6 +143,16 @@ def test_a_folder_that_another_process_holds_is_waited_for(tmp_path, monkeypatch
     monkeypatch.setattr(pool, "LOCK_SECONDS", 0.0)
     ((_, reason),), *_ = outcome(tmp_path / "b", [(LOCKED, None, "run: error: held by A\n")])
     assert reason == "run: error: held by A"
+
+
+def test_the_wait_for_a_lock_begins_anew_after_any_other_end(tmp_path, monkeypatch):
+    """A run that trained for hours, and whose machine was lost, waits as long as one at first."""
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    clock = iter([0.0, 0.0, 1e4, 1e4])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    ends = [(LOCKED, None, ""), (-9, 0, ""), (LOCKED, None, ""), (0, None, "")]
+    failed, *_ = outcome(tmp_path, ends)
+    assert failed == []
 
 
 def test_wrong_input_is_told_before_any_work(tmp_path):
