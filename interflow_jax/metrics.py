@@ -158,7 +158,11 @@ def soft_targets(
       labels: [batch], int.
       classes: their number.
       smoothing: the share of a label that goes to all classes alike.
-      class_weights: factors of the classes' terms; () for 1.
+      class_weights: factors of the losses of examples by their own class; () for 1.
     """
     targets = optax.smooth_labels(jax.nn.one_hot(labels, classes, dtype=jnp.float32), smoothing)
-    return targets * jnp.asarray(class_weights, jnp.float32)[None] if class_weights else targets
+    return (
+        targets * jnp.asarray(class_weights, jnp.float32)[labels, None]
+        if class_weights
+        else targets
+    )

@@ -131,7 +131,7 @@ def read_pretrained(file: str | Path) -> dict[str, Any]:
       ValueError: for a file that is missing or damaged, is neither, or holds no arrays by name.
     """
     try:
-        content = Path(file).read_bytes()
+        content = Path(file).expanduser().read_bytes()
         tree = _read(content)
     except OSError as error:
         raise ValueError(f"the pretrained parameters {file} cannot be read: {error}") from error

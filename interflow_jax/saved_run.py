@@ -21,7 +21,7 @@ from interflow_jax.config import VGG, ModelConfig, from_record
 from interflow_jax.data.dataset import Dataset
 from interflow_jax.data.folders import PictureSplit
 from interflow_jax.data.picture_files import find_pictures
-from interflow_jax.data.pictures import Resize
+from interflow_jax.data.pictures import LARGEST_SIDE, Resize
 from interflow_jax.data.preprocessing import Preprocessing, normalize
 from interflow_jax.data.splits import Split, chunks, read, take
 from interflow_jax.depth import truncate
@@ -34,7 +34,6 @@ from interflow_jax.switch import switch_arguments, without_sowing
 
 HELD_OUT = 4000  # training examples, at most, to fit and to choose with
 _BATCH_SIZE = 64  # predictions compile once
-_LARGEST = 4096  # pixels of a side; memory would end a prediction beyond that
 
 
 class TrainedRun:
@@ -77,8 +76,9 @@ class TrainedRun:
 
     def _check_entries(self) -> None:
         shape, names = self.image_shape, self.class_names
-        if len(shape) != 3 or not all(type(n) is int and 0 < n <= _LARGEST for n in shape):
-            raise ValueError(f"image_shape is {shape!r}, not height, width and channels")
+        if len(shape) != 3 or not all(type(n) is int and 0 < n <= LARGEST_SIDE for n in shape):
+            at_most = f"height, width and channels of at most {LARGEST_SIDE}"
+            raise ValueError(f"image_shape is {shape!r:.200}, not {at_most}")
         if not isinstance(self.resize, str) or self.resize not in get_args(Resize):
             raise ValueError(f"resize is {self.resize!r:.200}, not {', '.join(get_args(Resize))}")
         if not all(isinstance(name, str) for name in names):
@@ -200,6 +200,7 @@ class TrainedRun:
         result = {name: self.result[name] for name in self.result if name not in added}
         examples = None
         if refit and data is not None:
+            self.check_data(data)
             unseen = held_out(self, data)
             split = unseen or take(data.train, min(HELD_OUT, len(data.train)))
             examples = self.predict_split(split)[1:]
@@ -221,6 +222,21 @@ class TrainedRun:
                 logits, _, labels, _ = run.predict_split(data.test)
                 cut.result[name] = 100 * float(np.mean(logits.argmax(-1) == labels))
         return cut
+
+    def check_data(self, data: Dataset) -> None:
+        """Raises ValueError for a dataset that is not the one that the run was trained on.
+
+        By its classes, and its digest, which older runs do not have.
+        """
+        if data.class_names != self.class_names:
+            raise ValueError(f"{data.name} has other classes than the run: {data.class_names}")
+        own = self.result.get("data")
+        if own is not None and (digest := data.digest()) != own:
+            raise ValueError(
+                f"{data.name} is not what the run was trained on (digest {own}, now {digest}: "
+                "files, labels or their versions differ), so which of its images the run has seen "
+                "is not known; restore that"
+            )
 
     def _alone_weights(self, branches: int) -> jax.Array:
         """Of a fusion by which the last of so many branches predicts as `alone` says."""

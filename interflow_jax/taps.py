@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
@@ -67,8 +68,9 @@ class Taps(nn.Module):
     Attributes:
       network: a Linen module that takes images first, an NNX module, whose parameters are then the
         initial ones, or a function that makes one, called as `make(rngs=nnx.Rngs(...))`.
-      taps: paths as `layers` gives them, in the order of the branches, shallow to deep. For a
-        module called more than once, the last call counts, or in Linen that of "path:0", ....
+      taps: paths as `layers` gives them, in the order of the branches, shallow to deep; of another
+        order in a Linen network a warning says so. For a module called more than once, the last
+        call counts, or in Linen that of "path:0", ....
       after: applied to every tapped output, such as `nn.relu`: what networks compute between
         modules has no name.
       switch: a Linen network's training switch, where its signature does not tell.
@@ -126,6 +128,11 @@ class Taps(nn.Module):
         def outputs(*arguments: Any, **keywords: Any) -> Any:
             sown, changed = calls.capture(*arguments, **keywords)
             tapped = [_find(tap, calls.all) for tap in self.taps]
+            ends = [call.end for _, call in tapped]
+            if ends != sorted(ends):
+                told = "branches are in the order given, and the last predicts where one does"
+                words = f"taps {self.taps} are not in the order of the calls: {told}"
+                warnings.warn(words, stacklevel=2)
             return [sown[call.path][number] for number, call in tapped], changed
 
         def exists(path: Path) -> bool:

@@ -473,9 +473,10 @@ WEIGHTS = (0.5, 1.0, 2.0)
     [
         ({"label_smoothing": 0.3}, 0.7 * ONE_HOT + 0.1),
         ({"class_weights": WEIGHTS}, ONE_HOT * WEIGHTS),
+        # The weight is of the example: else, a common one's target would be mostly a rare class.
         (
             {"class_weights": WEIGHTS, "label_smoothing": 0.3},
-            (0.7 * ONE_HOT + 0.1) * WEIGHTS,
+            (0.7 * ONE_HOT + 0.1) * np.array(WEIGHTS)[:, None],
         ),
     ],
 )

@@ -164,7 +164,8 @@ def test_gradients_of_a_branch_reach_the_layers_before_its_tap_and_no_other(bloc
 
 
 def test_taps_in_another_order_and_after_an_activation():
-    variables, (later, earlier) = tapped(Network(), "block1", "block0/conv1")
+    with pytest.warns(UserWarning, match="are not in the order of the calls"):
+        variables, (later, earlier) = tapped(Network(), "block1", "block0/conv1")
     model = ij.Taps(Network(), ["block0/conv1", "block1"], after=nn.relu)
     other = jax.jit(model.apply)(variables, IMAGES)
     np.testing.assert_array_equal(other[0], nn.relu(earlier))

@@ -23,10 +23,11 @@ from interflow_jax.cli.flags import (
 )
 from interflow_jax.config import VGG, ModelConfig, check_choices, from_record
 from interflow_jax.data.recipes import recipe
+from interflow_jax.fusion import KINDS
 from interflow_jax.methods import look_up, losses
 from interflow_jax.optimizer import learning_rate_schedule, make_optimizer
 from interflow_jax.training_recipe import TrainingRecipe, default_recipe, training_recipe
-from interflow_jax.vgg import StrideVGG
+from interflow_jax.vgg import VGG_DEPTH, StrideVGG
 
 _VGG_ONLY = {field.name for field in dataclasses.fields(StrideVGG)} & {
     field.name for field in dataclasses.fields(ModelConfig) if field.name != "taps"
@@ -112,6 +113,16 @@ class RunConfig:
             return {}
         return training_recipe("modern", self.epochs(), training.batch_size)._asdict()
 
+    def recipe_line(self) -> str:
+        """How it trains, in flags: what its recipe decides, and what was given in place of that."""
+        values = {name: self.flat()[name] for name in TrainingRecipe._fields}
+        if values["augment"] is None:
+            values["augment"] = "crop_flip" if self.data.augments() else "none"
+        given = (
+            f"--{name}={as_flag(value)}" for name, value in values.items() if value is not None
+        )
+        return f"recipe {self.training.recipe}: {' '.join(given)}"
+
     def losses(self) -> dict[str, float]:
         """The branches' own losses (see `methods.losses`)."""
         training = self.training
@@ -165,6 +176,29 @@ class RunConfig:
             return
         self._check_backbone()
         self.model.build(num_classes=2)
+
+    def idle(self) -> list[str]:
+        """What some flags that were given do not do, a sentence each."""
+        model, training, method = self.model, self.training, look_up(self.model.method)
+        alone = method.predicts_from_last or len(model.resolved_taps()) == 1
+        one, given = "there is one branch", method.initial_weights or model.initial_weights
+        drawn = KINDS[model.fusion or method.fusion].drawn and given is None
+        reasons = {
+            "fusion_start": "" if drawn else "no weights are drawn",
+            "pool": "vgg has no maps of tokens" if model.backbone == VGG else "",
+            "layout": "" if model.depth > VGG_DEPTH else f"{model.depth} layers add none",
+            "detached": one if alone else "the backbone is frozen" if model.frozen else "",
+            "distillation": one if alone else "",
+            "auxiliary_mean": f"{one}, whose loss it multiplies" if alone else "",
+        }
+        told = [
+            f"--{name}={as_flag(value)} is without effect: {why}"
+            for name, value in self.changes().items()
+            if (why := reasons.get(name))
+        ]
+        if model.frozen and training.pretrained is None:
+            told.append("--frozen=backbone without --pretrained: it stays as it is drawn at random")
+        return told
 
     def _check_backbone(self) -> None:
         model = self.model

@@ -37,8 +37,7 @@ def read(file: str, given: Container[str]) -> list[str]:
         raise ValueError(f"--config={file} cannot be read: {error}") from error
     for part in () if is_json else PARTS:
         if isinstance(values.get(part), dict):
-            table = values.pop(part)
-            values |= table
+            _move_up(file, values, part)
     network = values.get("backbone", VGG)
     if network != VGG and "backbone" not in given:
         raise ValueError(
@@ -65,6 +64,18 @@ def _of_run(file: str, record: Any, given: Container[str]) -> list[str]:
     return [flag for flag in flags if not (flag.startswith("--seed=") and "seeds" in given)]
 
 
+def _move_up(file: str, values: dict[str, Any], part: str) -> None:
+    """Moves a table's entries to the top; raises ValueError where another says them, too."""
+    table = values.pop(part)
+    for name in table:
+        owner = next((each for each in PARTS if name in fields(each)), part)
+        if owner != part:
+            raise ValueError(f"--config={file} has {name} in [{part}]; it is of [{owner}]")
+        if name in values:
+            raise ValueError(f"--config={file} has {name} twice: at the top, and in [{part}]")
+    values |= table
+
+
 def _of_toml(file: str, values: dict[str, Any], given: Container[str]) -> list[str]:
     known = sorted(name for part in PARTS for name in fields(part))
     flags = []
@@ -76,7 +87,7 @@ def _of_toml(file: str, values: dict[str, Any], given: Container[str]) -> list[s
                 f"--config={file} has {name!r}, which is no flag{meant} Choose from "
                 f"{', '.join(known)}"
             )
-        if name == "seed" and "seeds" in given:
+        if {"seed": "seeds", "seeds": "seed"}.get(name, name) in given:  # the flag wins
             continue
         if isinstance(value, list):
             value = tuple(value)

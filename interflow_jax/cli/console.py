@@ -76,8 +76,13 @@ def epoch_line(record: dict[str, Any], epochs: int) -> str:
     return (
         f"epoch {record['epoch']}/{epochs}  loss {record['train_loss']:.4f}  "
         f"test {record['test_accuracy']:.2f}%  branches {branches}  weights {weights}  "
-        f"{record['images_per_second']:,.0f} images/s"
+        f"{_speed(record['images_per_second'])}"
     )
+
+
+def _speed(rate: float) -> str:
+    """In words; a dash where every step was one that compiled."""
+    return f"{rate:,.0f} images/s" if rate else "- images/s"
 
 
 def summary(result: dict[str, Any], folder: Any) -> str:
@@ -99,7 +104,7 @@ def summary(result: dict[str, Any], folder: Any) -> str:
         f"{result['method']} on {printable(result['dataset'])}, seed {result['seed']}: "
         f"{result['test_accuracy']:.2f}% of {result['test_examples']:,} test images{part} "
         f"after {_epochs(result)} of {result['train_size']:,} images\n\n{branches}\n\n"
-        f"  {result['parameters']:,} parameters, {result['images_per_second']:,.0f} images/s, "
+        f"  {result['parameters']:,} parameters, {_speed(result['images_per_second'])}, "
         f"{duration(result['train_seconds'])} of training on {result['device']}\n"
         f"  figures, pictures and checkpoints in {folder}"
     )
@@ -107,7 +112,10 @@ def summary(result: dict[str, Any], folder: Any) -> str:
 
 def _epochs(result: dict[str, Any]) -> str:
     """How long it was trained, and which epoch was kept."""
-    epochs, kept = f"{result['epochs']} epoch(s)", result.get("kept_epoch", result["epochs"])
+    trained = result.get("trained_epochs", result["epochs"])
+    epochs, kept = f"{trained} epoch(s)", result.get("kept_epoch", trained)
+    if trained < result["epochs"]:
+        epochs += f" (of {result['epochs']}; the last were no better on held-out images)"
     if result.get("keep") != "best":
         return epochs
     return f"epoch {kept}, the best on held-out images, of {epochs}"

@@ -23,15 +23,18 @@ def load(
 ) -> Dataset:
     """Opens a dataset like `recipes.load`; tfds downloads and prepares one that no folder has.
 
-    Whatever else can be wrong is checked by `before_download`.
+    Whatever else can be wrong is checked by `before_download`. Prints the dataset's notes.
     """
     try:
-        return _open(name, data_dir, image_size, resize)
+        dataset = _open(name, data_dir, image_size, resize)
     except NotPreparedError:
         check(name, data_dir)
         before_download()
         prepare(name, data_dir)
-        return _open(name, data_dir, image_size, resize)
+        dataset = _open(name, data_dir, image_size, resize)
+    for note in dataset.notes:
+        print(note, flush=True)
+    return dataset
 
 
 def check(name: str, data_dir: str | None) -> None:

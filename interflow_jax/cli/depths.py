@@ -334,9 +334,11 @@ def difference(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
 
 
 def load(run: TrainedRun, data_dir: str | None) -> Dataset:
-    """The dataset of a run."""
+    """The dataset of a run; raises ValueError where that has changed."""
     given = run.result
-    return data.load(given["dataset"], data_dir, given["image_size"], resize=run.resize)
+    dataset = data.load(given["dataset"], data_dir, given["image_size"], resize=run.resize)
+    run.check_data(dataset)
+    return dataset
 
 
 def _predicted(run: TrainedRun, split: Split) -> Examples:

@@ -66,6 +66,8 @@ def text(report: dict[str, Any], drawn: list[dict[str, str]]) -> str:
     trained = report["fusion"] or "the method's fusion"
     if report["auxiliary_mean"]:
         trained += f", {report['auxiliary_mean']:g} x mean of branch losses"
+    if report["distillation"]:
+        trained += f", {report['distillation']:g} x distillation"
     rows = [
         [
             *(f"after {cut['after']}", cut["alone"], cut["accuracy"], _ahead(cut)),

@@ -64,7 +64,7 @@ def writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise ValueError(
-            f"cannot write to {folder} ({error.strerror}); give another folder by --out"
+            f"cannot write to {folder} ({error.strerror}); free it, or choose another folder"
         ) from error
 
 

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from interflow_jax.data.pictures import Resize
+from interflow_jax.data.pictures import LARGEST_SIDE, Resize
 from interflow_jax.data.recipes import recipe
 from interflow_jax.optimizer import LEARNING_RATE, WEIGHT_DECAY, Optimizer, Schedule
 from interflow_jax.steps import BATCH_SIZE
@@ -111,10 +111,10 @@ class SelectionConfig:
 
     Attributes:
       evaluate_every: epochs between evaluations; the last epoch always has one.
-      keep: weights of the last epoch, or of the one best on held-out images, which are training
-        images beyond --train_size.
-      patience: end after so many epochs without a better accuracy on held-out images; None for
-        never.
+      keep: weights of the last epoch, or of the one best on held-out images: of the training images
+        beyond --train_size, up to a tenth as many as are trained on.
+      patience: end at the first evaluation after so many epochs without a better accuracy on
+        held-out images; None for never.
     """
 
     evaluate_every: int = 1
@@ -154,7 +154,7 @@ BOUNDS = {  # lowest and highest value; memory or patience would end a run beyon
     "epochs": (1, 1_000_000),
     "batch_size": (1, 1_000_000),
     "train_size": (1, math.inf),
-    "image_size": (1, 4096),
+    "image_size": (1, LARGEST_SIDE),
     "checkpoint_minutes": (1e-6, 1e6),
     "learning_rate": (0.0, 1e6),
     "momentum": (0.0, 1.0),

@@ -2,9 +2,6 @@
 
 from typing import Any
 
-MISSING = "missing"
-"""Shown where no run is finished."""
-
 
 def text(value: Any, form: str = ".2f") -> str:
     """Formats a float by `form`, None as a dash, and anything else with `str`."""

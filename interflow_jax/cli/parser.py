@@ -40,15 +40,16 @@ def one_line(text: str) -> str:
 def _parse_list(kind: Callable[[str], Any], example: str, repeats: bool = False) -> Callable:
     def parse(text: str) -> tuple[Any, ...]:
         parts = text.split(",")
-        for part in parts if not repeats else ():
-            if parts.count(part) > 1:
-                raise argparse.ArgumentTypeError(f"{text!r} has {part} more than once")
         try:
             if "" in parts:
                 raise ValueError("an empty part")
-            return tuple(map(kind, parts))
+            values = tuple(map(kind, parts))
         except ValueError as error:
             raise argparse.ArgumentTypeError(f"{text!r} is not a list as {example}") from error
+        for value in values if not repeats else ():
+            if values.count(value) > 1:
+                raise argparse.ArgumentTypeError(f"{text!r} has {value} more than once")
+        return values
 
     return parse
 
@@ -212,6 +213,9 @@ def parse_run(arguments: Sequence[str]) -> RunConfig:
     parser.add_argument("--config", metavar="FILE", help=_CONFIG)
     add_config(parser)
     given = vars(parser.parse_args(list(arguments)))
+    if "seed" in given and "seeds" in given:
+        seeds = as_flag(given["seeds"])
+        parser.error(f"--seed={given['seed']} and --seeds={seeds} together: give one")
     if file := given.pop("config"):
         flags = config_file.read(file, given)
         given = vars(parser.parse_args([*flags, *arguments]))

@@ -1,7 +1,7 @@
 """One configuration's runs: checked, prepared, trained."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -114,6 +114,8 @@ class Runs:
                 self._claim()
 
             with hosts.everywhere():
+                for sentence in config.idle():
+                    print(sentence, flush=True)
                 dataset = data.load(
                     config.data.dataset,
                     places.data_dir,
@@ -128,8 +130,6 @@ class Runs:
             hosts.once(lambda: self._claim(dataset.digest()))
             if dataset.name.startswith("folder:"):
                 print(_contents(dataset), flush=True)
-            for note in dataset.notes:
-                print(note, flush=True)
             with hosts.everywhere(), memory_errors(), data.reading(dataset.name):
                 dataset, self._held_out = _subset(config, dataset)
                 losses, regularization = config.losses(), config.regularization
@@ -153,6 +153,10 @@ class Runs:
                     pretrained=variables,
                     progress=partial(console.reading, words=dataset.name),
                 )
+            _say_what_is_trained_on(trainer, config)
+            with hosts.everywhere(), data.reading(dataset.name):
+                if not any(folder.has_work() for _, folder in self.seeds):
+                    _check_pictures(trainer, partial(console.reading, words="test pictures"))
             hosts.once(partial(self._keep_statistics, trainer.preprocessing))
         return trainer
 
@@ -207,7 +211,7 @@ class Runs:
                 f"{config.model.method} on {config.data.dataset}, seed {config.training.seed}: "
                 f"{config.epochs()} epoch(s) of {trainer.steps} steps of {trainer.batch_size} "
                 f"images, branches after {', '.join(map(str, trainer.labels))}, on "
-                f"{machine.device()}",
+                f"{machine.device()}\n{config.recipe_line()}",
                 flush=True,
             )
             if bring := onednn.hint():
@@ -225,6 +229,7 @@ class Runs:
             def finish() -> dict[str, Any]:
                 history = training.position.history
                 result = _result(identity, training, figures, self.command)
+                result["data"] = folder.fact("data")
                 charts.draw(history, result, trainer.dataset.class_names, folder.pictures)
                 answers.write(folder.pictures, folder.path / "classes.json")
                 training.write_pictures(partial(print, flush=True))
@@ -239,12 +244,38 @@ class Runs:
 
 
 def _contents(dataset: Dataset) -> str:
-    count, names = len(dataset.class_names), ", ".join(dataset.class_names[:_NAMED])
-    more = f" and {count - _NAMED} more" if count > _NAMED else ""
+    height, width, _ = dataset.image_shape
     return (
-        f"{len(dataset.train):,} pictures to train on and {len(dataset.test):,} to test on, of "
-        f"{count} classes: {names}{more}"
+        f"{len(dataset.train):,} pictures to train on and {len(dataset.test):,} to test on, taken "
+        f"at {width}x{height}, of {len(dataset.class_names)} classes: {_some(dataset.class_names)}"
     )
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"{', '.join(names[:_NAMED])}{more}"
+
+
+def _say_what_is_trained_on(trainer: Trainer, config: RunConfig) -> None:
+    """Says what a smaller training split lacks, and how many images choose an epoch."""
+    dataset, selection = trainer.dataset, config.selection
+    if config.data.train_size is not None and isinstance(dataset.train, splits.ArraySplit):
+        counts = splits.class_counts(dataset.train, len(dataset.class_names))
+        names = zip(dataset.class_names, counts, strict=True)
+        if absent := [name for name, count in names if not count]:
+            print(f"no image is trained on of {len(absent)} class(es): {_some(absent)}", flush=True)
+    if dataset.validation is not None and (selection.keep == "best" or selection.patience):
+        print(f"{len(dataset.validation):,} held-out training images choose the epoch", flush=True)
+
+
+def _check_pictures(trainer: Trainer, progress: splits.Progress) -> None:
+    """Reads those in folders that training, which reads them as it goes, has not read by then."""
+    dataset = trainer.dataset
+    if dataset.name.startswith("folder:"):
+        for split in (dataset.test, dataset.validation, dataset.train):
+            if split is not None and not isinstance(split, splits.ArraySplit):
+                for indices in progress(splits.chunks(split)):
+                    splits.read(split, indices)
 
 
 def check_sizes(config: RunConfig, examples: int) -> None:

@@ -155,6 +155,11 @@ class TrainingRun:
                 if record is not None:
                     self._write_history(progress.say)
                     progress.say(epoch_line(record, self.epochs))
+            if position.epoch < self.epochs:
+                progress.say(
+                    f"no better on held-out images since epoch {_best(position.history)['epoch']}: "
+                    f"ended after {position.epoch} of {self.epochs} epochs"
+                )
         except StoppedError as stopped:
             with hosts.everywhere():
                 try:
@@ -176,8 +181,9 @@ class TrainingRun:
         return _best(history) if self._selection.keep == "best" else history[-1]
 
     def _is_out_of_patience(self) -> bool:
+        """Asked after evaluations alone: what is recorded is then of the epoch that is last."""
         history, patience = self.position.history, self._selection.patience
-        if patience is None or not history:
+        if patience is None or not history or history[-1]["epoch"] != self.position.epoch:
             return False
         return self.position.epoch - _best(history)["epoch"] >= patience
 

@@ -10,8 +10,7 @@ import numpy as np
 from interflow_jax.data import pictures
 from interflow_jax.data.dataset import VARYING_SIZE, Dataset, clean_names
 from interflow_jax.data.listing import Files, list_pictures
-from interflow_jax.data.memory import check_image_size
-from interflow_jax.data.pictures import Resize
+from interflow_jax.data.pictures import LARGEST_SIDE, Resize, check_image_size
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ def from_folder(
 ) -> Dataset:
     """A dataset of the pictures in and below PATH/train/CLASS and PATH/test/CLASS.
 
-    The test pictures' folder may be called val, valid or validation; capitals do not matter.
+    The folders may be called training, and testing, val, valid or validation, in any capitals.
     Without one, every tenth picture of a class, by name, is for testing, or, where no class has
     ten, each class's last. Without train, the classes are PATH/CLASS. Images are grey if all
     pictures are. Names that begin with "." and __MACOSX are skipped; what else is not read is
@@ -90,14 +89,22 @@ def _shape(
     files: list[Path], image_size: int | None, resize: Resize
 ) -> tuple[tuple[int, int, int], list[str]]:
     """(height, width, channels) for all pictures, and a note if that resizes them."""
-    sizes, modes = set(), set()
+    sizes, modes, errors = set(), set(), []
     for file in files:
-        with pictures.opened(file) as picture:  # reads only the file's header
-            sizes.add(pictures.upright_size(picture))
-            modes.add(picture.mode)
+        try:
+            with pictures.opened(file) as picture:  # reads only the file's header
+                sizes.add(pictures.upright_size(picture))
+                modes.add(picture.mode)
+        except ValueError as error:
+            errors.append(error)
+    pictures.raise_all(errors)
     side = image_size or VARYING_SIZE
     size = next(iter(sizes)) if image_size is None and len(sizes) == 1 else (side, side)
     width, height = size
+    if max(size) > LARGEST_SIDE:
+        raise ValueError(
+            f"the pictures are {width}x{height}; give an image_size, of at most {LARGEST_SIDE}"
+        )
     notes = []
     if sizes != {size}:
         old = f"{len(sizes)} sizes" if len(sizes) > 1 else "x".join(map(str, *sizes))

@@ -8,7 +8,8 @@ from interflow_jax.data.dataset import printable
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _HELD_OUT = 10  # without a test folder, every tenth picture of a class is for testing
-_TEST_FOLDERS = ("test", "val", "valid", "validation")  # the first that is there, in any case
+_TRAIN_FOLDERS = ("train", "training")  # in any case
+_TEST_FOLDERS = ("test", "testing", "val", "valid", "validation")  # the first that has classes
 _NAMED = 5  # names in a sentence
 
 Files = dict[str, list[Path]]
@@ -33,12 +34,14 @@ def list_pictures(root: Path) -> Listing:
     folders, files = _visible(root)
     parts: dict[str, Path] = {}
     for folder in folders:
-        if (name := folder.name.lower()) in ("train", *_TEST_FOLDERS):
+        if (name := folder.name.lower()) in (*_TRAIN_FOLDERS, *_TEST_FOLDERS):
+            name = "train" if name in _TRAIN_FOLDERS else name
             if name in parts:
                 raise ValueError(f"{root} has {parts[name].name} and {folder.name}; keep one")
             parts[name] = folder
     train = parts.get("train")
-    held_out = next((parts[name] for name in _TEST_FOLDERS if name in parts), None)
+    for_testing = [parts[name] for name in _TEST_FOLDERS if name in parts]
+    held_out = next((folder for folder in for_testing if _visible(folder)[0]), None)
     notes = []
     if train and (held_out or len(folders) == 1 or _holds_folders_alone(train)):
         unread[root] += files
@@ -48,6 +51,7 @@ def list_pictures(root: Path) -> Listing:
     else:
         if train:
             notes.append(f"{train.name} holds pictures itself, and is taken for a class")
+        notes += _as_classes(root, folders, [] if train else for_testing)
         held_out, in_train = None, _classes(root, unread)
     if held_out:
         listing = Listing(in_train, _classes(held_out, unread), held_out.name, notes)
@@ -57,7 +61,28 @@ def list_pictures(root: Path) -> Listing:
     _check(root, listing)
     if untested := [name for name in listing.train if not listing.test.get(name)]:
         notes.append(f"classes without test pictures: {_some(untested)}")
+    capitals = Counter(name.casefold() for name in listing.train)
+    if alike := [name for name in listing.train if capitals[name.casefold()] > 1]:
+        notes.append(f"classes that differ in capitals alone: {_some(alike)}")
     return listing
+
+
+def _as_classes(root: Path, folders: list[Path], for_testing: list[Path]) -> list[str]:
+    """Notes on folders that are taken for classes; ValueError for one of test pictures."""
+    inside = {folder: {below.name for below in _visible(folder)[0]} for folder in folders}
+    for folder in for_testing:
+        if inside[folder] & {other.name for other in folders}:
+            raise ValueError(
+                f"{root} has a folder {folder.name} of the same classes, but none called train: "
+                "put those to train on into it"
+            )
+    notes = [f"{folder.name} is taken for a class" for folder in for_testing]
+    below = next(iter(inside.values()), set())
+    alike = len(folders) > 1 and below and all(names == below for names in inside.values())
+    if alike and not any(_is_picture(file) for folder in folders for file in _visible(folder)[1]):
+        upper = _some([folder.name for folder in folders])
+        notes.append(f"{upper} are the classes, each with {_some(sorted(below))} inside")
+    return notes
 
 
 def is_for_testing(path: Path) -> bool:
@@ -91,7 +116,8 @@ def _check(root: Path, listing: Listing) -> None:
         )
     if not any(test.values()):
         raise ValueError(
-            f"{root} has no pictures to test on; give each class two or more, or a folder test"
+            f"{root} has no pictures to test on; "
+            + "; ".join(["give each class two or more, or a folder test", *listing.notes])
         )
 
 

@@ -1,11 +1,8 @@
 """How much this host can hold."""
 
 import contextlib
-import math
 import os
 from pathlib import Path
-
-_BYTES_PER_PIXEL = 3 * 4  # RGB in float32
 
 
 def host_memory() -> int:
@@ -18,13 +15,3 @@ def host_memory() -> int:
             with contextlib.suppress(OSError, ValueError):  # a limit may be "max"
                 limits.append(int((folder / "memory.max").read_text()))
     return min(limits)
-
-
-def check_image_size(image_size: int | None) -> None:
-    """Raises ValueError for a height and width below 1, or too large for this host's memory."""
-    largest = math.isqrt(host_memory() // _BYTES_PER_PIXEL)
-    if image_size is not None and not 1 <= image_size <= largest:
-        raise ValueError(
-            f"image_size is {image_size}; choose 1 to {largest}: a larger RGB image in float32 "
-            f"does not fit in this host's {host_memory() / 1e9:.1f} GB"
-        )

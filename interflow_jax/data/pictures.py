@@ -17,6 +17,8 @@ Resize = Literal["squash", "crop", "pad"]
 
 _RESIZED: dict[str, str] = {"squash": "squashed", "crop": "cropped", "pad": "padded"}
 
+LARGEST_SIDE = 4096  # pixels; memory would end a training or a prediction beyond that
+
 TRIES = 10  # boxes drawn per picture, of which the first that lies within it is cut out
 
 # Inception's crops, as commonly drawn: shares of the picture's area, and aspect ratios.
@@ -81,6 +83,12 @@ def check_resize(resize: str) -> None:
         raise ValueError(f"resize is {resize!r}; choose one of {', '.join(_RESIZED)}")
 
 
+def check_image_size(image_size: int | None) -> None:
+    """Raises ValueError for a height and width below 1 or above `LARGEST_SIDE`."""
+    if image_size is not None and not 1 <= image_size <= LARGEST_SIDE:
+        raise ValueError(f"image_size is {image_size}; choose 1 to {LARGEST_SIDE}")
+
+
 def resized_note(old: str, size: tuple[int, int], resize: Resize) -> str:
     """Says that images of old sizes come to (width, height)."""
     return f"images: {old}, resized to {size[0]}x{size[1]} ({_RESIZED[resize]})"
@@ -142,14 +150,27 @@ def fit_all(
 ) -> np.ndarray:
     """Reads pictures, each as `opened` takes it, and fits them: [pictures, *shape], uint8.
 
-    With draws, [pictures, tries, 4], a box of each is cut out.
+    With draws, [pictures, tries, 4], a box of each is cut out. Raises ValueError for all that
+    cannot be read together.
     """
-    images = []
+    images, errors = [], []
     for number, (file, name) in enumerate(files):
-        with opened(file, name) as picture:
-            draw = None if draws is None else draws[number]
-            images.append(fit(picture, shape, draw, resize))
+        try:
+            with opened(file, name) as picture:
+                draw = None if draws is None else draws[number]
+                images.append(fit(picture, shape, draw, resize))
+        except ValueError as error:
+            errors.append(error)
+    raise_all(errors)
     return np.stack(images)
+
+
+def raise_all(errors: list[ValueError]) -> None:
+    """Raises one error in place of several; none without any."""
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise ValueError(f"{len(errors)} files cannot be read: {'; '.join(map(str, errors[:5]))}")
 
 
 def _padded(picture: Image.Image, size: tuple[int, int], method: Image.Resampling) -> Image.Image:

@@ -9,8 +9,7 @@ import numpy as np
 
 from interflow_jax.data.dataset import Dataset
 from interflow_jax.data.folders import from_folder
-from interflow_jax.data.memory import check_image_size
-from interflow_jax.data.pictures import Resize, check_resize
+from interflow_jax.data.pictures import Resize, check_image_size, check_resize
 from interflow_jax.data.splits import ArraySplit
 
 
@@ -96,7 +95,7 @@ def find(name: str, data_dir: str | Path | None = None) -> Path:
     try:
         return tfds.find(recipe(name).tfds_name, data_dir)
     except tfds.UnknownNameError as error:
-        close = difflib.get_close_matches(name, {*RECIPES, *error.known}, n=3)
+        close = difflib.get_close_matches(name.lower(), {*RECIPES, *error.known}, n=3)
         raise ValueError(
             f"there is no dataset {name!r} (close: {', '.join(close) or 'none'}); choose one of "
             f"{', '.join(RECIPES)}, folder:PATH, or one that `tfds.list_builders()` lists"

@@ -86,6 +86,8 @@ def test_help_has_a_line_on_every_method(capsys):
         (["--method=S1", "--taps=9,14"], ["depth 13 has no convolution 14", "1 to 13"]),
         (["--taps=7,9"], ["7 branch weights", "2 taps"]),
         (["--seed=1", "--seeds=1,2"], ["--seed=1", "--seeds", "give one"]),
+        (["--seed=0", "--seeds=1,2"], ["--seed=0", "--seeds", "give one"]),
+        (["--seeds=1,01"], ["'1,01' has 1 more than once"]),
         (["--seed=-1"], ["--seed=-1", "from 0 to"]),
         (["--seeds=0,-1"], ["--seed=-1", "from 0 to"]),
         (["--frozen=all"], ["'all'", "none", "backbone"]),
@@ -106,6 +108,30 @@ def test_one_line_says_what_is_wrong(flags, said, capsys, tmp_path):
     for part in said:
         assert part in lines[0]
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "idle"),
+    [
+        (["--method=S7", "--fusion_start=unit"], "--fusion_start=unit is without effect: no weig"),
+        (["--method=S1", "--fusion_start=unit"], None),
+        (["--fusion=softmax", "--fusion_start=unit"], "--fusion_start=unit is without effect"),
+        (["--pool=first"], "--pool=first is without effect: vgg has no maps of tokens"),
+        (["--layout=append"], "--layout=append is without effect: 13 layers add none"),
+        (["--layout=append", "--depth=20", "--method=S1"], None),
+        (["--method=Normal", "--detached"], "--detached=backbone is without effect: there is one"),
+        (["--detached", "--frozen=backbone", "--pretrained=x"], "the backbone is frozen"),
+        (["--method=Normal", "--distillation=1"], "--distillation=1.0 is without effect"),
+        (["--method=Normal", "--auxiliary_mean=1"], "one branch, whose loss it multiplies"),
+        (["--method=S1", "--auxiliary_mean=1", "--distillation=1"], None),
+        (["--frozen=backbone"], "--frozen=backbone without --pretrained: it stays as it is drawn"),
+        (["--method=Detached"], None),
+    ],
+)
+def test_flags_without_effect_are_said(flags, idle):
+    told = parse(flags).idle()
+    assert len(told) == (idle is not None)
+    assert (idle or "") in "".join(told)
 
 
 def test_weights_may_be_equal_and_nothing_else():

@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from interflow_jax.cli import machine, predict, run
+from interflow_jax import load_run
+from interflow_jax.cli import explore, machine, predict, run
 from interflow_jax.cli.training import TrainingRun
+from interflow_jax.data import from_folder, load
+from interflow_jax.data.splits import take
 from tests.cli.conftest import SMALL, folder_in, result_in
 from tests.cli.test_resume import COMMAND
 
@@ -48,6 +51,44 @@ def test_other_pictures_under_the_same_name_are_no_old_result(tmp_path, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert "was trained on other data of the same name" in line
     assert (folder / "checkpoints").exists()
+
+
+def test_a_picture_that_is_broken_ends_a_run_before_it_trains(tmp_path, capsys):
+    """Also where pictures are read as training goes; without it, the same command begins."""
+    root = pictures(tmp_path / "pics")
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40), np.uint8)
+    Image.fromarray(noise).save(broken := root / "cat" / "9.png")  # the tenth, for testing
+    broken.write_bytes(broken.read_bytes()[:900])
+    flags = [*of_folder(root, tmp_path / "out"), "--augment=random_resized_crop", "--image_size=8"]
+    assert run(flags) == 2
+    assert f"{broken} cannot be read" in capsys.readouterr().err
+    broken.unlink()
+    assert run(flags) == 0
+
+
+def test_a_run_knows_its_data_whoever_asks(tmp_path, capsys):
+    """With another picture, which ones were trained on is not known."""
+    root, out = pictures(tmp_path / "pics", count=20), tmp_path / "out"
+    assert run([*of_folder(root, out), "--train_size=20"]) == 0
+    (folder,) = out.glob("*/Normal/seed0")
+    opened = load_run(folder)
+    opened.check_data(from_folder(root))
+    Image.new("L", (8, 8), 3).save(root / "cat" / "more.png")
+    with pytest.raises(ValueError, match="is not what the run was trained on"):
+        opened.cut(1, from_folder(root), refit=True)
+    assert explore([f"--run={folder}"]) == 2
+    assert "is not what the run was trained on" in capsys.readouterr().err
+    assert predict([f"--run={folder}", f"--dataset=folder:{root}"]) == 0
+    assert "has changed since the run was trained on it" in capsys.readouterr().out
+
+
+def test_a_class_that_no_image_is_left_of_is_named(tmp_path, capsys):
+    assert run([*SMALL[:-2], "--train_size=64", "--epochs=1", f"--out={tmp_path}"]) == 0
+    labels = take(load("fashion_mini").train, 64).read(np.arange(64))[1]
+    absent = [n for n, name in enumerate(load("fashion_mini").class_names) if n not in labels]
+    said = capsys.readouterr().out
+    assert (f"no image is trained on of {len(absent)} class(es): " in said) == bool(absent)
+    assert "recipe paper: --batch_size=64 --optimizer=sgd --learning_rate=0.001 " in said
 
 
 def test_a_checkpoint_of_another_run_is_refused(finished, tmp_path, capsys):

@@ -86,7 +86,28 @@ def test_files_may_be_given_in_any_form(run_flag, form, tmp_path, capsys):
     file = tmp_path / "a.png"
     Image.new("L", (28, 28)).save(file)
     assert predict.main([run_flag, *(part.format(file) for part in form)]) == 0
-    assert capsys.readouterr().out.count(f"{file}: ") == len(form)
+    said = capsys.readouterr().out
+    assert said.count(f"{file}: ") == 1
+    assert ("1 file(s) are named more than once, and taken once" in said) == (len(form) == 2)
+
+
+def test_predictions_replace_no_file_of_a_run(finished, run_flag, capsys):
+    (own := folder_in(finished) / "classes.json").touch()
+    before = own.read_bytes()
+    out = folder_in(finished) / "predictions.csv"
+    assert predict.main([run_flag, "--dataset=fashion_mini", f"--out={out}"]) == 2
+    assert "is in the folder of a run, whose own classes.json" in capsys.readouterr().err
+    assert own.read_bytes() == before
+
+
+def test_pictures_in_folders_below_those_of_a_class_are_counted(run_flag, tmp_path, capsys):
+    for place in ("Shirt", "Shirt/more", "Dress"):
+        (tmp_path / place).mkdir()
+        Image.new("L", (28, 28)).save(tmp_path / place / "a.png")
+    assert predict.main([run_flag, str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "3 of 3 pictures are in folders named after" in said
+    assert "1 of them in folders below those: " in said
 
 
 def test_a_run_is_opened_with_the_library_alone(finished):

@@ -9,9 +9,11 @@ import pytest
 from PIL import Image
 
 import interflow_jax as ij
+from interflow_jax import load_run
 from interflow_jax.cli import predict, run
 from interflow_jax.cli.config import recorded
 from interflow_jax.cli.parser import parse_run as parse
+from interflow_jax.data import load
 from interflow_jax.trainer import Trainer
 from interflow_jax.training_recipe import TrainingRecipe, training_recipe
 from tests.cli.conftest import SMALL, folder_in, result_in
@@ -142,6 +144,8 @@ def test_a_file_of_flags_says_what_the_flags_say(tmp_path):
     assert parse([f"--config={file}"]) == parse(told)
     assert parse([f"--config={file}", "--epochs=6"]) == parse([*told, "--epochs=6"])
     assert parse(["--epochs=6", f"--config={file}"]) == parse([*told, "--epochs=6"])
+    file.write_text("seeds = [1, 2]")
+    assert parse([f"--config={file}", "--seed=0"]) == parse(["--seed=0"])
 
 
 def test_a_run_s_own_configuration_is_one_of_another_method_or_seed(finished, tmp_path):
@@ -170,6 +174,8 @@ def test_a_run_s_own_configuration_is_one_of_another_method_or_seed(finished, tm
         ("{}", ["it has no configuration"]),
         ('{"configuration": 3}', ["--config="]),
         ('backbone = "mine:Network"', ["mine:Network", "add --backbone=mine:Network"]),
+        ("epochs = 3\n[training]\nepochs = 5", ["epochs twice: at the top, and in [training]"]),
+        ("[data]\nlearning_rate = 0.1", ["learning_rate in [data]; it is of [training]"]),
     ],
 )
 def test_a_wrong_file_is_one_line(text, said, tmp_path, capsys):
@@ -212,9 +218,23 @@ def test_the_best_epoch_is_kept_and_patience_ends_what_gets_no_better(
     assert result["test_accuracy"] == float(rows[1]["test_accuracy"])
     assert result["validation_accuracy"] == 30
     said = capsys.readouterr().out
-    assert "after epoch 2, the best on held-out images, of 9 epoch(s)" in said
+    assert "25 held-out training images choose the epoch" in said
+    assert "no better on held-out images since epoch 2: ended after 5 of 9 epochs" in said
+    assert "after epoch 2, the best on held-out images, of 5 epoch(s) (of 9; " in said
     assert predict([f"--run={folder_in(tmp_path)}", "--dataset=fashion_mini"]) == 0
     assert f"{result['test_accuracy']:.2f}% correct" in capsys.readouterr().out
+
+
+def test_patience_is_asked_after_an_evaluation(tmp_path):
+    """So that the figures are of the weights that are kept."""
+    flags = [*SMALL[:-1], "--epochs=9", "--evaluate_every=4", "--patience=1", "--learning_rate=0"]
+    assert run([*flags, f"--out={tmp_path}"]) == 0
+    result = result_in(tmp_path)
+    assert result["trained_epochs"] == result["kept_epoch"] == 8
+    loaded = load_run(folder_in(tmp_path))
+    images, labels = load("fashion_mini").test.read(np.arange(1000))
+    correct = np.mean(np.asarray(loaded.predict(images).logits).argmax(1) == labels)
+    assert 100 * correct == pytest.approx(result["test_accuracy"])
 
 
 def test_every_second_epoch_is_evaluated(finished, tmp_path):

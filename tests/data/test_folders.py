@@ -60,6 +60,18 @@ def test_folders_are_classes(root, monkeypatch):
         ("a b __MACOSX/a .hidden a/.hidden", 18, 2, TENTH, []),
         ("a*10.webp a*9.bmp a*9.gif b*9.tif b*9.TIFF b*9.jfif b*9.jpeg", 59, 5, TENTH, []),
         ("a*3 b*3", 4, 2, "the last picture of a class", []),
+        ("Training/a Training/b Testing/a Testing/b", 20, 20, "Testing", []),
+        (
+            "train/a train/b valid/a valid/b test*5",
+            *(20, 20, "valid"),
+            ["beside train, folders that are not read: test"],
+        ),
+        ("test control", 18, 2, TENTH, ["test is taken for a class"]),
+        ("a A", 18, 2, TENTH, ["classes that differ in capitals alone: A, a"]),
+        (
+            "images/a images/b masks/a*5 masks/b*5",
+            *(27, 3, TENTH, ["images, masks are the classes, each with a, b inside"]),
+        ),
         ("a b*9", 18, 1, TENTH, ["classes without test pictures: b"]),
         ("train bus", 18, 2, TENTH, ["train holds pictures itself, and is taken for a class"]),
         (
@@ -97,6 +109,8 @@ def test_what_is_for_training_and_what_for_testing(tmp_path, tree, train, test, 
         ("a*1 b*1", "has no pictures to test on; give each class two or more, or a folder test"),
         ("train/a train/b test/a test/c", "has in test the class c, which train lacks"),
         ("train/a train/b Test/a test/b", "has Test and test; keep one"),
+        ("a b test/a test/b", "has a folder test of the same classes, but none called train"),
+        ("a b val/a val/b", "has a folder val of the same classes, but none called train"),
         ("a b c*2.svg", r"to train on in the class c; 2 files in c are not read \(\.svg\)"),
     ],
 )
@@ -104,6 +118,22 @@ def test_folders_that_hold_no_dataset_are_told_why(tmp_path, tree, message):
     plant(tmp_path, tree)
     with pytest.raises(ValueError, match=f"{tmp_path} .*{message}"):
         ij.data.from_folder(tmp_path)
+
+
+def test_all_that_cannot_be_read_is_named_at_once(root):
+    broken = [root / "train" / name / "00.png" for name in ("cat", "dog")]
+    for file in broken:
+        file.write_bytes(file.read_bytes()[:45])
+    with pytest.raises(ValueError, match="2 files cannot be read") as error:
+        ij.data.from_folder(root).train.read(np.arange(6))
+    assert all(str(file) in str(error.value) for file in broken)
+
+
+def test_pictures_too_large_to_predict_are_not_trained_on(root):
+    for file in root.glob("*/*/*.png"):
+        picture(file, size=(5000, 1))
+    with pytest.raises(ValueError, match="are 5000x1; give an image_size, of at most 4096"):
+        ij.data.from_folder(root)
 
 
 def test_names_are_shown_without_control_codes_and_links_are_not_entered(root):

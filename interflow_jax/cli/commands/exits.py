@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from interflow_jax.cli import exit_report, exit_timing, machine
-from interflow_jax.cli.config import recorded
+from interflow_jax.cli.config import as_flag, recorded
 from interflow_jax.cli.depths import (
     COARSEST,
     OWN,
@@ -21,7 +21,9 @@ from interflow_jax.cli.depths import (
     parameters,
 )
 from interflow_jax.cli.files import writable, write_whole
+from interflow_jax.cli.folder import RunFolder
 from interflow_jax.cli.parser import Parser, add_run, names, numbers
+from interflow_jax.config import VGG
 from interflow_jax.data import splits
 from interflow_jax.data.preprocessing import normalize
 from interflow_jax.early_exit import EarlyExit
@@ -59,10 +61,11 @@ def main(arguments: list[str]) -> int:
         for share in flags.budgets
     ]
     budgets += [{"budget": f"{each:g} points of accuracy", **exits.losing(each)} for each in points]
-    facts = ("method", "dataset", "seed", "epochs", "fusion", "auxiliary_mean")
+    facts = ("method", "dataset", "seed", "fusion", "auxiliary_mean", "distillation")
     report = {
         "command": command,
         **{name: run.result.get(name) for name in facts},
+        "epochs": run.result.get("trained_epochs", run.result["epochs"]),
         "fit_examples": len(depths.fit.labels),
         "held_out_examples": len(depths.held.labels),
         "test_examples": len(depths.test.labels),
@@ -72,7 +75,7 @@ def main(arguments: list[str]) -> int:
         "cuts": depths.cuts(exits.policy["refit"]),
         "curve": exits.curve(),
         "budgets": budgets,
-        "baselines": [_baseline(each) for each in baselines],
+        "baselines": [_baseline(each, run) for each in baselines],
     }
     print("timing ...", flush=True)
     count = min(flags.timed, len(dataset.test))
@@ -118,7 +121,11 @@ def _parser() -> Parser:
 
 def _open(flags: Any) -> list[TrainedRun]:
     folders = [flags.run, *flags.baselines]
-    runs = [load_run(folder, flags.backbone, flags.trust_code) for folder in folders]
+    runs = [load_run(flags.run, flags.backbone, flags.trust_code)]
+    for folder in flags.baselines:
+        named = RunFolder(Path(folder).expanduser()).result() or {}
+        is_own = named.get("backbone", VGG) != VGG
+        runs.append(load_run(folder, flags.backbone if is_own else None, flags.trust_code))
     if len(runs[0].labels) < 2:
         raise ValueError(f"{folders[0]} has one branch, so there is nothing to cut or to leave")
     for folder, run in zip(folders, runs, strict=True):
@@ -147,11 +154,16 @@ def _check(flags: Any, first: float) -> None:
         )
 
 
-def _baseline(run: TrainedRun) -> dict[str, Any]:
-    """A run to compare with, named by how it differs from the paper's network."""
-    changes = recorded(run.result).changes()
-    names = ("depth", "width", "fully_connected", "fusion")
-    named = [f"{name} {changes[name]}" for name in names if name in changes]
+def _baseline(run: TrainedRun, beside: TrainedRun) -> dict[str, Any]:
+    """A run to compare with, named by how it differs from the paper's, and from another."""
+    changes, others = recorded(run.result).changes(), recorded(beside.result).flat()
+    always = ("depth", "width", "fully_connected", "fusion")
+    left_out = ("method", "taps", "seed")
+    named = [
+        f"{name} {as_flag(value)}"
+        for name, value in changes.items()
+        if name in always or (name not in left_out and value != others[name])
+    ]
     return {
         "name": ", ".join([run.result["method"], *named]),
         "accuracy": run.result["test_accuracy"],

@@ -41,6 +41,8 @@ def main(arguments: list[str]) -> int:
     """Runs the command."""
     given = _flags(arguments)
     out = output_file(given.out)
+    if Path(f"{out}.json").name in ("result.json", "config.json") and given.format == "stablehlo":
+        raise ValueError(f"--out={given.out}: {out.name}.json beside it is a run's; choose another")
     run = load_run(given.run, given.backbone, given.trust_code)
     measured = ""
     if given.branches is not None:
@@ -87,6 +89,7 @@ def _cut(run: TrainedRun, given: Any) -> tuple[TrainedRun, str]:
     try:
         with data.reading(name):
             dataset = recipes.load(name, given.data_dir, size, run.resize)
+            run.check_data(dataset)
             cut = run.cut(given.branches, dataset, given.refit, given.alone)
     except (ImportError, OSError, PreparationError, ValueError) as error:
         if given.refit:
@@ -160,6 +163,8 @@ def _flags(arguments: list[str]) -> Any:
     if given.platforms and given.format != "stablehlo":
         parser.error(f"--platforms with --format={given.format}: only a program has platforms")
     ending = Path(given.out).suffix
+    if given.format == "safetensors" and ending == ".stablehlo":
+        parser.error(f"--out={given.out}: no program is written with --format=safetensors")
     if given.format == "stablehlo" and ending in (".safetensors", ".onnx"):
         way = "add --format=safetensors" if ending == ".safetensors" else "see docs/depth.md"
         parser.error(f"--out={given.out}: a program is no {ending[1:]} file; {way}")

@@ -10,6 +10,7 @@ and beside the CSV come confusion.png, mistakes.png and classes.json.
 
 import csv
 import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,6 +56,11 @@ def main(arguments: list[str]) -> int:
     """Runs the command."""
     given = _flags(arguments)
     out = output_file(given.out) if given.out is not None else None
+    if out is not None and (out.parent / "result.json").exists():
+        raise ValueError(
+            f"--out={given.out} is in the folder of a run, whose own classes.json would be "
+            "replaced; choose another folder"
+        )
     run = load_run(given.run, given.backbone, given.trust_code)
     predictions = _dataset(run, given) if given.dataset else _files(run, given)
     (known,) = np.nonzero(predictions.labels >= 0)
@@ -86,7 +92,10 @@ def main(arguments: list[str]) -> int:
 def _files(run: TrainedRun, given: Any) -> Predictions:
     """Predicts picture files."""
     notes: list[str] = []
-    files = find_pictures([*(given.images or []), *given.files], notes)
+    named = find_pictures([*(given.images or []), *given.files], notes)
+    files = list({os.path.abspath(file): file for file in reversed(named)}.values())[::-1]
+    if repeated := len(named) - len(files):
+        notes.append(f"{repeated} file(s) are named more than once, and taken once")
     for note in notes:
         print(note)
     unreadable: list[str] = []
@@ -113,9 +122,15 @@ def _files(run: TrainedRun, given: Any) -> Predictions:
             print(f"  weights: {', '.join(f'{label}: {weight:.3f}' for label, weight in own)}")
     if (known := labels >= 0).any():
         correct = np.mean(probabilities[known].argmax(1) == labels[known])
+        own = {name: number for number, name in enumerate(run.class_names)}
+        truths = zip(files, labels, strict=True)
+        deeper = sum(
+            label >= 0 and own.get(printable(file.parent.name)) != label for file, label in truths
+        )
+        further = f", {deeper:,} of them in folders below those" if deeper else ""
         print(
             f"{known.sum():,} of {len(files):,} pictures are in folders named after the run's "
-            f"classes: {correct:.2%} of them correct"
+            f"classes{further}: {correct:.2%} of them correct"
         )
         _say_seen(run, [file for file, is_known in zip(files, known, strict=True) if is_known])
     if unreadable:
@@ -170,6 +185,10 @@ def _dataset(run: TrainedRun, given: Any) -> Predictions:
         )
     if dataset.class_names != run.class_names:
         print(f"{given.dataset} names its classes otherwise than the run: they count by position")
+    if given.dataset == run.result["dataset"]:
+        own = run.result.get("data")
+        if own not in (None, dataset.digest()):
+            print(f"{given.dataset} has changed since the run was trained on it")
     count, parts = len(dataset.test), []
 
     def read(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -227,4 +246,6 @@ def _flags(arguments: list[str]) -> Any:
     given = parser.parse_args(arguments)
     if bool(given.dataset) == bool(given.images or given.files):
         parser.error("give either picture files or --dataset")
+    if given.dataset and given.branches:
+        parser.error("--branches is for picture files: of a dataset, every branch is measured")
     return given
