@@ -1,8 +1,8 @@
 """Not in the paper: the methods at their own best learning rates, with seeds not used to choose."""
 
-from experiments.tables import rates
+from experiments.tables import pictures, rates
+from experiments.tables.compare import compare
 from experiments.tables.presets import grid
-from experiments.tables.table3 import compared
 
 TITLE = "Not in the paper: the methods at their own best learning rates"
 SEEDS = tuple(range(100, 108))  # far from those of any other table
@@ -17,4 +17,6 @@ def recipes(base):
 
 
 def report(runs):
-    yield from compared(runs, "best")
+    sections = list(compare(runs))
+    yield from sections
+    yield from pictures.differences(sections, runs, "best")

@@ -15,7 +15,7 @@ import numpy as np
 
 from experiments.sweep.record import EXITS
 from experiments.tables import fusion_weights, paper, plan, statistics
-from experiments.tables.exits import rank_correlation
+from experiments.tables.exits import rank_correlation, sizes
 from experiments.tables.report import Picture, Section
 from experiments.tables.runs import Frame, finished
 from experiments.tables.statistics import Difference, Family, Share
@@ -43,8 +43,10 @@ class Tables:
         return finished(self._planned(name)[1])
 
     def progress(self, name: str) -> str:
-        """How many of its runs are finished."""
-        return f"{len(self.runs(name))} of {len(self._planned(name)[1])}"
+        """How many of its runs are finished, of those whose rate is known."""
+        table, planned = self._planned(name)
+        chosen = " at chosen rates" if hasattr(table, "CHOOSE") else ""
+        return f"{len(self.runs(name))} of {len(planned)}{chosen}"
 
     def page(self, name: str) -> str:
         """The name of its page."""
@@ -72,8 +74,10 @@ class Tables:
             found = self.difference(asked["minus"])
             return found and -found
         if "between" in asked:
-            first, second = asked["between"]
-            accuracies = self.runs(asked["table"]).groupby("method")["late_accuracy"]
+            (first, second), runs = asked["between"], self.runs(asked["table"])
+            for field, value in asked.get("of", {}).items():
+                runs = runs[runs[field] == value]
+            accuracies = runs.groupby(asked.get("by", "method"))["late_accuracy"]
             return Family(dict(iter(accuracies))).between([(first, second)]).get(first)
         rows, fields = self.rows(asked["table"], asked.get("section", "cells")), asked["row"]
         alike = (row for row in rows if all(row.get(name) == fields[name] for name in fields))
@@ -106,19 +110,25 @@ def _judged(
     control: str,
     beside: Difference | None,
     holds: Sequence[str] = ("ahead",),
-    rival: bool = True,
+    role: str = "rival",
 ) -> Answer | None:
     """Answers a claim that some verdicts on a difference confirm.
 
-    A control that is a rival explains it as well where it is ahead, too.
+    A control that is a rival explains it as well where it is ahead, too; one whose role is "also"
+    must be ahead as well for the claim to hold.
     """
     if found is None:
         return None
     verdict = {"undecided": "undecided", "no different": "no difference"}.get(found.verdict)
     if found.verdict in holds:
-        also = rival and beside and beside.verdict == found.verdict == "ahead"
-        verdict = f"confirmed{', and the control does as much' if also else ''}"
-    needed = f" ({found.needed:,} runs per row would tell)" if found.needed else ""
+        verdict, other = "confirmed", beside and beside.verdict
+        if role == "rival" and other == found.verdict == "ahead":
+            verdict += ", and the control does as much"
+        if role == "also" and other != "ahead":
+            verdict = f"undecided, as the control is {other or NOT_TRAINED}"
+            if other == "behind":
+                verdict = "confirmed, and contradicted by the control"
+    needed = f" (± {statistics.MARGIN} takes {found.needed:,} runs per row)" if found.needed else ""
     verdict = f"{verdict or 'contradicted'}{needed}"
     return Answer(verdict, f"{words}: {figure(found)}", control and f"{control}: {figure(beside)}")
 
@@ -141,7 +151,7 @@ def answer(claim: dict[str, Any], tables: Tables) -> Answer | None:
         (_FILE["differences"][name]["words"], tables.difference(name)) if name else ("", None)
         for name in names
     )
-    options = {name: claim[name] for name in ("holds", "rival") if name in claim}
+    options = {name: claim[name] for name in ("holds", "role") if name in claim}
     return _judged(words, found, control, beside, **options)
 
 
@@ -162,7 +172,7 @@ def _overfits(tables: Tables, runs: Frame) -> Answer | None:
     seen = history.map(lambda epochs: np.mean([epoch["train_accuracy"] for epoch in epochs]))
     gaps = (seen - runs["late_accuracy"]).groupby(runs["method"])
     found = Family(dict(iter(gaps))).to("Normal")
-    words = "accuracy on training minus test images, S1's minus Normal's"
+    words = "accuracy while it trains, on crops, minus that on test images, S1's minus Normal's"
     return _judged(words, found.get("S1"), "Concat's", found.get("Concat"), ("behind",))
 
 
@@ -175,8 +185,16 @@ def _redundancy(tables: Tables, runs: Frame) -> Answer | None:
     ranks = runs.apply(rank_correlation, axis=1).to_numpy()
     low, high = np.clip(statistics.interval(ranks), -1, 1)
     words = "rank correlation of a weight's size and what leaving its branch out costs, over "
-    words += f"{len(ranks)} runs"
-    return Answer(_by(low, high, 0), f"{words}: {ranks.mean():.2f} ({low:.2f} to {high:.2f})")
+    words += f"{len(ranks)} runs: {ranks.mean():.2f} ({low:.2f} to {high:.2f})"
+    verdict, fewer = _by(low, high, 0), tables.difference("nine")
+    shares = np.array([sizes(weights)[2:].sum() for weights in runs["weights"]])  # after 11 and 13
+    superfluous = fewer is not None and fewer.verdict in ("ahead", "no different")
+    # "Tiny or even zero weights" for redundant layers (III-C): not half of what is equal shares.
+    if superfluous and statistics.interval(shares)[0] > 0.5 / 2:
+        verdict = f"contradicted by the control (else {verdict})"
+    control = "of all weights' size, that of layers 10 to 13, without which nine layers are "
+    control += f"{fewer.verdict if fewer else NOT_TRAINED}: {shares.mean():.0%}"
+    return Answer(verdict, words, control)
 
 
 def _converge(tables: Tables, runs: Frame) -> Answer:
@@ -218,11 +236,13 @@ def _repeats(tables: Tables, runs: Frame) -> Answer | None:
     if len(accuracies) < 2:
         return None
     theirs = paper.table("7")["cells"]
-    printed = np.std([theirs[str(run)]["accuracy"] for run in range(10)], ddof=1)
-    low, high = statistics.deviation_interval(accuracies)
-    verdict = "contradicted" if low > printed else "confirmed" if high <= printed else "undecided"
-    told = f"standard deviation of S3: {accuracies.std(ddof=1):.2f} ({low:.2f} to {high:.2f})"
-    return Answer(verdict, told, f"the paper's, at width 1: {printed:.2f}")
+    printed = np.array([theirs[str(run)]["accuracy"] for run in range(10)])
+    (low, high), (least, most) = map(statistics.deviation_interval, (accuracies, printed))
+    verdict = "contradicted here" if low > most else "confirmed" if high <= most else "undecided"
+    told = f"standard deviation of S3, of accuracies of {accuracies.mean():.0f} %: "
+    told += f"{accuracies.std(ddof=1):.2f} ({low:.2f} to {high:.2f})"
+    control = f"the paper's, of {printed.mean():.0f} %: {printed.std(ddof=1):.2f} "
+    return Answer(verdict, told, f"{control}({least:.2f} to {most:.2f})")
 
 
 def _every_method(tables: Tables, runs: Frame) -> Answer | None:
@@ -290,6 +310,7 @@ def of_paper() -> dict[str, str]:
         "given": ahead("S2 S1", "S4 S3", "S7 S6", "S9 S8"),
         "more": ahead("S6 S1", "S7 S2", "S8 S3", "S9 S4"),
         "per_class": ahead("S3 S1", "S4 S2", "S8 S6", "S9 S7"),
+        "per_class_easy": ahead("S4 S2", places=("svhn", "mnist", "fashion_mnist")),
         "first": f"{sum(each[0] == max(each) for each in sizes)} of {len(sizes)}",
         "thirteen_over_nine": f"{accuracy['13'] - accuracy['9']:.2f}",
     }

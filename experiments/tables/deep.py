@@ -1,7 +1,6 @@
 """What the tables of extremely deep networks share: runs that begin to learn, weights, curves."""
 
 from experiments.tables import paper, pictures, statistics
-from experiments.tables.compare import compare, labelled
 from experiments.tables.fusion_weights import at_start
 from experiments.tables.report import Picture, Section
 from experiments.tables.runs import by_epoch
@@ -33,16 +32,6 @@ def weights(runs):
         yield Section(f"Weights of S1, shallow to deep: {section}", rows, "weights", form="+z.2f")
 
 
-def by_epochs(runs, name):
-    """The report of a table that varies how long deep networks train."""
-    places = (*PLACES, "epochs")
-    yield from compare(runs, sections=places, may_fail=True)
-    named = labelled(runs, sections=places)
-    yield from weights(named)
-    yield from learning_curves(named, name)
-    yield from _weights_by_epoch(named, f"{name}-by-epoch")
-
-
 def learning_curves(runs, name):
     """Test accuracy by epoch of every labelled run."""
     epochs = by_epoch(runs)
@@ -51,18 +40,3 @@ def learning_curves(runs, name):
         grid = pictures.lines(epochs, "epoch", "test_accuracy", **options)
         pictures.entitle(grid.figure, "Accuracy by epoch", runs)
         yield Picture(name, "Test accuracy by epoch, a line per run", grid.figure)
-
-
-def _weights_by_epoch(runs, name):
-    """The learned weights of the first run of S1 in every section."""
-    runs = runs[runs["method"] == "S1"].drop_duplicates("section")
-    epochs = by_epoch(runs)
-    if not epochs.empty:
-        taps = {f"weights/{tap}": f"after {tap}" for tap in epochs["branches"].explode().unique()}
-        long = epochs.rename(columns=taps)
-        long = long.melt(["section", "epoch"], list(taps.values()), "branch", "weight")
-        options = {"palette": "viridis", "markers": False}
-        grid = pictures.lines(long, "epoch", "weight", "branch", **options)
-        pictures.entitle(grid.figure, "The fusion's weights by epoch", runs)
-        shows = "The fusion's weights by epoch in the first run, a line per branch, light the "
-        yield Picture(name, f"{shows}deepest", grid.figure)

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.sweep.record import EXITS
-from experiments.tables import pictures
+from experiments.tables import pictures, plan
 from experiments.tables.compare import compare, labelled
 from experiments.tables.presets import grid
 from experiments.tables.report import Picture, Section
@@ -172,7 +172,7 @@ def _to_networks(section, ways, networks):
 
 def _worth_training(networks):
     """Those whose mean accuracy on held-out examples is above that of every smaller network."""
-    means = networks.groupby("operations")["validation_accuracy"].mean()
+    means = networks.groupby("operations")[plan.held_out(networks)].mean()
     better = means.index[means > means.cummax().shift(1, fill_value=0)]
     return networks[networks["operations"].isin(better)]
 
@@ -188,7 +188,7 @@ def _as_large(networks, operations):
 def _branches(section, own, refit):
     """What every branch and every cut is worth, by the run's own fusion and by a fitted one."""
     lists = {
-        "size": own["weights"].map(_sizes),
+        "size": own["weights"].map(sizes),
         "fitted": own["run"].map(dict(zip(refit["run"], refit["cuts"], strict=True))),
     }
     long = own.assign(whole=own["cuts"].str[-1], **lists)
@@ -225,10 +225,10 @@ def _weights(section, own):
 def rank_correlation(run):
     """Of the sizes of a run's weights and what leaving out each branch costs, Spearman's."""
     costs = run[EXITS]["fusions"][OWN]["left_out"]
-    return pd.Series(_sizes(run["weights"])).corr(pd.Series(costs), "spearman")
+    return pd.Series(sizes(run["weights"])).corr(pd.Series(costs), "spearman")
 
 
-def _sizes(weights):
+def sizes(weights):
     """The branches' shares of the absolute weights, averaged over any classes."""
     sizes = np.abs(np.array(weights, float)).reshape(len(weights), -1).mean(axis=1)
     return sizes / sizes.sum()

@@ -194,9 +194,12 @@ def _sentences(tables: Tables) -> list[str]:
         "undecided": "what learning the weights adds is open",
     }.get(_verdict(found("S0 to S1")), "learning the weights is not what helps")
     cause = {
-        "ahead": "fusion without the gradient's short cut does not do it",
+        "ahead": "fusing the branches of a backbone that the last one alone trains does not do it",
         "undecided": "whether fusion needs the gradient's short cut is open",
     }.get(_verdict(found("S1 to Detached")), "fusion does not need the gradient's short cut")
+    if _verdict(found("S1 to Detached")) == "ahead":  # docs/evidence.md says what would decide
+        is_cut = _verdict(found("DSN")) == _verdict(found("S1 probes")) == "ahead"
+        cause += ", for want of the gradient's short cut" if is_cut else "; why is open"
     sentences = [
         f"{_told('S1', found('S1'), 'Normal')}, and "
         f"{_told('a network of nine of its thirteen layers', found('nine'), 'Normal')}; "
@@ -241,9 +244,10 @@ def _advice(tables: Tables) -> list[str]:
         advice = "use branches; whether fewer layers do as much is open"
     else:
         when += f", and so are nine layers without them, by {nine.mean:.2f} points{ends(nine)}"
-        advice = {"behind": "look for the right number of layers first"}.get(
-            _verdict(found("S1 to nine")), "use branches where you do not know how deep to go"
-        )
+        advice = {
+            "behind": "look for the right number of layers first",
+            "undecided": "use either; which of the two is better is open",
+        }.get(_verdict(found("S1 to nine")), "use branches where you do not know how deep to go")
     which = {
         "behind": "Learn the weights (S1)",
         "ahead": "Keep the weights fixed (S0)",
@@ -254,8 +258,7 @@ def _advice(tables: Tables) -> list[str]:
         "ahead": "branch losses (`--auxiliary_mean=1`) add accuracy",
         "undecided": "whether branch losses (`--auxiliary_mean=1`) cost accuracy is open",
     }.get(_verdict(losses), "branch losses (`--auxiliary_mean=1`) cost no accuracy")
-    loss = f"To cut a network or to leave it early you need them; {cost}: "
-    loss += _told("S1 with them", losses, "S1 without")
+    loss = f"{_capitalized(cost)}: {_told('S1 with them', losses, 'S1 without')}"
     if slow and slow.verdict == "ahead":
         loss += "; at the paper's 1e-3 they help: "
         loss += _told("DSN, which has nothing else,", slow, "Normal")

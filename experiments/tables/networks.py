@@ -1,7 +1,8 @@
 """Not in the paper: Interflow on networks whose shallow layers have other paths for gradients."""
 
+from experiments.tables import pictures
+from experiments.tables.compare import compare
 from experiments.tables.presets import grid
-from experiments.tables.table3 import compared
 
 TITLE = "Not in the paper: a residual network and a transformer"
 SEEDS = (1, 2, 3, 4, 5, 6)
@@ -42,4 +43,6 @@ def recipes(base):
 
 def report(runs):
     places = ("dataset", "backbone")
-    yield from compared(runs, "networks", rows=("method", "fusion"), sections=places)
+    sections = list(compare(runs, ("method", "fusion"), places))
+    yield from sections
+    yield from pictures.differences(sections, runs, "networks")

@@ -75,9 +75,7 @@ def plan(
         recipes = table.recipes(base)
         fixed = {name: (base.flat()[name],) for name in given if name in base.flat()}
         for name, values in (fixed | wanted).items():
-            # A table that multiplies the epochs has others beside those that are given.
-            if name != "epochs" or values[0] not in {each.training.epochs for each in recipes}:
-                recipes = along(recipes, name, values)
+            recipes = along(recipes, name, values)
             if not recipes:
                 raise ValueError(f"--{name}={as_flag(values)}: no run can have that; see --help")
         for config in recipes:
@@ -121,12 +119,13 @@ def kind(config: RunConfig) -> RunConfig:
 def best_rates(runs: Frame) -> Best:
     """The best rates among a matched frame's runs, of kinds that have runs at each of their rates.
 
-    By the held-out accuracy of the last epoch, in percent, and the mean over seeds. At an end of
-    the rates tried, which is marked, a better one may lie beyond.
+    By the held-out accuracy of the last epoch, in percent, and the mean over seeds: on all images
+    that no run trains on, where every run measured that, else on the tenth that every epoch is
+    measured on. At an end of the rates tried, which is marked, a better one may lie beyond.
     """
     best = {}
     for alike, inside in runs.assign(kind=runs["config"].map(kind)).groupby("kind", sort=False):
-        means = inside.groupby("learning_rate")["validation_accuracy"].mean()
+        means = inside.groupby("learning_rate")[held_out(inside)].mean()
         if means.notna().all():
             rate, rates = float(means.idxmax()), list(means.index)
             ends = {rates[-1]: " (the highest)", rates[0]: " (the lowest)"}
@@ -134,6 +133,11 @@ def best_rates(runs: Frame) -> Best:
             columns = {f"best rate of {len(rates)}": name, "held-out accuracy": float(means[rate])}
             best[alike] = alike.replace(learning_rate=rate), columns
     return best
+
+
+def held_out(runs: Frame) -> str:
+    """The column of the accuracy on held-out images that all of some runs have."""
+    return "held_out_accuracy" if runs["held_out_accuracy"].notna().all() else "validation_accuracy"
 
 
 def _at_best_rates(

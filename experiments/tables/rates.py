@@ -18,9 +18,9 @@ SEEDS = (0, 1, 2)
 DATASETS = ("cifar10",)
 HOLDS_OUT = True
 NOTE = """\
-Rates are chosen on training images that no run trains on, at most a tenth as many as are trained
-on, by the last epoch and the mean over runs; of a split that would train whole, nine tenths are
-trained on."""
+Rates are chosen on training images that no run trains on (all of them where every run measured
+that, else a tenth as many as are trained on), by the last epoch and the mean over runs; of a split
+that would train whole, nine tenths are trained on."""
 
 RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 _METHODS = {  # with weights of the mean of the branches' own losses

@@ -109,10 +109,15 @@ def protocol(runs: Frame) -> str:
     told = {"method", "dataset", "depth", "seed"}  # by the headings
     given = []
     for name, default in DEFAULT.flat().items():
-        values = {config.flat()[name] for config in runs["config"]}
-        if name == "epochs" and (values != {None} or not {*runs["epochs"]} <= _PAPER_EPOCHS):
-            given.append(f"--epochs={' or '.join(map(str, sorted(set(runs['epochs']))))}")
-        elif name not in told and values != {default} and len(values) == 1:
-            given.append(f"--{name}={as_flag(*values)}")
+        values = dict.fromkeys(config.flat()[name] for config in runs["config"])
+        if name == "epochs":
+            epochs = sorted(set(runs["epochs"]))
+            values = (
+                dict.fromkeys(epochs) if {*values} != {None} or {*epochs} - _PAPER_EPOCHS else {}
+            )
+        elif {*values} == {default}:
+            continue
+        if values and name not in told:
+            given.append(f"--{name}={' or '.join(map(as_flag, values))}")
     papers = "width 1, all examples, 100 epochs on CIFAR and 40 on the others, batch 64"
     return f"{' '.join(given)}; the paper's: {papers}" if given else f"The paper's: {papers}"

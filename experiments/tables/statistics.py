@@ -3,9 +3,9 @@
 import contextlib
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,8 @@ A difference is in points, of means over runs, which are not paired, of the last
 other pairs, of the variance that all rows share; where Bartlett's test rejects that they share it
 (p below 0.05), Games and Howell's. *Ahead* or *behind*: the interval excludes zero.
 *No different*: it lies within {MARGIN} points of zero. Else *undecided*, with the runs per row at
-which its half-width would be {MARGIN} points."""
+which half its width would be {MARGIN} points, by the deviation that all rows share: a smaller
+difference takes more."""
 
 
 @dataclass(frozen=True)
@@ -132,12 +133,14 @@ class Family:
             return self.between([(name, control) for name in others])
         ends = _dunnett([self.rows[name] for name in others], self.rows[control])
         places = zip(others, ends.low, ends.high, strict=True)
-        return {name: self._judged(name, control, low, high) for name, low, high in places}
+        needed = self._needed(lambda runs: _dunnett_quantile(len(others), runs))
+        return {name: self._judged(name, control, low, high, needed) for name, low, high in places}
 
     def between(self, pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Difference]:
         """By the first of each pair of rows that have runs, it minus the second."""
-        known = [pair for pair in pairs if {*pair} <= self.rows.keys()]
-        return {pair[0]: self._judged(*pair, *self._tukey(*pair)) for pair in known}
+        known, count = [pair for pair in pairs if {*pair} <= self.rows.keys()], len(self.rows)
+        needed = self._needed(lambda runs: _tukey_quantile(count, count * (runs - 1)))
+        return {pair[0]: self._judged(*pair, *self._tukey(*pair), needed) for pair in known}
 
     def _tukey(self, first: Any, second: Any) -> tuple[float, float]:
         """Tukey and Kramer's interval, or Games and Howell's; NaN where nothing gives one."""
@@ -157,27 +160,27 @@ class Family:
         mean = float(samples[0].mean() - samples[1].mean())
         return mean - half, mean + half
 
-    def _judged(self, first: Any, second: Any, low: float, high: float) -> Difference:
+    def _judged(
+        self, first: Any, second: Any, low: float, high: float, needed: int | None
+    ) -> Difference:
         """The verdict on a difference, by its interval as it is printed."""
         mean = float(self.rows[first].mean() - self.rows[second].mean())
         if math.isnan(low):
-            return Difference(mean, None, None, "undecided", self._needed)
+            return Difference(mean, None, None, "undecided", needed)
         low, high = round(float(low), 2), round(float(high), 2)
         if low > 0 or high < 0:
             return Difference(mean, low, high, "ahead" if low > 0 else "behind", None)
         if low >= -MARGIN and high <= MARGIN:
             return Difference(mean, low, high, "no different", None)
-        return Difference(mean, low, high, "undecided", self._needed)
+        return Difference(mean, low, high, "undecided", needed)
 
-    @cached_property
-    def _needed(self) -> int | None:
-        """Runs of every row at which Dunnett's interval would reach `MARGIN` to either side."""
-        if not self.deviation:
+    def _needed(self, quantile: Callable[[int], float]) -> int | None:
+        """Runs of every row at which an interval would reach `MARGIN` to either side."""
+        if not self.deviation or len(self.rows) < 2:
             return None
         runs = 10
         for _ in range(4):  # the quantile hardly depends on it
-            quantile = _dunnett_quantile(len(self.rows) - 1, runs)
-            runs = math.ceil(2 * (quantile * self.deviation / MARGIN) ** 2)
+            runs = math.ceil(2 * (quantile(runs) * self.deviation / MARGIN) ** 2)
             runs = min(max(2, runs), _MOST_RUNS)
         return runs
 

@@ -7,7 +7,6 @@ from experiments.tables.compare import FIRST_ROW, compare, labelled
 from experiments.tables.presets import grid
 from experiments.tables.report import Picture
 from experiments.tables.runs import by_branch
-from experiments.tables.table3 import claims
 from interflow_jax.cli import charts
 
 TITLE = "Table VI: extremely deep networks (S1 is the paper's Interflow)"
@@ -28,7 +27,6 @@ def report(runs):
     sections = list(compare(runs, sections=deep.PLACES, paper=_paper, may_fail=True))
     yield from sections
     named = labelled(runs, sections=deep.PLACES)
-    yield from claims(sections, runs)
     if runs["depth"].nunique() > 1:
         told = {"may_fail": True, "key": "cost_of_depth", "about": ": what depth costs"}
         yield from compare(runs, ("depth",), ("dataset", "layout", "method"), FIRST_ROW, **told)

@@ -38,11 +38,9 @@ PICTURES = {  # of other tables none
     "branches": ["branches"],
     "controls": ["controls"],
     "degradation": ["degradation-learning"],
-    "longer": ["longer", "longer-by-epoch"],
     "rates": ["rates"],
     "recipes": ["recipes"],
     "settings": ["settings"],
-    "weights": ["weights", "weights-by-epoch"],
 }
 
 
@@ -103,12 +101,6 @@ def test_the_table_that_the_docs_show_is_one(tmp_path):
     runs = plan.plan(table, load(tmp_path), table.DATASETS, table.SEEDS, {})
     titles = [section.title for section in table.report(runs)]
     assert titles == ["cifar10, momentum 0.8", "cifar10, momentum 0.9", "cifar10, momentum 0.95"]
-
-
-def test_epochs_may_be_multiplied(tmp_path):
-    longer = configs("longer", tmp_path, given={"epochs": 3})
-    assert [each.epochs() for each in longer] == [3, 3, 12, 12]
-    assert [each.epochs() for each in configs("weights", tmp_path, given={"epochs": 3})] == [3]
 
 
 @pytest.mark.parametrize("name", "134567")
