@@ -186,6 +186,12 @@ def add_run(parser: Parser, about: str) -> None:
     add("--trust_code", action="store_true", help=trust)
 
 
+def add_data_dir(parser: Parser) -> None:
+    """Adds the flag of the folder of prepared datasets."""
+    about = "default: $TFDS_DATA_DIR, then ~/tensorflow_datasets"
+    parser.add_argument("--data_dir", help=about)
+
+
 def parse_run(arguments: Sequence[str]) -> RunConfig:
     """Reads the flags of `run`; an invalid one ends the process with status 2."""
     methods, baselines = (

@@ -22,7 +22,7 @@ from interflow_jax.cli.depths import (
 )
 from interflow_jax.cli.files import writable, write_whole
 from interflow_jax.cli.folder import RunFolder
-from interflow_jax.cli.parser import Parser, add_run, names, numbers
+from interflow_jax.cli.parser import Parser, add_data_dir, add_run, names, numbers
 from interflow_jax.config import VGG
 from interflow_jax.data import splits
 from interflow_jax.data.preprocessing import normalize
@@ -115,7 +115,7 @@ def _parser() -> Parser:
     add("--held_out", type=int, default=HELD_OUT, help=f"{about} (default: {HELD_OUT})")
     about = "test images that are timed (default: 2048)"
     add("--timed", type=int, default=2048, help=about)
-    add("--data_dir", help="default: $TFDS_DATA_DIR, then ~/tensorflow_datasets")
+    add_data_dir(parser)
     return parser
 
 

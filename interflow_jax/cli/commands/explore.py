@@ -23,7 +23,7 @@ from interflow_jax.budget import confidence
 from interflow_jax.cli import data
 from interflow_jax.cli.depths import OWN, SHARES, Depths, Exits, load, unseen
 from interflow_jax.cli.files import output_file, write_whole
-from interflow_jax.cli.parser import Parser, add_run
+from interflow_jax.cli.parser import Parser, add_data_dir, add_run
 from interflow_jax.data import splits
 from interflow_jax.data.dataset import Dataset, printable
 from interflow_jax.model import Prediction
@@ -184,7 +184,7 @@ def _flags(arguments: list[str]) -> Any:
     add("--pictures", type=int, default=60, help="how many pictures are shown (default: 60)")
     about = f"as of interflow exits (default: {HELD_OUT})"
     add("--held_out", type=int, default=HELD_OUT, help=about)
-    add("--data_dir", help="default: $TFDS_DATA_DIR, then ~/tensorflow_datasets")
+    add_data_dir(parser)
     given = parser.parse_args(arguments)
     if not 1 <= given.pictures <= _MOST_PICTURES:
         parser.error(f"--pictures={given.pictures}: choose 1 to {_MOST_PICTURES}")

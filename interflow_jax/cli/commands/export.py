@@ -26,7 +26,7 @@ import jax
 from interflow_jax.checkpoints import fingerprint
 from interflow_jax.cli import data, machine
 from interflow_jax.cli.files import output_file, write_whole
-from interflow_jax.cli.parser import Parser, add_run, names
+from interflow_jax.cli.parser import Parser, add_data_dir, add_run, names
 from interflow_jax.data import recipes
 from interflow_jax.data.dataset import PreparationError
 from interflow_jax.data.splits import one_line
@@ -148,7 +148,7 @@ def _flags(arguments: list[str]) -> Any:
     ways.add_argument("--refit", action="store_true", help=about)
     about = "let the last branch that remains predict alone"
     ways.add_argument("--alone", action="store_true", help=about)
-    add("--data_dir", help="default: $TFDS_DATA_DIR, then ~/tensorflow_datasets")
+    add_data_dir(parser)
     shown = ",".join(DEFAULT_PLATFORMS)
     about = f"of a program, from {', '.join(PLATFORMS)} (default: {shown})"
     add("--platforms", type=names, help=about)

@@ -21,7 +21,7 @@ import numpy as np
 from interflow_jax.cli import data
 from interflow_jax.cli.answers import Answers, draw_mistakes
 from interflow_jax.cli.files import output_file, write_whole
-from interflow_jax.cli.parser import Parser, add_run
+from interflow_jax.cli.parser import Parser, add_data_dir, add_run
 from interflow_jax.data import pictures, splits
 from interflow_jax.data.dataset import printable
 from interflow_jax.data.folders import PictureSplit
@@ -238,7 +238,7 @@ def _flags(arguments: list[str]) -> Any:
     add("files", nargs="*", metavar="FILE", help="picture files, folders of them, and globs")
     add("--images", nargs="+", metavar="FILE", help="the same")
     add("--dataset", help="predict a dataset's test split, and measure")
-    add("--data_dir", help="default: $TFDS_DATA_DIR, then ~/tensorflow_datasets")
+    add_data_dir(parser)
     add("--out", help="CSV file for all classes and probabilities")
     about = "of files, print what each branch says alone, too: without a loss of its own (DSN, "
     about += "--auxiliary_mean) a branch learns to add to the others, and may say anything alone"
