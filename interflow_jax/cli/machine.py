@@ -9,13 +9,14 @@ from pathlib import Path
 import jax
 
 from interflow_jax.ops.onednn import onednn_version
+from interflow_jax.version import __version__
 
 VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of what the figures depend on."""
-    packages = {"python": platform.python_version()}
+    """Versions of Python, of this package and of what the figures depend on."""
+    packages = {"python": platform.python_version(), "interflow_jax": __version__}
     for name in VERSIONED:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # tfds is an extra
             packages[name] = importlib.metadata.version(name)
