@@ -156,7 +156,7 @@ class Runs:
             _say_what_is_trained_on(trainer, config)
             with hosts.everywhere(), data.reading(dataset.name):
                 if not any(folder.has_work() for _, folder in self.seeds):
-                    _check_pictures(trainer, partial(console.reading, words="test pictures"))
+                    _check_pictures(trainer, partial(console.reading, words="pictures"))
             hosts.once(partial(self._keep_statistics, trainer.preprocessing))
         return trainer
 
@@ -274,7 +274,7 @@ def _check_pictures(trainer: Trainer, progress: splits.Progress) -> None:
     if dataset.name.startswith("folder:"):
         for split in (dataset.test, dataset.validation, dataset.train):
             if split is not None and not isinstance(split, splits.ArraySplit):
-                for indices in progress(splits.chunks(split)):
+                for indices in progress(splits.chunks(split, trainer.batch_size)):
                     splits.read(split, indices)
 
 
