@@ -12,6 +12,7 @@ from experiments.sweep.record import read, unfinished
 from interflow_jax.cli.config import RunConfig, as_flag, fields, recorded
 from interflow_jax.cli.console import duration
 from interflow_jax.data.recipes import recipe
+from interflow_jax.methods import look_up
 
 _NOT_OF_FILES = r"[^\w.=+-]"  # characters to avoid in a file's name
 _LONGEST = 200  # characters of a file's name, which may have 255 bytes
@@ -89,5 +90,6 @@ def listing(configs: list[RunConfig], out: Path) -> str:
 
 def _kind(config: RunConfig) -> tuple[object, ...]:
     size = config.data.train_size or recipe(config.data.dataset).train_examples
-    model = replace(config.model, taps=config.model.resolved_taps())
+    model, decided = config.model, look_up(config.model.method).options
+    model = replace(model, taps=model.resolved_taps(), **decided)
     return model, replace(config.data, train_size=size), config.training.batch_size

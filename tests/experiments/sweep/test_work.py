@@ -59,6 +59,9 @@ def test_the_time_left_is_that_of_runs_of_the_same_kind(tmp_path):
     assert paces.seconds(SMALL.replace(seed=7, epochs=3, learning_rate=0.1)) == 150.0
     for other in ({"width": 0.25}, {"train_size": 256}, {"batch_size": 32}):
         assert paces.seconds(SMALL.replace(**other)) is None
+    concat = SMALL.replace(method="Concat", taps=(4,))  # which decides a field of the model
+    line = {**concat.identity(), "train_seconds": 100.0}
+    assert commands.Paces([line]).seconds(concat) == 100.0
     runs = [SMALL, SMALL.replace(width=0.25)]
     assert paces.to_go(runs, workers=2) == "about 1:40 of training to go"
     assert paces.to_go(runs[1:], workers=2) == "1 to go, for an unknown time"
