@@ -192,15 +192,14 @@ class TrainedRun:
         """
         if refit and (alone or data is None):
             raise ValueError(f"refit is {refit}: give data to fit to, and leave alone out")
-        if data is not None and data.class_names != self.class_names:
-            raise ValueError(f"{data.name} has other classes than the run: {data.class_names}")
+        if data is not None:
+            self.check_data(data, classes_alone=not refit)
         if not refit and "cut_fusion" in self.result and "cut_fitted_to" not in self.result:
             raise ValueError("the run was cut to a branch alone; cut the whole run instead")
         added = ("cut_accuracy", "whole_accuracy")
         result = {name: self.result[name] for name in self.result if name not in added}
         examples = None
         if refit and data is not None:
-            self.check_data(data)
             unseen = held_out(self, data)
             split = unseen or take(data.train, min(HELD_OUT, len(data.train)))
             examples = self.predict_split(split)[1:]
@@ -223,19 +222,19 @@ class TrainedRun:
                 cut.result[name] = 100 * float(np.mean(logits.argmax(-1) == labels))
         return cut
 
-    def check_data(self, data: Dataset) -> None:
-        """Raises ValueError for a dataset that is not the one that the run was trained on.
+    def differs(self, data: Dataset) -> bool:
+        """Whether a dataset's digest is not that of the run's own, which older runs do not know."""
+        return self.result.get("data") not in (None, data.digest())
 
-        By its classes, and its digest, which older runs do not have.
-        """
+    def check_data(self, data: Dataset, classes_alone: bool = False) -> None:
+        """Raises ValueError for a dataset of other classes, or that is not the run's own."""
         if data.class_names != self.class_names:
             raise ValueError(f"{data.name} has other classes than the run: {data.class_names}")
-        own = self.result.get("data")
-        if own is not None and (digest := data.digest()) != own:
+        if not classes_alone and self.differs(data):
             raise ValueError(
-                f"{data.name} is not what the run was trained on (digest {own}, now {digest}: "
-                "files, labels or their versions differ), so which of its images the run has seen "
-                "is not known; restore that"
+                f"{data.name} is not what the run was trained on (digest {self.result['data']}, "
+                f"now {data.digest()}: files, labels or their versions differ), so which of its "
+                "images the run has seen is not known; restore that"
             )
 
     def _alone_weights(self, branches: int) -> jax.Array:

@@ -118,9 +118,7 @@ class RunConfig:
         values = {name: self.flat()[name] for name in TrainingRecipe._fields}
         if values["augment"] is None:
             values["augment"] = "crop_flip" if self.data.augments() else "none"
-        given = (
-            f"--{name}={as_flag(value)}" for name, value in values.items() if value is not None
-        )
+        given = (flag(name, value) for name, value in values.items() if value is not None)
         return f"recipe {self.training.recipe}: {' '.join(given)}"
 
     def losses(self) -> dict[str, float]:
@@ -189,13 +187,14 @@ class RunConfig:
             "layout": "" if model.depth > VGG_DEPTH else f"{model.depth} layers add none",
             "detached": one if alone else "the backbone is frozen" if model.frozen else "",
             "distillation": one if alone else "",
-            "auxiliary_mean": f"{one}, whose loss it multiplies" if alone else "",
         }
         told = [
-            f"--{name}={as_flag(value)} is without effect: {why}"
+            f"{flag(name, value)} is without effect: {why}"
             for name, value in self.changes().items()
             if (why := reasons.get(name))
         ]
+        if training.auxiliary_mean and alone:
+            told.append(f"{flag('auxiliary_mean', training.auxiliary_mean)} scales the loss: {one}")
         if model.frozen and training.pretrained is None:
             told.append("--frozen=backbone without --pretrained: it stays as it is drawn at random")
         return told
@@ -234,10 +233,7 @@ class RunConfig:
             given |= {name: value for name, value in values.items() if value is not None}
         if self.places.seeds is None:
             given["seed"] = self.training.seed
-        return [
-            f"--{name}" if value is True and name != "frozen" else f"--{name}={as_flag(value)}"
-            for name, value in given.items()
-        ]
+        return [flag(name, value) for name, value in given.items()]
 
 
 PARTS = tuple(field.name for field in dataclasses.fields(RunConfig))
@@ -263,6 +259,11 @@ def recorded_identity(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _listed(values: dict[str, Any]) -> dict[str, Any]:
     return {key: list(each) if isinstance(each, tuple) else each for key, each in values.items()}
+
+
+def flag(name: str, value: Any) -> str:
+    """A field and its value as the command line takes them."""
+    return f"--{name}" if value is True and name != "frozen" else f"--{name}={as_flag(value)}"
 
 
 def as_flag(value: Any) -> str:

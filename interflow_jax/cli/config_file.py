@@ -7,7 +7,7 @@ from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
-from interflow_jax.cli.config import PARTS, as_flag, fields, recorded
+from interflow_jax.cli.config import PARTS, fields, flag, recorded
 from interflow_jax.config import VGG
 from interflow_jax.methods import look_up
 
@@ -57,11 +57,11 @@ def _of_run(file: str, record: Any, given: Container[str]) -> list[str]:
             config = plain
         values, decided = config.flat(), config.decided()
         # What the recipe decides, it decides anew for flags such as --epochs that are given beside.
-        by_recipe = {f"--{name}={as_flag(x)}" for name, x in decided.items() if values[name] == x}
-        flags = [flag for flag in config.arguments() if flag not in by_recipe]
+        by_recipe = {flag(name, x) for name, x in decided.items() if values[name] == x}
+        flags = [each for each in config.arguments() if each not in by_recipe]
     except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"--config={file} is not a run's ({error})") from error
-    return [flag for flag in flags if not (flag.startswith("--seed=") and "seeds" in given)]
+    return [each for each in flags if not (each.startswith("--seed=") and "seeds" in given)]
 
 
 def _move_up(file: str, values: dict[str, Any], part: str) -> None:
@@ -91,8 +91,6 @@ def _of_toml(file: str, values: dict[str, Any], given: Container[str]) -> list[s
             continue
         if isinstance(value, list):
             value = tuple(value)
-        if value is True and name != "frozen":
-            flags.append(f"--{name}")
-        elif value is not False or name == "frozen":
-            flags.append(f"--{name}={as_flag(value)}")
+        if value is not False or name == "frozen":
+            flags.append(flag(name, value))
     return flags

@@ -51,7 +51,8 @@ def from_folder(
     Raises:
       ValueError: if there is no such folder, and for fewer than two classes, a class without
         pictures, a class in test that train lacks, no test pictures, a file that is not a picture
-        or is grey with more than 8 bits, or a size beyond this host's memory.
+        or is grey with more than 8 bits, a folder of test pictures without one to train on, or
+        pictures or a size above `pictures.LARGEST_SIDE`.
     """
     pictures.check_resize(resize)
     check_image_size(image_size)

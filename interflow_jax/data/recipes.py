@@ -64,8 +64,8 @@ def load(
       NotPreparedError: if no folder holds the dataset.
       PreparationError: for tfrecord files that TensorFlow cannot decode.
       ValueError: for a path, a name that tfds does not have, a damaged folder, a dataset without
-        integer labels, 8-bit images or a training split, another size of fashion_mini, a size
-        beyond this host's memory, or what `from_folder` refuses.
+        integer labels, 8-bit images or a training split, another size of fashion_mini, one
+        above `pictures.LARGEST_SIDE`, or what `from_folder` refuses.
     """
     check_resize(resize)
     check_image_size(image_size)

@@ -185,10 +185,8 @@ def _dataset(run: TrainedRun, given: Any) -> Predictions:
         )
     if dataset.class_names != run.class_names:
         print(f"{given.dataset} names its classes otherwise than the run: they count by position")
-    if given.dataset == run.result["dataset"]:
-        own = run.result.get("data")
-        if own not in (None, dataset.digest()):
-            print(f"{given.dataset} has changed since the run was trained on it")
+    if given.dataset == run.result["dataset"] and run.differs(dataset):
+        print(f"{given.dataset} has changed since the run was trained on it")
     count, parts = len(dataset.test), []
 
     def read(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

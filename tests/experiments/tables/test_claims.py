@@ -189,6 +189,31 @@ def test_without_runs_all_is_to_be_trained_and_a_readme_without_marker_stays(tmp
     assert f"has no {findings.START}" in capsys.readouterr().out
 
 
+AHEAD, BEHIND = (
+    Difference(1.0, 0.5, 1.5, "ahead", None),
+    Difference(-1.0, -2.0, -0.1, "behind", None),
+)
+OPEN = Difference(0.1, -0.9, 1.1, "undecided", 30)
+
+
+@pytest.mark.parametrize(
+    ("role", "control", "verdict"),
+    [
+        ("rival", AHEAD, "confirmed, and the control does as much"),
+        ("rival", BEHIND, "confirmed"),
+        ("also", AHEAD, "confirmed"),
+        ("also", BEHIND, "confirmed, and contradicted by the control"),
+        ("also", OPEN, "undecided, as the control is undecided"),
+        ("also", None, "undecided, as the control is not trained yet"),
+    ],
+)
+def test_a_claim_holds_where_its_control_lets_it(role, control, verdict):
+    assert claims._judged("", AHEAD, "", control, role=role).verdict == verdict
+    assert claims._judged("", BEHIND, "", control, role=role).verdict == "contradicted"
+    open_verdict = claims._judged("", OPEN, "", control, role=role).verdict
+    assert open_verdict == "undecided (± 0.5 takes 30 runs per row)"
+
+
 def test_a_difference_is_turned():
     assert -Difference(0.5, -0.2, 1.2, "undecided", 9) == Difference(
         -0.5, -1.2, 0.2, "undecided", 9
