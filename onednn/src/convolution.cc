@@ -198,13 +198,15 @@ void Convolve(const Shape& whole, ffi::ThreadPool& pool, char* x, char* y, char*
                               {DNNL_ARG_SCRATCHPAD, memory(own.scratch, Engine(), own_scratch)}});
   };
   if (!sums || in_place) return Parallel(pool, parts, convolve);
-  auto* const sum = reinterpret_cast<float*>(kernels);
+  auto* const __restrict sum = reinterpret_cast<float*>(kernels);
+  const size_t numbers = plan->kernel.get_size() / sizeof(float);  // not asked for each of them
   for (int64_t from = 0, to; from < parts; from = to) {
     to = std::min(parts, from == 0 ? held + 1 : from + held);
     Parallel(pool, to - from, [&](int64_t i) { convolve(from + i); });
     for (int64_t i = std::max<int64_t>(from, 1); i < to; ++i) {
-      const auto* const term = reinterpret_cast<const float*>(kernels + place(i) * kernel_bytes);
-      for (size_t j = 0; j < plan->kernel.get_size() / sizeof(float); ++j) sum[j] += term[j];
+      const auto* const __restrict term =
+          reinterpret_cast<const float*>(kernels + place(i) * kernel_bytes);
+      for (size_t j = 0; j < numbers; ++j) sum[j] += term[j];
     }
   }
   if (plan->reorders()) {

@@ -3,6 +3,7 @@
 import resource
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -161,6 +162,26 @@ def test_the_kernel_gradient_of_a_large_batch_is_summed_in_turns():
     x, kernel, gradient = draw((3, 4, 5, 6, 1), batch=16 * 37 + 5)
     ours = jax.jit(passes.kernel_gradient, static_argnums=2)(x, gradient, 1)
     assert_close([ours], [exact(x, kernel, gradient, 1)[2]], 2e-6)
+
+
+def test_adding_up_a_kernel_gradient_takes_less_than_the_products():
+    x, kernel, gradient = draw((4, 4, 128, 128, 1), batch=64)
+    functions = {
+        "forward": jax.jit(conv3x3),
+        "kernel": jax.jit(lambda x, kernel: onednn.passes.kernel_gradient(x, gradient, 1)),
+    }
+
+    def fastest(name):
+        function = functions[name]
+        function(x, kernel).block_until_ready()
+        turns = []
+        for _ in range(20):
+            start = time.perf_counter()
+            function(x, kernel).block_until_ready()
+            turns.append(time.perf_counter() - start)
+        return min(turns)
+
+    assert fastest("kernel") < 6 * fastest("forward")
 
 
 @pytest.mark.parametrize("stride", [1, 2])
