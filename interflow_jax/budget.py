@@ -39,14 +39,13 @@ def confidence(logits: Array, measure: Measure = "probability", temperature: flo
     """
     check_measure(measure)
     logits = logits.astype(jnp.float32) / jnp.asarray(temperature, jnp.float32)
-    log_probabilities = jax.nn.log_softmax(logits)
-    probabilities = jnp.exp(log_probabilities)
+    probabilities = jnp.exp(jax.nn.log_softmax(logits))
     if measure == "probability":
         return probabilities.max(-1)
     if measure == "margin":
         largest = jax.lax.top_k(probabilities, 2)[0]
         return largest[..., 0] - largest[..., 1]
-    entropy = -jnp.sum(probabilities * log_probabilities, axis=-1)
+    entropy = jnp.sum(jax.scipy.special.entr(probabilities), axis=-1)  # of a class ruled out, 0
     return jnp.maximum(1 - entropy / jnp.log(jnp.float32(logits.shape[-1])), 0)
 
 
@@ -58,13 +57,13 @@ def fit_temperature(logits: Array, labels: Array | np.ndarray) -> float:
       labels: [examples], int, from 0 on.
 
     Raises:
-      ValueError: for labels that are no class's, or not one per example.
+      ValueError: for labels that are no class's, or not one per example, or no example.
     """
     logits = jnp.asarray(logits, jnp.float32)
-    if logits.ndim != 2 or np.shape(labels) != logits.shape[:1]:
+    if logits.ndim != 2 or np.shape(labels) != logits.shape[:1] or not len(logits):
         raise ValueError(
             f"logits are {logits.shape} and labels {np.shape(labels)}; give [examples, classes] "
-            "and [examples]"
+            "and [examples], of one or more"
         )
     labels = jnp.asarray(check_labels(np.asarray(labels), logits.shape[1], "labels"))
 

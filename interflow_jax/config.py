@@ -17,6 +17,8 @@ from interflow_jax.taps import Taps
 from interflow_jax.vgg import Downsample, Layout, StrideVGG
 
 VGG = "vgg"
+VGG_ONLY = ("depth", "downsample", "dtype", "layout", "width")
+"""Fields of `ModelConfig` that another network does not take."""
 
 Config = TypeVar("Config")
 
@@ -96,7 +98,8 @@ class ModelConfig:
           `train=`.
 
         Raises:
-          ValueError: for a value outside those above, or taps that the backbone lacks.
+          ValueError: for a value outside those above, taps that the backbone lacks, or fields of
+            `VGG_ONLY` for another network.
         """
         row = look_up(self.method)
         decided = dataclasses.replace(self, **row.options)
@@ -116,6 +119,12 @@ class ModelConfig:
             )
             module.check()
         else:
+            for name in VGG_ONLY:
+                if (value := getattr(self, name)) != getattr(ModelConfig, name):
+                    raise ValueError(
+                        f"{name} is {value!r}, which only the paper's backbone takes: leave it "
+                        "out, and make the network so"
+                    )
             if not taps:
                 raise ValueError(
                     "a network needs taps, the names of its layers; ij.layers lists them"

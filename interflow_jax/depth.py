@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
 
 from interflow_jax.dataflow import run_part
-from interflow_jax.fusion import FusionKind, cut_fusion, fit_fusion
+from interflow_jax.fusion import Fusion, FusionKind, cut_fusion, fit_fusion
 from interflow_jax.model import Interflow
 from interflow_jax.taps import Taps
 from interflow_jax.vgg import StrideVGG
@@ -67,6 +67,10 @@ def truncate(
         raise ValueError(f"kind is {kind!r}, but nothing to fit it to is given: give refit, too")
     if not isinstance(model, Interflow):
         raise ValueError(f"model is a {type(model).__name__}; give an Interflow")
+    if not isinstance(model.fusion, Fusion):
+        raise ValueError(
+            f"the model's fusion is a {type(model.fusion).__name__}; only a Fusion can be cut"
+        )
     images = _shape(model, variables, images)
     try:
         prediction = cast(Any, jax.eval_shape(model.apply, variables, images))

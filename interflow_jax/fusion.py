@@ -302,16 +302,17 @@ def fit_fusion(
       The fusion and its parameters: `fusion.apply({"params": params}, branch_logits, features)`.
 
     Raises:
-      ValueError: for `fixed` or an unknown kind, other than one label per example, labels that are
-        no class's, or features that are missing.
+      ValueError: for `fixed` or an unknown kind, no example, other than one label per example,
+        labels that are no class's, or features that are missing.
     """
     learned = [name for name in KINDS if KINDS[name].learned]
     if kind not in learned:
         raise ValueError(f"kind is {kind!r}; choose one that is learned: {', '.join(learned)}")
-    if np.ndim(branch_logits) != 3 or np.shape(labels) != np.shape(branch_logits)[:1]:
+    shape = np.shape(branch_logits)
+    if len(shape) != 3 or np.shape(labels) != shape[:1] or not shape[0]:
         raise ValueError(
-            f"branch_logits are {np.shape(branch_logits)} and labels {np.shape(labels)}; give "
-            "[examples, branches, classes] and [examples]"
+            f"branch_logits are {shape} and labels {np.shape(labels)}; give [examples, branches, "
+            "classes] and [examples], of one or more"
         )
     branch_logits = jnp.asarray(branch_logits, jnp.float32)
     labels = check_labels(np.asarray(labels), branch_logits.shape[2], "labels")

@@ -158,11 +158,16 @@ def soft_targets(
       labels: [batch], int.
       classes: their number.
       smoothing: the share of a label that goes to all classes alike.
-      class_weights: factors of the losses of examples by their own class; () for 1.
+      class_weights: factors of the losses of examples by their own class, [classes]; () for 1.
+
+    Raises:
+      ValueError: for other than one factor per class, or none.
     """
     targets = optax.smooth_labels(jax.nn.one_hot(labels, classes, dtype=jnp.float32), smoothing)
-    return (
-        targets * jnp.asarray(class_weights, jnp.float32)[labels, None]
-        if class_weights
-        else targets
-    )
+    if not np.size(class_weights):
+        return targets
+    if np.shape(class_weights) != (classes,):  # indexing would take the last for what lies beyond
+        raise ValueError(
+            f"class_weights are {np.shape(class_weights)} for {classes} classes; give one per class"
+        )
+    return targets * jnp.asarray(class_weights, jnp.float32)[labels, None]

@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple, cast, get_args
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from interflow_jax.fusion import Fusion
@@ -128,7 +129,8 @@ class Interflow(nn.Module):
           ValueError: for feature maps, `num_classes`, `fully_connected`, `pool` or a switch other
             than those above, or a fusion that does not fit the branches.
         """
-        if not isinstance(self.num_classes, int) or self.num_classes < 1:
+        whole = isinstance(self.num_classes, int | np.integer)
+        if not whole or isinstance(self.num_classes, bool) or self.num_classes < 1:
             raise ValueError(f"num_classes is {self.num_classes!r}; give a whole number above 0")
         for name, kinds in (("fully_connected", FullyConnected), ("pool", Pool)):
             if (value := getattr(self, name)) not in get_args(kinds):

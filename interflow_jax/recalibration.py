@@ -38,15 +38,19 @@ def recalibrate(
       key: for what the model draws in training, as in `train_step`; a batch draws by its number.
 
     Returns:
-      The state, or the variables, with other `batch_stats`: every `var` with the `mean` beside it,
-      and the mean over batches of what has another name. What training does not change, as in a
-      frozen backbone, stays as it is; so does a state without statistics.
+      The state, with the averages of `ema` as its parameters (`TrainState.averaged`), or the
+      variables, with other `batch_stats`: every `mean`, and every `var` with the `mean` beside it.
+      Those of other names stay as they are, as `nn.SpectralNorm`'s, which are no means; so does
+      what training does not change, as in a frozen backbone.
 
     Raises:
       ValueError: for no batches, integer images, or a key that is missing.
     """
+    if isinstance(state, TrainState):
+        state = state.averaged()
     variables = state.variables if isinstance(state, TrainState) else state
-    before: dict[Any, Any] = flatten_dict(variables.get("batch_stats", {}))
+    whole: dict[Any, Any] = flatten_dict(variables.get("batch_stats", {}))
+    before = {path: leaf for path, leaf in whole.items() if path[-1] in ("mean", "var")}
     if not before:
         return state
     mutable = [name for name in variables if name != "params"]
@@ -54,12 +58,13 @@ def recalibrate(
     @partial(jax.jit, compiler_options=cpu_compiler_options())
     def step(variables: Any, value: float, images: Array, key: Array | None) -> Any:
         """The collections after a batch, where all statistics were `value` before it."""
-        old = jax.tree.map(lambda x: jnp.full_like(x, value), variables["batch_stats"])
-        return apply(model, {**variables, "batch_stats": old}, images, True, mutable, key)[1]
+        old = whole | {path: jnp.full_like(leaf, value) for path, leaf in before.items()}
+        given = {**variables, "batch_stats": unflatten_dict(old)}
+        return apply(model, given, images, True, mutable, key)[1]
 
     def after(value: float, images: Array, key: Array | None) -> dict[Any, np.ndarray]:
         flat = flatten_dict(step(variables, value, images, key)["batch_stats"])
-        return {path: np.asarray(leaf, np.float64) for path, leaf in flat.items()}
+        return {path: np.asarray(flat[path], np.float64) for path in before}
 
     count, share, sums, squares = 0, {}, {}, {}  # by the paths of statistics
     for number, images in enumerate(batches):
@@ -80,7 +85,7 @@ def recalibrate(
         if path[-1] == "var" and mean in sums:
             value = value + np.maximum(squares[mean] / count - (sums[mean] / count) ** 2, 0)
         new[path] = jnp.asarray(np.where(share[path] > 0, value, old), old.dtype)
-    statistics = unflatten_dict(new)
+    statistics = unflatten_dict(whole | new)
     if isinstance(state, TrainState):
         return state.replace(batch_stats=statistics)
     return {**state, "batch_stats": statistics}

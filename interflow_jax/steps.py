@@ -26,7 +26,7 @@ from interflow_jax.metrics import (
 )
 from interflow_jax.model import Interflow, Prediction
 from interflow_jax.optimizer import check_optimizer
-from interflow_jax.switch import apply, switch_arguments, without_sowing
+from interflow_jax.switch import apply, check_images, switch_arguments, without_sowing
 
 BATCH_SIZE = 64  # paper, IV-B
 
@@ -148,7 +148,7 @@ def train_step(
       label_smoothing: likewise, the share of a label that goes to all classes alike, in every loss.
       mixup: likewise, alpha of the Beta distribution from which a step draws a share; images and
         targets are mixed by it with those of the batch in reverse (Zhang et al., 2018).
-      class_weights: likewise, factors of the classes' terms in every loss; () for 1.
+      class_weights: likewise, factors of the classes' terms in every loss, one per class; () for 1.
       ema: likewise, the decay of `TrainState.average`, which the state must have: after t steps it
         is their mean, weighted by the decay to the power of the steps since.
 
@@ -157,10 +157,17 @@ def train_step(
       `eval_step`; the loss is by what was trained on, mixed, smoothed and weighted.
 
     Raises:
-      ValueError: for integer images, a key that is missing, a model that makes variables in
-        training that it does not make when it is initialised, or a state whose average `ema` would
-        not go on with.
+      ValueError: for integer images, labels that are not one class number per image, options out
+        of their bounds, a key that is missing, a model that makes variables in training that it
+        does not make when it is initialised, or a state whose average `ema` would not go on with.
     """
+    check_images(images)
+    _check_labels(labels, images)
+    if not (0 <= ema < 1 and 0 <= label_smoothing < 1 and mixup >= 0):
+        raise ValueError(
+            f"ema is {ema:g}, label_smoothing {label_smoothing:g} and mixup {mixup:g}; the first "
+            "two are from 0 to below 1, and mixup is 0 or more"
+        )
     if bool(ema) != bool(state.average):
         has = "an average" if state.average else "no average"
         raise ValueError(
@@ -173,14 +180,14 @@ def train_step(
             raise ValueError(f"mixup is {mixup}, which draws; give a key")
         own_key = jax.random.fold_in(key, zlib.crc32(b"mixup"))
         share = jax.random.beta(own_key, mixup, mixup, dtype=jnp.float32)
-        images = share * images + (1 - share) * images[::-1]
+        images = (share * images + (1 - share) * images[::-1]).astype(images.dtype)
 
     def loss_of(params: Any) -> tuple[Array, tuple]:
         variables = {**state.variables, "params": params}
         mutable = ["batch_stats", *state.collections]
         prediction, changed = apply(model, variables, images, True, mutable, key)
         targets = labels
-        if label_smoothing or class_weights or mixup:
+        if label_smoothing or len(class_weights) or mixup:
             classes = prediction.logits.shape[-1]
             targets = soft_targets(labels, classes, label_smoothing, class_weights)
         if share is not None:
@@ -249,7 +256,11 @@ def eval_step(
       supervised: whether training minimised losses of the branches' own (`auxiliary_loss`,
         `auxiliary_mean` or `distillation`); a branch alone then predicts by its own logits, else
         by its term of the fusion (see `Prediction.alone`).
+
+    Raises:
+      ValueError: as `predict` does, and for labels that are not one class number per image.
     """
+    _check_labels(labels, images)
     prediction = predict(model, state, images)
     loss = cross_entropy(prediction.logits, labels)
     alone = prediction.branch_logits if supervised else prediction.alone
@@ -272,6 +283,16 @@ def eval_step(
         weight_sums=weight_sums,
         answers=jnp.where(mask[:, None], answers, -1),
     )
+
+
+def _check_labels(labels: Array, images: Array) -> None:
+    """Raises ValueError for labels that would be taken for soft targets, or broadcast."""
+    shape, dtype = jnp.shape(labels), jnp.result_type(labels)
+    if shape != images.shape[:1] or not jnp.issubdtype(dtype, jnp.integer):
+        raise ValueError(
+            f"labels are {dtype} of shape {shape} for {len(images)} images; give one class number "
+            "per image, [batch], int"
+        )
 
 
 def predict(model: nn.Module, state: TrainState, images: Array) -> Prediction:

@@ -50,12 +50,18 @@ def layers(network: Network, *arguments: Any, **keywords: Any) -> list[Layer]:
         return [Layer(path, array.shape, array.dtype) for path, array in outputs.items()]
     calls = Calls()
 
-    def run(key: Array, arguments: tuple) -> None:
-        rngs, mutable = {"params": key}, DenyList("batch_stats")  # evaluation
-        variables = network.init(rngs, *arguments, **keywords)
-        calls.capture(network, variables, rngs, mutable, *arguments, **keywords)
+    leaves, structure = jax.tree.flatten(arguments)
+    arrays = {n: leaf for n, leaf in enumerate(leaves) if hasattr(leaf, "shape")}  # not switches
 
-    jax.eval_shape(run, jax.random.key(0), arguments)
+    def run(key: Array, arrays: dict[int, Array]) -> None:
+        rngs, mutable = {"params": key}, DenyList("batch_stats")  # evaluation
+        given = jax.tree.unflatten(
+            structure, [arrays.get(n, leaf) for n, leaf in enumerate(leaves)]
+        )
+        variables = network.init(rngs, *given, **keywords)
+        calls.capture(network, variables, rngs, mutable, *given, **keywords)
+
+    jax.eval_shape(run, jax.random.key(0), arrays)
     return _layers(calls.all)
 
 

@@ -22,7 +22,7 @@ from interflow_jax.data.preprocessing import (
 )
 from interflow_jax.dispatch import compiled
 from interflow_jax.metrics import EvalMetrics, TrainMetrics
-from interflow_jax.model import Prediction
+from interflow_jax.model import Interflow, Prediction
 from interflow_jax.optimizer import learning_rate_schedule, make_optimizer
 from interflow_jax.pretrained import with_backbone
 from interflow_jax.recalibration import recalibrate
@@ -124,7 +124,7 @@ class Trainer:
                 way.schedule,
                 round(self.steps * way.warmup_epochs),
             )
-            frozen = ("backbone",) if getattr(model, "frozen", False) else ()
+            frozen = ("backbone",) if isinstance(model, Interflow) and model.frozen else ()
             optimizer = make_optimizer(
                 schedule, way.optimizer, way.momentum, way.weight_decay, frozen
             )
@@ -317,7 +317,6 @@ class Trainer:
           splits.UnreadableExamplesError: for streamed examples that cannot be read.
         """
         _check_usable(state)
-        state = state.averaged()
         order = np.arange(self.steps * self.batch_size, dtype=np.int32)
         images = (
             self._images_of(source, step)

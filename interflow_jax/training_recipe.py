@@ -56,7 +56,7 @@ def training_recipe(name: RecipeName, epochs: int, batch_size: int | None = None
     if name not in get_args(RecipeName):
         raise ValueError(f"recipe is {name!r}; choose one of {', '.join(get_args(RecipeName))}")
     if name == "paper":
-        return TrainingRecipe(batch_size=batch_size or BATCH_SIZE)
-    own = batch_size or _MODERN.batch_size
+        return TrainingRecipe(batch_size=BATCH_SIZE if batch_size is None else batch_size)
+    own = _MODERN.batch_size if batch_size is None else batch_size
     rate = _MODERN.learning_rate * own / _MODERN.batch_size
     return _MODERN._replace(batch_size=own, learning_rate=rate, warmup_epochs=epochs / 10)

@@ -1,6 +1,7 @@
 """The paper's backbone: VGG-16's convolutions, strides in place of pooling (IV-B)."""
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -115,7 +116,8 @@ class StrideVGG(nn.Module):
             if value not in get_args(choices):
                 allowed = ", ".join(get_args(choices))
                 raise ValueError(f"{name} is {value!r}; choose one of {allowed}")
-        if not self.taps or list(self.taps) != sorted(set(self.taps)):
+        several = isinstance(self.taps, Sequence) and not isinstance(self.taps, str)
+        if not several or not self.taps or list(self.taps) != sorted(set(self.taps)):
             raise ValueError(f"taps are {self.taps}; give one or more convolutions, ascending")
         lacking = [tap for tap in self.taps if not 1 <= tap <= self.depth]
         if lacking:

@@ -28,6 +28,8 @@ def test_confidence_by_hand():
         np.testing.assert_allclose(ij.confidence(logits, measure), values, rtol=1e-5, atol=1e-6)
         certain = ij.confidence(jnp.array([[1000.0, 0.0, 0.0]]), measure)
         assert certain[0] == 1  # never above a threshold of one
+    ruled_out = ij.confidence(jnp.array([[0.0, 0.0, -jnp.inf, -jnp.inf]]), "entropy")
+    np.testing.assert_allclose(ruled_out, 0.5, rtol=1e-5)
     cooler = np.array([0.5, 0.3, 0.2]) ** 2
     sure = ij.confidence(logits, temperature=0.5)
     np.testing.assert_allclose(sure[0], cooler[0] / cooler.sum(), rtol=1e-5)
@@ -133,6 +135,7 @@ def test_the_cheapest_thresholds_of_an_accuracy():
         ),
         (lambda f: ij.fit_temperature(jnp.zeros((2, 3)), np.array([0, 3])), "labels go to 3"),
         (lambda f: ij.fit_temperature(jnp.zeros((2, 3)), np.array([0])), r"labels \(1,\); give"),
+        (lambda f: ij.fit_temperature(jnp.zeros((0, 3)), np.zeros(0, int)), "of one or more"),
         (lambda f: ij.failure_ranking(np.ones(2), np.array([2, 0])), "the latter bool"),
         (lambda f: ij.failure_ranking(np.ones(3), np.array([1, 0])), r"correct \(2,\)"),
     ],

@@ -185,6 +185,7 @@ LOGITS, LABELS = np.zeros((4, 3, 10)), np.zeros(4, int)
             for branches in (0, 4, True, 2.0, "2")
         ],
         ({"model": nn.Dense(2)}, "model is a Dense; give an Interflow"),
+        ({"model": S1.clone(fusion=nn.Dense(2))}, "fusion is a Dense; only a Fusion can be cut"),
         ({"variables": {}}, "variables are not the model's: they lack a conv1"),
         ({"variables": {"params": trained(S1)["params"]}}, "not the model's: .*batch_stats"),
         ({"model": MAPS["shared"]}, "Maps does not tell .* give images, or"),

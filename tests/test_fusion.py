@@ -330,3 +330,5 @@ def test_attention_is_fitted_to_features_that_tell_which_branch_knows(examples):
 def test_what_cannot_be_fitted_is_named(labels, kind, message):
     with pytest.raises(ValueError, match=message):
         fit_fusion(jnp.zeros((5, 4, 3)), labels, kind)
+    with pytest.raises(ValueError, match="of one or more"):
+        fit_fusion(jnp.zeros((0, 4, 3)), np.zeros(0, int), "shared")

@@ -3,6 +3,7 @@
 from functools import lru_cache, partial
 from itertools import pairwise
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -299,6 +300,10 @@ def test_table_i_is_normal_at_each_depth(key, tiny, depth):
         ({"method": "S1", "pool": "max"}, "'max'; choose one of mean, first"),
         ({"method": "S1", "fusion": "mean"}, "'mean'; choose one of fixed, shared, class, softmax"),
         ({"method": "S2", "fusion": "attention"}, "attention takes none: it starts from the mean"),
+        (
+            {"method": "S1", "network": nn.Dense(3), "taps": ("a",), "dtype": "bfloat16"},
+            "dtype is 'bfloat16', which only the paper's backbone takes: leave it out",
+        ),
     ],
 )
 def test_what_does_not_fit_is_named(arguments, message):

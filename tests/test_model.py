@@ -120,6 +120,12 @@ def test_arguments_that_do_not_fit_are_named(arguments, message):
         build_and_init()
 
 
+def test_the_number_of_classes_may_be_numpy_s():
+    model = Interflow(Kinds(), np.array([0, 4]).max() + 1, Fusion("shared"))  # of labels
+    out, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), IMAGES)
+    assert out.logits.shape[-1] == 5
+
+
 def test_labels_are_the_backbone_s():
     assert ij.build("S1", 10).labels == (7, 9, 11, 13)
     assert Interflow(Kinds(), 5, Fusion("shared")).labels is None

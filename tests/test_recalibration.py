@@ -33,6 +33,13 @@ class NNXNorm(nnx.Module):
         return self.norm(self.dense(x))
 
 
+class Spectral(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.SpectralNorm(nn.Conv(4, (3, 3)))(x, update_stats=False)
+        return [nn.BatchNorm(not train, momentum=0.0)(x)]
+
+
 class Dropping(nn.Module):
     @nn.compact
     def __call__(self, x, train):
@@ -125,6 +132,31 @@ def test_a_frozen_backbone_and_other_collections_stay():
     assert np.all(statistics(after)["var"] > 1.1 * np.var(IMAGES, (0, 1, 2)))  # half are doubled
     frozen = ij.recalibrate(model.clone(frozen=True), variables, [IMAGES])
     jax.tree.map(np.testing.assert_array_equal, frozen, variables)
+
+
+def test_statistics_that_are_no_means_stay_and_count():
+    """Flax's SpectralNorm keeps a vector and a size, which divide the kernel in the pass, too."""
+    model = ij.Interflow(Spectral(), 10, ij.Fusion("shared"))
+    variables = variables_of(model)
+    for _ in range(2):
+        _, changed = model.apply(variables, IMAGES, train=True, mutable=["batch_stats"])
+        variables |= changed
+    after = ij.recalibrate(model, variables, [IMAGES])
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4), after, variables)
+
+
+def test_averages_of_weights_are_what_is_recalibrated():
+    model, optimizer = MODELS["Linen"], ij.make_optimizer(0.1)
+    create = partial(ij.create_state, model, optimizer, image_shape=IMAGES.shape[1:])
+    state = jax.jit(create)(jax.random.key(0)).with_average()
+    step = jax.jit(partial(ij.train_step, model, optimizer, ema=0.9))
+    state, _ = step(state, 5 * IMAGES, jnp.arange(48) % 10)
+    after = ij.recalibrate(model, state, [IMAGES])
+    assert after.params == state.average["params"]
+    expected = ij.recalibrate(model, state.averaged().variables, [IMAGES])
+    jax.tree.map(np.testing.assert_array_equal, after.variables, expected)
+    logits = [ij.predict(model, each, IMAGES).logits for each in (after, state)]
+    assert np.any(np.abs(logits[0] - logits[1]) > 0.01)
 
 
 def test_what_cannot_be_recalibrated_is_named():

@@ -389,9 +389,44 @@ def test_pixels_are_refused(images, labels):
         lambda: ij.predict(model, state, pixels),
         lambda: ij.eval_step(model, state, pixels, labels, EVERYTHING),
         lambda: ij.train_step(model, SGD, state, pixels, labels),
+        lambda: ij.train_step(model, SGD, state, pixels, labels, mixup=1.0, key=jax.random.key(0)),
     ):
         with pytest.raises(ValueError, match="images are uint8; the model takes floats"):
             call()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [lambda y: y[:, None], lambda y: y[:1], lambda y: jax.nn.one_hot(y, 9), lambda y: y * 1.0],
+)
+def test_labels_that_would_be_taken_for_others_are_refused(images, labels, wrong):
+    """Such as [batch, 1], which Keras's CIFAR has: as soft targets they would train nonsense."""
+    model, wrong = maps(), wrong(labels)
+    state = start(model)
+    for call in (
+        lambda: ij.train_step(model, SGD, state, images, wrong),
+        lambda: ij.eval_step(model, state, images, wrong, EVERYTHING),
+    ):
+        with pytest.raises(ValueError, match=r"labels are .* give one class number per image"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"class_weights": (1.0, 5.0)}, r"class_weights are \(2,\) for 3 classes; give one per"),
+        ({"class_weights": np.ones(4)}, r"class_weights are \(4,\) for 3 classes; give one per"),
+        ({"ema": 1.0}, "ema is 1, .* from 0 to below 1"),
+        ({"ema": -0.5}, "ema is -0.5, .* from 0 to below 1"),
+        ({"label_smoothing": 1.0}, "label_smoothing 1 and .* from 0 to below 1"),
+        ({"mixup": -1.0}, "mixup -1; .* mixup is 0 or more"),
+    ],
+)
+def test_options_out_of_bounds_are_named(options, message):
+    state = ij.create_state(Linear(), SGD, jax.random.key(0), (2, 2, 1))
+    images, labels = jnp.zeros((4, 2, 2, 1)), jnp.zeros(4, int)
+    with pytest.raises(ValueError, match=message):
+        ij.train_step(Linear(), SGD, state, images, labels, **options)
 
 
 def test_float32_stays_float32_where_x64_is_on(tiny):

@@ -304,6 +304,18 @@ def test_what_the_caller_declares_mutable_comes_out_where_it_can_be_computed(tra
         ij.Taps(State(), ("last",)).apply({"params": variables["params"]}, IMAGES)
 
 
+def test_layers_are_listed_for_arguments_of_any_kind():
+    """A switch may come by position: it is no array."""
+
+    class Switched(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            return nn.Dense(3, name="one" if train else "other")(x)
+
+    assert [layer.path for layer in ij.layers(Switched(), IMAGES, False)] == ["other"]
+    assert [layer.path for layer in ij.layers(Switched(), IMAGES, True)] == ["one"]
+
+
 @pytest.mark.parametrize(
     ("network", "taps", "message"),
     [

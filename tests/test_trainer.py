@@ -172,6 +172,7 @@ UNREAD = DATASET._replace(train=Broken(AssertionError("read")))
         (nn.Dense(10), {}, "Dense returns no Prediction; wrap it in Interflow"),
         (PYRAMID.clone(num_classes=9), {}, "tells 9 classes apart; light has 10: build it for as"),
         (PYRAMID, {"batch_size": 64}, "batch_size is 64; .* at most the 16 training examples"),
+        (PYRAMID, {"batch_size": 0}, "batch_size is 0; .* at most the 16 training examples"),
         (PYRAMID, {"epochs": 0}, "epochs is 0; choose 1 or more"),
         (PYRAMID, {"optimizer": optax.adam}, "optimizer is .*; give an optax optimiser"),
     ],

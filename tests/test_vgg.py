@@ -139,6 +139,7 @@ def test_bfloat16_computes_low_and_keeps_parameters_high(key):
         ({"taps": (3,), "depth": 201}, "depth is 201; choose 4 to 200"),
         ({"taps": (7, 9, 11), "depth": 8}, "depth 8 has no convolution 9, 11; choose taps from 1"),
         ({"taps": ()}, "give one or more convolutions"),
+        ({"taps": 13}, "taps are 13; give one or more convolutions"),
         ({"taps": (9, 7)}, "ascending"),
         ({"taps": (7, 7)}, "ascending"),
         ({"taps": (7,), "width": 0}, "width is 0"),

@@ -21,17 +21,14 @@ from interflow_jax.cli.flags import (
     SelectionConfig,
     TrainingConfig,
 )
-from interflow_jax.config import VGG, ModelConfig, check_choices, from_record
+from interflow_jax.config import VGG, VGG_ONLY, ModelConfig, check_choices, from_record
 from interflow_jax.data.recipes import recipe
 from interflow_jax.fusion import KINDS
 from interflow_jax.methods import look_up, losses
 from interflow_jax.optimizer import learning_rate_schedule, make_optimizer
 from interflow_jax.training_recipe import TrainingRecipe, default_recipe, training_recipe
-from interflow_jax.vgg import VGG_DEPTH, StrideVGG
+from interflow_jax.vgg import VGG_DEPTH
 
-_VGG_ONLY = {field.name for field in dataclasses.fields(StrideVGG)} & {
-    field.name for field in dataclasses.fields(ModelConfig) if field.name != "taps"
-}
 _DIGESTS = ("backbone_sha256", "pretrained_sha256")
 
 
@@ -205,7 +202,7 @@ class RunConfig:
             if model.backbone_options is not None:
                 raise ValueError(
                     f"--backbone_options={model.backbone_options} is for another --backbone than "
-                    f"vgg, which has --{', --'.join(sorted(_VGG_ONLY))}"
+                    f"vgg, which has --{', --'.join(VGG_ONLY)}"
                 )
             if any(isinstance(tap, str) for tap in model.taps or ()):
                 raise ValueError(
@@ -213,7 +210,7 @@ class RunConfig:
                     "for another --backbone"
                 )
             return
-        for name in _VGG_ONLY & self.changes().keys():
+        for name in {*VGG_ONLY} & self.changes().keys():
             raise ValueError(
                 f"--{name}={getattr(model, name)} is for --backbone=vgg; give {model.backbone} "
                 "what it takes by --backbone_options"

@@ -13,11 +13,11 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from interflow_jax.ops import cpu_convolution, onednn, xla_convolution
+from interflow_jax.ops.primitive import define, lower
 
 Library = Literal["auto", "xla", "onednn"]
 
@@ -92,11 +92,10 @@ def _primitive(name: str, output: Callable[..., Any]) -> Primitive:
     Args:
       output: makes the type of its output from those of its inputs.
     """
-    primitive = Primitive(f"conv3x3_{name}")
-    primitive.def_impl(jax.jit(primitive.bind, static_argnames=("stride", "size", "library")))
-    primitive.def_abstract_eval(output)
+    primitive = define(f"conv3x3_{name}", output, ("stride", "size", "library"))
     batching.primitive_batchers[primitive] = partial(_batch, primitive, name)
-    mlir.register_lowering(primitive, partial(_lower, name))
+    by_xla = getattr(xla_convolution, name)
+    mlir.register_lowering(primitive, partial(_lower, by_xla))
     mlir.register_lowering(primitive, partial(_lower_for_cpu, name), platform="cpu")
     return primitive
 
@@ -134,21 +133,13 @@ def _lower_for_cpu(
         pays = cpu_convolution.onednn_pays(name, x, kernel, sizes["stride"], fast)
         if library == "onednn" or pays:
             implementation = package.passes
-    return _lower(name, context, *inputs, implementation=implementation, **sizes)
+    return _lower(getattr(implementation, name), context, *inputs, library=library, **sizes)
 
 
 def _lower(
-    name: str,
-    context: Any,
-    *inputs: Any,
-    implementation: Any = xla_convolution,
-    library: Library = "xla",
-    **sizes: Any,
+    function: Callable, context: Any, *inputs: Any, library: Library, **sizes: Any
 ) -> Sequence:
-    unsharded = [ShapedArray(aval.shape, aval.dtype) for aval in context.avals_in]  # no mesh here
-    function = partial(getattr(implementation, name), **sizes)
-    lower = mlir.lower_fun(function, multiple_results=False)
-    return lower(context.replace(avals_in=unsharded), *inputs)
+    return lower(partial(function, **sizes), context, *inputs)
 
 
 def _output(x: Any, kernel: Any, *, stride: int, **_: Any) -> Any:

@@ -12,12 +12,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from interflow_jax.ops import onednn
 from interflow_jax.ops.convolution import Library, equally_varying
+from interflow_jax.ops.primitive import define, lower
 
 MOMENTUM = 0.9  # written out because Linen's default is 0.99
 EPSILON = 1e-5
@@ -152,26 +152,22 @@ def _primitive(name: str, by_xla: Callable, position: int, in_package: bool = Tr
     def batch(inputs: Sequence[Array], axes: Sequence, library: Library) -> tuple:
         return jax.vmap(by_xla, axes)(*inputs), (0, 0, 0)
 
-    def lower(context: Any, *inputs: Any, library: Library, function: Any = by_xla) -> Sequence:
-        unsharded = [ShapedArray(aval.shape, aval.dtype) for aval in context.avals_in]  # no mesh
-        rule = mlir.lower_fun(function, multiple_results=True)
-        return rule(context.replace(avals_in=unsharded), *inputs)
+    def lower_anywhere(context: Any, *inputs: Any, library: Library) -> Sequence:
+        return lower(by_xla, context, *inputs)
 
     def lower_for_cpu(context: Any, *inputs: Any, library: Library) -> Sequence:
         first, *_, last = context.avals_in
         by_xla_alone = library == "xla" or 0 in first.shape or last.dtype != jnp.float32
         package = None if by_xla_alone else onednn.package()
         if package is None or not package.passes.usable(context):
-            return lower(context, *inputs, library=library)
+            return lower(by_xla, context, *inputs)
         call = partial(getattr(package.passes, name), epsilon=EPSILON)
-        return lower(context, *inputs, library=library, function=call)
+        return lower(call, context, *inputs)
 
-    primitive = Primitive(name)
+    primitive = define(name, results, ("library",))
     primitive.multiple_results = True
-    primitive.def_impl(jax.jit(primitive.bind, static_argnames="library"))
-    primitive.def_abstract_eval(results)
     batching.primitive_batchers[primitive] = batch
-    mlir.register_lowering(primitive, lower)
+    mlir.register_lowering(primitive, lower_anywhere)
     if in_package:
         mlir.register_lowering(primitive, lower_for_cpu, platform="cpu")
     return primitive

@@ -181,7 +181,7 @@ def test_adding_up_a_kernel_gradient_takes_less_than_the_products():
             turns.append(time.perf_counter() - start)
         return min(turns)
 
-    assert fastest("kernel") < 6 * fastest("forward")
+    assert fastest("kernel") < 10 * fastest("forward")  # 1.5 to 3; an unhoisted bound: 30
 
 
 @pytest.mark.parametrize("stride", [1, 2])

@@ -266,6 +266,22 @@ def test_no_element_is_what_xla_makes_of_it(x, channels, stride):
         np.testing.assert_array_equal(array, right)
 
 
+def test_nothing_changes_where_jit_is_disabled(tiny, key):
+    """As JAX's users debug; a primitive that compiles itself must not call itself."""
+    model, images = tiny("S1", depth=4, taps=(2, 4)), jax.random.normal(key, (2, 8, 8, 3))
+    variables = model.init(key, images, train=False)
+
+    def loss(params):
+        given = {**variables, "params": params}
+        out, _ = model.apply(given, images, train=True, mutable=["batch_stats"])
+        return (out.logits**2).sum()
+
+    expected = jax.grad(loss)(variables["params"])
+    with jax.disable_jit():
+        gradient = jax.grad(loss)(variables["params"])
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), gradient, expected)
+
+
 def test_scan_and_remat():
     x, kernel, _ = draw((5, 5, 8, 8, 1))
 
