@@ -101,6 +101,11 @@ class TrainedRun:
         if len(self.labels) != branches:
             raise ValueError(f"branches are {self.labels!r:.200}; the network has {branches}")
 
+    @property
+    def seen_size(self) -> int:
+        """How many of the first training examples it, or what it began from, was trained on."""
+        return self.result.get("seen_size", self.result["train_size"])
+
     def predict(self, images: np.ndarray) -> Prediction:
         """The model's prediction in evaluation mode for [images, *image_shape], uint8.
 
@@ -279,9 +284,8 @@ def held_out(run: TrainedRun, data: Dataset, most: int = HELD_OUT) -> Split | No
     """Up to `most` training examples that the run has not seen; None where there are none."""
     if data.validation is not None:
         return take(data.validation, min(most, len(data.validation)))
-    trained = run.result["train_size"]
-    rest = len(data.train) - trained
-    return take(data.train, min(most, rest), after=trained) if rest > 0 else None
+    rest = len(data.train) - run.seen_size
+    return take(data.train, min(most, rest), after=run.seen_size) if rest > 0 else None
 
 
 def load_run(

@@ -3,23 +3,30 @@
 It stands beside the program and its .json, and needs jax, flatbuffers, Pillow and numpy alone.
 """
 
+import contextlib
 import hashlib
+import io
 import json
 import pathlib
 import sys
+from typing import cast
 
 import jax
 import numpy as np
 from PIL import Image, ImageOps
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # no others of Pillow's are opened
+TURNS = dict(zip(range(2, 9), map(Image.Transpose, (0, 3, 1, 5, 4, 6, 2)), strict=True))  # by EXIF
 PROGRAM = pathlib.Path(__file__).with_name("model.stablehlo")
 
 
 def pixels(file: str, shape: list[int], resize: str) -> np.ndarray:
     """A picture as the run took its own: upright, on white, resized, uint8."""
     (height, width, channels), method = shape, Image.Resampling.BILINEAR
-    picture = ImageOps.exif_transpose(Image.open(file, formats=FORMATS))
+    picture = Image.open(file, formats=FORMATS)
+    picture.load()
+    with contextlib.suppress(Exception):  # upright already, or damaged EXIF, which viewers ignore
+        picture = picture.transpose(TURNS[Image.Image.getexif(picture)[274]])
     if picture.mode.startswith(("I", "F")):
         raise ValueError("more than 8 bits per channel: scale it to 8")
     if picture.has_transparency_data:
@@ -46,6 +53,7 @@ if __name__ == "__main__":
     if hashlib.sha256(program).hexdigest() != about["sha256"]:
         raise SystemExit(f"{PROGRAM} is broken, or its .json is another model's")
     predict = jax.jit(jax.export.deserialize(bytearray(program)).call)
+    cast(io.TextIOWrapper, sys.stdout).reconfigure(errors="backslashreplace")  # of any name
     unread = 0
     for file in sys.argv[1:]:
         try:

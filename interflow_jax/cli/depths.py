@@ -291,7 +291,7 @@ def unseen(run: TrainedRun, dataset: Dataset, most: int, points: float = COARSES
       ValueError: for fewer, or none, as of a run that was trained on all training images.
     """
     examples, total = held_out(run, dataset, most), len(dataset.train)
-    rest = total - run.result["train_size"] if dataset.validation is None else most
+    rest = total - run.seen_size if dataset.validation is None else most
     least = 2 * enough(COARSEST)
     again = f"train again with --train_size={total - max(least, total // 10)} or less"
     again = again if total > 2 * least else f"get more images: it takes {least} apart from training"

@@ -119,11 +119,12 @@ function showPictures(thresholds) {
 
 const same = { name: "one confidence for every depth" };
 const plans = [same, ...data.plans];
-// explore.html#0.9 sets the slider; #0.9,0.8,0.7, a threshold per depth, as exits.json has them.
+// explore.html#0.9 sets the slider; #0.9,0.8,0.7, a threshold per depth, as exits.json has them,
+// which the slider's step would round.
 const given = location.hash.slice(1).split(",").map(Number);
 if (location.hash && given.every(Number.isFinite))
-  if (given.length === 1) at("slider").value = given[0];
-  else if (given.length === last) plans.push({ name: "as the address says", thresholds: given });
+  if (given.length === last) plans.push({ name: "as the address says", thresholds: given });
+  else if (given.length === 1) at("slider").value = given[0];
 at("plan").append(...plans.map(({ name }) => make("option", name)));
 if (plans.at(-1).name === "as the address says") at("plan").selectedIndex = plans.length - 1;
 
@@ -142,5 +143,6 @@ at("notes").append(...data.notes.map((note) => make("p", note, "note")));
 at("slider").addEventListener("input", () => { at("plan").selectedIndex = 0; update(); });
 at("plan").addEventListener("change", update);
 at("show").addEventListener("change", update);
+addEventListener("hashchange", () => location.reload());
 at("controls").hidden = depths === 1;
 update();

@@ -74,6 +74,8 @@ def output_file(name: str) -> Path:
     try:
         if stat.S_ISDIR(path.stat().st_mode):
             raise ValueError(f"--out={name} is a folder; give a file")
+        if not path.is_file():
+            return path  # such as a pipe, beside which nothing is written
     except FileNotFoundError:
         pass
     except OSError as error:

@@ -68,6 +68,7 @@ class Runs:
                 raise ValueError(f"process {me} was given another command than process 0")
         self._trainer: Trainer | None = None
         self._held_out: splits.Split | None = None
+        self._seen_size: int | None = None  # of the training split, from the first on
 
     def _check_folders(self) -> list[dict[str, Any]]:
         for (_, folder), identity in zip(self.seeds, self._identities, strict=True):
@@ -124,14 +125,15 @@ class Runs:
                     config.data.resize,
                 )
                 check_sizes(config, len(dataset.train))
-                check_held_out(config, len(dataset.train))
                 model = config.model.build(len(dataset.class_names))
-                variables = _pretrained(config, model, dataset)
+                variables, seen = _pretrained(config, model, dataset)
+                check_held_out(config, len(dataset.train), seen)
+                self._seen_size = max(seen, config.data.train_size or len(dataset.train))
             hosts.once(lambda: self._claim(dataset.digest()))
             if dataset.name.startswith("folder:"):
                 print(_contents(dataset), flush=True)
             with hosts.everywhere(), memory_errors(), data.reading(dataset.name):
-                dataset, self._held_out = _subset(config, dataset)
+                dataset, self._held_out = _subset(config, dataset, seen)
                 losses, regularization = config.losses(), config.regularization
                 trainer = Trainer(
                     model,
@@ -230,6 +232,7 @@ class Runs:
                 history = training.position.history
                 result = _result(identity, training, figures, self.command)
                 result["data"] = folder.fact("data")
+                result["seen_size"] = self._seen_size
                 charts.draw(history, result, trainer.dataset.class_names, folder.pictures)
                 answers.write(folder.pictures, folder.path / "classes.json")
                 training.write_pictures(partial(print, flush=True))
@@ -293,36 +296,50 @@ def check_sizes(config: RunConfig, examples: int) -> None:
         )
 
 
-def check_held_out(config: RunConfig, examples: int) -> None:
-    """Checks that there are held-out images of so many training examples, if any are needed."""
+def check_held_out(config: RunConfig, examples: int, seen: int = 0) -> None:
+    """Checks that there are held-out images of so many training examples, if any are needed.
+
+    Args:
+      seen: how many of the first ones what it begins from was trained on.
+    """
     selection, size = config.selection, config.data.train_size or examples
-    if size == examples and (selection.keep == "best" or selection.patience is not None):
+    if max(size, seen) == examples and (selection.keep == "best" or selection.patience is not None):
         asked = f"patience={selection.patience}" if selection.keep == "last" else "keep=best"
+        by = "" if size == examples else f" by {config.training.pretrained}"
         raise ValueError(
             f"--{asked} needs held-out images, and all {examples} training examples are trained "
-            f"on; hold a tenth of them out by --train_size={examples * 9 // 10}"
+            f"on{by}; hold a tenth of them out by --train_size={examples * 9 // 10}"
+            + (" there" if by else "")
         )
 
 
-def _subset(config: RunConfig, dataset: Dataset) -> tuple[Dataset, splits.Split | None]:
-    """Cuts the training split to `train_size`; also returns all other training examples.
+def _subset(config: RunConfig, dataset: Dataset, seen: int) -> tuple[Dataset, splits.Split | None]:
+    """Cuts the training split to `train_size`; also returns what is neither in it nor `seen`.
 
-    The next tenth as many are for validation after every epoch.
+    The first of that, a tenth as many as are trained on, is for validation after every epoch.
     """
     train, size = dataset.train, config.data.train_size or len(dataset.train)
-    rest = len(train) - size
-    if not rest:
+    first = max(size, seen)
+    if size < len(train):
+        dataset = dataset._replace(train=splits.take(train, size))
+    if not (rest := len(train) - first):
         return dataset, None
-    validation = splits.take(train, min(max(1, size // 10), rest), after=size)
-    dataset = dataset._replace(train=splits.take(train, size), validation=validation)
-    return dataset, splits.take(train, rest, after=size)
+    validation = splits.take(train, min(max(1, size // 10), rest), after=first)
+    return dataset._replace(validation=validation), splits.take(train, rest, after=first)
 
 
-def _pretrained(config: RunConfig, model: Interflow, dataset: Dataset) -> dict[str, Any] | None:
-    """The variables that `--pretrained` names, if it is given; says what a run's are taken for."""
+def _pretrained(
+    config: RunConfig, model: Interflow, dataset: Dataset
+) -> tuple[dict[str, Any] | None, int]:
+    """What `--pretrained` names, if it is given; says what a run's variables are taken for.
+
+    Returns:
+      Variables, and how many of the first training examples they have seen: 0 for a file, which
+      does not tell.
+    """
     given = config.training.pretrained
     if given is None:
-        return None
+        return None, 0
     images = jnp.zeros((1, *dataset.image_shape), jnp.float32)
     init = partial(jax.eval_shape, partial(model.init, train=False), jax.random.key(0), images)
     if not Path(given).expanduser().is_dir():
@@ -330,7 +347,7 @@ def _pretrained(config: RunConfig, model: Interflow, dataset: Dataset) -> dict[s
         own = init().keys() - {"params", "batch_stats", "intermediates"}
         if absent := sorted(own - variables.keys()):
             print(f"{given} has no {', '.join(absent)}, which begin anew", flush=True)
-        return variables
+        return variables, 0
     named = config.model.backbone
     run = load_run(given, None if named == VGG else named)
     ours, theirs = vars(config.model), vars(recorded(run.result).model)
@@ -350,7 +367,15 @@ def _pretrained(config: RunConfig, model: Interflow, dataset: Dataset) -> dict[s
     variables = {**run.variables, "params": params}
     parts, new = taken(init(), variables)
     print(f"from {given}: {', '.join(parts)}; new: {', '.join(new) or 'nothing'}", flush=True)
-    return variables
+    own = run.result["dataset"] == dataset.name or run.result.get("data") == dataset.digest()
+    seen = min(run.seen_size, len(dataset.train)) if own else 0
+    if seen > (config.data.train_size or len(dataset.train)):
+        print(
+            f"{given} was trained on {seen:,} images of {dataset.name}: none of them count as "
+            "held-out",
+            flush=True,
+        )
+    return variables, seen
 
 
 def _of_one_branch(name: str) -> bool:

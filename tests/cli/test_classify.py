@@ -49,6 +49,25 @@ def test_it_takes_pictures_as_a_run_does(shape, resize, tmp_path):
         np.testing.assert_array_equal(pixels(str(file), shape, resize), expected, file.name)
 
 
+@pytest.mark.parametrize("ending", ["png", "webp", "jpg"])
+def test_damaged_exif_is_ignored_as_a_run_does(ending, tmp_path):
+    """Or turns the picture, where that much of it can be read."""
+    random, exif = np.random.default_rng(1), Image.Exif()
+    exif[0x0112], exif[0x829A] = 6, 1.5  # orientation, and an exposure time
+    picture, outcomes = Image.fromarray(random.integers(0, 256, (9, 13, 3), np.uint8)), set()
+    for number in range(60):
+        block = bytearray(exif.tobytes())
+        for place in random.integers(6, len(block), number % 5):
+            block[place] = random.integers(256)
+        file = tmp_path / f"{number}.{ending}"
+        picture.save(file, exif=bytes(block))
+        with pictures.opened(file) as opened:
+            expected = pictures.fit(opened, (28, 20, 3))
+        np.testing.assert_array_equal(pixels(str(file), [28, 20, 3], "squash"), expected, file.name)
+        outcomes.add(expected.tobytes())
+    assert len(outcomes) > 1
+
+
 @pytest.fixture
 def exported(finished, tmp_path):
     assert export([f"--run={folder_in(finished)}", f"--out={tmp_path / 'it' / 'my model'}"]) == 0

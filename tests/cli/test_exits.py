@@ -1,6 +1,7 @@
 """The report on how deep a run needs to be, of a run small enough for seconds."""
 
 import json
+import re
 from functools import partial
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ import pytest
 import interflow_jax as ij
 from experiments import exits, explore, run
 from interflow_jax.cli import depths, exit_report, exit_timing
+from interflow_jax.cli.commands import exits as command
 from interflow_jax.cli.depths import Depths, Examples, difference, operations, unseen
 from interflow_jax.data import recipes, splits
 from interflow_jax.data.preprocessing import normalize
@@ -241,7 +243,7 @@ def test_too_few_held_out_images_choose_nothing(folder, capsys):
         with pytest.raises(ValueError, match=f"{few:,} held-out .* {points} points .* {enough:,},"):
             unseen(trained, data, few, points)
         assert len(unseen(trained, data, enough, points)) == enough
-    trained.result["train_size"] = 6000
+    trained.result["seen_size"] = 6000
     with pytest.raises(ValueError, match=r"on all 6,000 training examples, .* --train_size=5400 "):
         unseen(trained, data, 10)
     for flags, advice in (
@@ -252,7 +254,7 @@ def test_too_few_held_out_images_choose_nothing(folder, capsys):
         (line,) = capsys.readouterr().err.splitlines()
         assert "do not tell a loss of" in line
         assert line.endswith(advice)
-    trained.result["train_size"] = 6000 - 200
+    trained.result["seen_size"] = 6000 - 200
     with pytest.raises(ValueError, match=r"give --points=3.7 or more, or leave it out$"):
         unseen(trained, data, 400, 1)
     assert len(unseen(trained, data, 400, 3.7)) == 200
@@ -291,6 +293,11 @@ def test_wrong_input_is_answered_in_a_line_before_any_work(folder, capsys, monke
 
     for flag in ("--budgets=0.1", "--budgets=1.5"):
         refused([flag], f"{flag}: choose shares from 0.")
+    for first in (0.60825, 0.6):  # what the line names must do
+        with pytest.raises(ValueError, match="choose shares from") as error:
+            command._check(SimpleNamespace(budgets=[0.5]), first)
+        least = float(re.findall(r"from ([\d.]+), the first", str(error.value))[0])
+        command._check(SimpleNamespace(budgets=[least], points=(), held_out=4, timed=64), first)
     refused(["--points=-1"], "--points=-1: choose 0 to 100")
     single = SimpleNamespace(labels=(5,))
     monkeypatch.setattr("interflow_jax.cli.commands.exits.load_run", lambda *_: single)

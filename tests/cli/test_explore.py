@@ -42,6 +42,18 @@ def test_without_enough_held_out_images_it_shows_the_model_s_own(finished, page)
     assert shows["plans"] == []
 
 
+def test_where_there_is_no_room_for_all_images_the_whole_is_measured_on_the_same(
+    finished, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("interflow_jax.cli.commands.explore._MOST_ANSWERS", 300)
+    file = tmp_path / "page.html"
+    assert explore.main([f"--run={folder_in(finished)}", f"--out={file}", "--held_out=100"]) == 0
+    shows = content(file)
+    assert len(shows["labels"]) == 100
+    right = 100 * np.mean(shows["said"][:, -1] == shows["labels"])
+    assert shows["whole_accuracy"] == pytest.approx(right)
+
+
 def test_pictures_are_of_every_kind_with_their_own_weights(finished, page):
     run, shows = ij.load_run(folder_in(finished)), content(page)
     test = recipes.load("fashion_mini").test

@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from interflow_jax.cli import files
 from interflow_jax.cli.files import LockedError, locked, write_whole
 
 
@@ -64,3 +65,9 @@ def test_a_lock_says_who_holds_it_and_clears_what_a_kill_left(tmp_path):
     with locked(tmp_path), pytest.raises(LockedError, match=held), locked(tmp_path):
         pass
     assert {*tmp_path.rglob("*")} == {tmp_path / name for name in (".lock", "pictures")}
+
+
+def test_beside_a_pipe_nothing_is_written(tmp_path, monkeypatch):
+    os.mkfifo(pipe := tmp_path / "pipe")
+    monkeypatch.setattr(files, "writable", None)  # as /dev of all but root
+    assert files.output_file(str(pipe)) == pipe

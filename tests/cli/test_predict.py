@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -98,6 +99,24 @@ def test_predictions_replace_no_file_of_a_run(finished, run_flag, capsys):
     assert predict.main([run_flag, "--dataset=fashion_mini", f"--out={out}"]) == 2
     assert "is in the folder of a run, whose own classes.json" in capsys.readouterr().err
     assert own.read_bytes() == before
+
+
+def test_predictions_are_not_replaced_by_what_is_written_beside_them(run_flag, tmp_path, capsys):
+    out = tmp_path / "classes.json"
+    assert predict.main([run_flag, "--dataset=fashion_mini", f"--out={out}"]) == 2
+    assert "a file of that name is written beside it" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_name_that_is_no_utf_8_loses_nothing(run_flag, tmp_path):
+    name = os.path.join(os.fsencode(tmp_path), b"Shirt", b"caf\xe9.png")
+    os.mkdir(os.path.dirname(name))
+    with open(name, "wb") as file:
+        Image.new("L", (28, 28)).save(file, "PNG")
+    out = tmp_path / "out" / "all.csv"
+    assert predict.main([run_flag, str(tmp_path / "Shirt"), f"--out={out}"]) == 0
+    assert name in out.read_bytes()
+    assert {"classes.json", "mistakes.png"} < {file.name for file in out.parent.iterdir()}
 
 
 def test_pictures_in_folders_below_those_of_a_class_are_counted(run_flag, tmp_path, capsys):

@@ -10,10 +10,11 @@ from PIL import Image
 
 import interflow_jax as ij
 from interflow_jax import load_run
-from interflow_jax.cli import predict, run
-from interflow_jax.cli.config import recorded
+from interflow_jax.cli import predict, run, single
+from interflow_jax.cli.config import RunConfig, recorded
 from interflow_jax.cli.parser import parse_run as parse
-from interflow_jax.data import load
+from interflow_jax.data import load, splits
+from interflow_jax.saved_run import held_out
 from interflow_jax.trainer import Trainer
 from interflow_jax.training_recipe import TrainingRecipe, training_recipe
 from tests.cli.conftest import SMALL, folder_in, result_in
@@ -195,6 +196,23 @@ def test_what_needs_held_out_images_is_refused_without(flag, tmp_path, capsys):
     assert f"{flag} needs held-out images" in line
     assert "--train_size=5400" in line
     assert not (tmp_path / "runs").exists()
+
+
+def test_what_it_began_from_has_seen_is_not_held_out(finished, tmp_path, capsys):
+    more = [f"--pretrained={folder_in(finished)}", "--train_size=128", f"--out={tmp_path}"]
+    assert run([*SMALL, *more]) == 0
+    assert (
+        "was trained on 256 images of fashion_mini: none of them count" in capsys.readouterr().out
+    )
+    tuned, train = ij.load_run(folder_in(tmp_path)), load("fashion_mini").train
+    assert (tuned.result["train_size"], tuned.seen_size) == (128, 256)
+    held = held_out(tuned, load("fashion_mini"), 10_000)
+    assert held is not None
+    order = splits.take(train, len(train) - 1).indices
+    np.testing.assert_array_equal(held.indices[:-1], order[256:])
+    whole = RunConfig().replace(train_size=128, patience=2, pretrained="runs/before")
+    with pytest.raises(ValueError, match=r"all 6000 training .* by runs/before; .*=5400 there"):
+        single.check_held_out(whole, 6000, seen=6000)
 
 
 def test_the_best_epoch_is_kept_and_patience_ends_what_gets_no_better(

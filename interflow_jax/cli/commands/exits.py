@@ -1,6 +1,7 @@
 """How deep a finished run needs to be: its cuts, and exits for images it is sure of early."""
 
 import json
+import math
 import shlex
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def main(arguments: list[str]) -> int:
     print("choosing fusion, temperatures, confidence and thresholds ...", flush=True)
     exits = Exits(depths)
     budgets = [
-        {"budget": f"{share:.0%} of operations", **exits.within(share * whole)}
+        {"budget": f"{100 * share:g}% of operations", **exits.within(share * whole)}
         for share in flags.budgets
     ]
     budgets += [{"budget": f"{each:g} points of accuracy", **exits.losing(each)} for each in points]
@@ -142,7 +143,8 @@ def _check(flags: Any, first: float) -> None:
     for budget in flags.budgets:
         if not first <= budget <= 1:
             raise ValueError(
-                f"--budgets={budget:g}: choose shares from {first:.3f}, the first exit's, to 1"
+                f"--budgets={budget:g}: choose shares from {math.ceil(1000 * first) / 1000:g}, the "
+                "first exit's, to 1"
             )
     for points in flags.points or ():
         if not 0 <= points <= 100:

@@ -69,12 +69,13 @@ def _content(run: TrainedRun, dataset: Dataset, given: Any) -> dict[str, Any]:
     depths = Depths(run)
     fusion, sure, plans, note = _exits(depths, dataset, given.held_out)
     labels, said = depths.test.labels, np.asarray(depths.logits(fusion, "test")).argmax(-1)
-    whole, notes = float(depths.accuracies(OWN)[-1]), [note]
+    notes = [note]
     random = np.random.default_rng(0).permutation(len(labels))
     kept = np.sort(random[: _MOST_ANSWERS // len(run.labels)])
     if len(kept) < len(labels):
         notes.append(f"Of {len(labels):,} test images, {len(kept):,} drawn at random are measured.")
     labels, said, sure = labels[kept], said[kept], sure[kept]
+    whole = 100 * float(depths.correct(OWN)[kept, -1].mean())
     sample = _sample(labels, said, given.pictures)
     with data.reading(dataset.name):
         shown = splits.read(dataset.test, kept[sample])[0]

@@ -30,6 +30,7 @@ from interflow_jax.data.picture_files import class_by_folder, find_pictures
 from interflow_jax.saved_run import TrainedRun, image_weights, load_run
 
 BATCH_SIZE = 64  # read at a time
+_BESIDE = ("classes.json", "confusion.png", "mistakes.png")  # of what is measured
 
 
 class Predictions(NamedTuple):
@@ -56,6 +57,10 @@ def main(arguments: list[str]) -> int:
     """Runs the command."""
     given = _flags(arguments)
     out = output_file(given.out) if given.out is not None else None
+    if out is not None and out.name in _BESIDE:
+        raise ValueError(
+            f"--out={given.out}: a file of that name is written beside it; choose another"
+        )
     if out is not None and (out.parent / "result.json").exists():
         raise ValueError(
             f"--out={given.out} is in the folder of a run, whose own classes.json would be "
@@ -80,12 +85,12 @@ def main(arguments: list[str]) -> int:
         draw_mistakes(
             out.parent / "mistakes.png",
             run.class_names,
-            [predictions.names[at] for at in known],
+            [printable(predictions.names[at]) for at in known],
             labels,
             probabilities,
             lambda at: predictions.read(known[at]),
         )
-        print("beside it: classes.json, confusion.png, mistakes.png")
+        print(f"beside it: {', '.join(_BESIDE)}")
     return status
 
 
@@ -220,7 +225,8 @@ def _write(out: Path, run: TrainedRun, predictions: Predictions, measured: bool)
         truth = [cells[label] if label >= 0 else ""] * measured
         best, figures = row.argmax(), [f"{value:.6f}" for value in (*row, *own)]
         writer.writerow([as_text(name), *truth, cells[best], figures[best], *figures])
-    write_whole(out, text.getvalue())
+    # The names of files are bytes: those that are no UTF-8 are written as they are.
+    write_whole(out, text.getvalue().encode("utf-8", "surrogateescape"))
     print(f"all probabilities are in {out}")
 
 
