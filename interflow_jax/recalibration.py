@@ -29,7 +29,8 @@ def recalibrate(
     epoch to epoch. These are, of what every layer is given in the pass, the mean and the (biased)
     variance over all images, as of one big batch: the mean of the batches' means, and the mean of
     their variances plus the variance of their means. As in training, a layer is given what the
-    layers before it make of one batch, so batches are best as large as those that were trained on.
+    layers before it make of one batch, so batches are best as large as those that were trained on,
+    and as mixed.
 
     Args:
       model: any Linen module, called as in `train_step`.

@@ -101,7 +101,7 @@ class Trainer:
         self.mesh = batches.device_mesh()
         paper = recipes.recipe(dataset.name)
         if epochs is None and optimizer is None:
-            epochs = paper.epochs if dataset.name in recipes.RECIPES else 1
+            epochs = 1 if paper.train_examples is None else paper.epochs
         if recipe is None:
             recipe = "paper" if optimizer else default_recipe(dataset.name, not dataset.source)
         way = training_recipe(recipe, epochs or 1, batch_size)
@@ -311,13 +311,14 @@ class Trainer:
     def recalibrate(self, state: TrainState) -> TrainState:
         """A state with BatchNorm's statistics by one pass over the training images (`recalibrate`).
 
-        They are not augmented, and the last ones that do not fill a batch are left out.
+        They are not augmented, and in an order drawn once: as sorted by class, a batch of one class
+        would be normalised by itself. The last ones that do not fill a batch are left out.
 
         Raises:
           splits.UnreadableExamplesError: for streamed examples that cannot be read.
         """
         _check_usable(state)
-        order = np.arange(self.steps * self.batch_size, dtype=np.int32)
+        order = batches.training_order(epoch_keys(0, 0), len(self.dataset.train))
         images = (
             self._images_of(source, step)
             for steps, source in self._sources("train", order, 0, self.steps)

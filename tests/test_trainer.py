@@ -276,7 +276,8 @@ def test_attention_trains_from_another_model_s_variables_and_is_recalibrated(tin
     whole, again = trainer.evaluate(state), trainer.evaluate(state, DATASET.test)
     close(again, whole)
     np.testing.assert_array_equal(whole.weight_sums.count, [5] * 10)
-    images = preprocessing.normalize(PLAIN, jnp.asarray(DATASET.train.images[:48]))
+    order = batches.training_order(preprocessing.epoch_keys(0, 0), len(DATASET.train))
+    images = preprocessing.normalize(PLAIN, jnp.asarray(DATASET.train.images[order[:48]]))
     expected = ij.recalibrate(model, state, np.split(images, 6))
     close(trainer.recalibrate(state), expected)
 
@@ -418,3 +419,23 @@ def test_balanced_classes_weigh_alike_however_many_images_they_have():
     by_class = [losses[labels == label].mean() for label in range(3)]
     metrics = trainer.train_epoch(state, 0)[1]
     np.testing.assert_allclose(metrics.loss, np.mean(by_class), rtol=1e-4)
+
+
+def test_statistics_do_not_depend_on_how_a_dataset_is_sorted():
+    """Sorted by class, as folders are, a batch of one class would be normalised by itself."""
+    random, labels = np.random.default_rng(0), np.arange(256) % 4
+    levels = 50 + 50 * labels[:, None, None, None] + random.normal(0, 25, (256, 8, 8, 1))
+    images, order = np.clip(levels, 0, 255).astype(np.uint8), np.argsort(labels, kind="stable")
+    model = ij.build("S1", 4, depth=4, taps=(2, 4), width=1 / 16)
+
+    def trainer(order):
+        dataset = ij.data.from_arrays((images[order], labels[order]), (images, labels))
+        return ij.Trainer(model, dataset, recipe="paper", batch_size=32, augment=False)
+
+    mixed, by_class = trainer(np.arange(256)), trainer(order)
+    state = mixed.init(0)
+    variances, expected = (
+        each.recalibrate(state).batch_stats["backbone"]["conv4"]["norm"]["var"]
+        for each in (by_class, mixed)
+    )
+    np.testing.assert_allclose(variances, expected, rtol=0.2)

@@ -1,6 +1,7 @@
 """A run's TensorBoard events, without TensorFlow."""
 
 import contextlib
+import re
 import shutil
 import time
 from collections.abc import Sequence
@@ -27,6 +28,9 @@ class Events:
 
     def __init__(self, folder: Path, options: dict[str, Any], class_names: Sequence[str]):
         self._folder, self._options, self._class_names = folder, options, class_names
+        # As tensorboardX writes a tag; where two classes would share one, their numbers are told.
+        if len({re.sub(r"[^-/\w.]", "_", name) for name in class_names}) < len(class_names):
+            self._class_names = ()
         self._writer: EventsWriter | None = None
         self._written = 0  # epochs
 

@@ -129,7 +129,15 @@ class Runs:
                 variables, seen = _pretrained(config, model, dataset)
                 check_held_out(config, len(dataset.train), seen)
                 self._seen_size = max(seen, config.data.train_size or len(dataset.train))
-            hosts.once(lambda: self._claim(dataset.digest()))
+            digest = dataset.digest()
+            first = hosts.once(lambda: digest)
+            with hosts.everywhere():
+                if digest != first:
+                    raise ValueError(
+                        f"process {jax.process_index()} has other data of the name {dataset.name} "
+                        f"(digest {digest}, that of process 0 is {first}); give every host the same"
+                    )
+            hosts.once(lambda: self._claim(digest))
             if dataset.name.startswith("folder:"):
                 print(_contents(dataset), flush=True)
             with hosts.everywhere(), memory_errors(), data.reading(dataset.name):
@@ -158,7 +166,8 @@ class Runs:
             _say_what_is_trained_on(trainer, config)
             with hosts.everywhere(), data.reading(dataset.name):
                 if not any(folder.has_work() for _, folder in self.seeds):
-                    _check_pictures(trainer, partial(console.reading, words="pictures"))
+                    progress = partial(console.reading, words="pictures")
+                    _check_pictures(trainer, self._held_out, progress)
             hosts.once(partial(self._keep_statistics, trainer.preprocessing))
         return trainer
 
@@ -271,11 +280,13 @@ def _say_what_is_trained_on(trainer: Trainer, config: RunConfig) -> None:
         print(f"{len(dataset.validation):,} held-out training images choose the epoch", flush=True)
 
 
-def _check_pictures(trainer: Trainer, progress: splits.Progress) -> None:
-    """Reads those in folders that training, which reads them as it goes, has not read by then."""
+def _check_pictures(
+    trainer: Trainer, held_out: splits.Split | None, progress: splits.Progress
+) -> None:
+    """Reads those in folders that a run, which reads them as it goes, has not read by then."""
     dataset = trainer.dataset
     if dataset.name.startswith("folder:"):
-        for split in (dataset.test, dataset.validation, dataset.train):
+        for split in (dataset.test, held_out, dataset.train):  # validation is of what is held out
             if split is not None and not isinstance(split, splits.ArraySplit):
                 for indices in progress(splits.chunks(split, trainer.batch_size)):
                     splits.read(split, indices)

@@ -205,6 +205,7 @@ class TrainingRun:
         def read() -> None:
             nonlocal state
             with contextlib.closing(Checkpoints(self.folder.best)) as best:
+                best.discard_after(number)  # a later one that, measured again, was not better
                 restored = best.restore(self.state)
             if restored is None or restored.number != number:
                 raise ValueError(

@@ -1,5 +1,6 @@
 """Datasets from your own arrays."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,9 +25,15 @@ def from_arrays(
 
     Raises:
       ValueError: for other shapes or types, channels before height and width, no examples, test
-        images of another shape than those of train, labels below 0 or beyond the class names, or
-        fewer than two classes.
+        images of another shape than those of train, labels below 0 or beyond the class names, class
+        names that are not distinct strings, or fewer than two classes.
     """
+    if class_names is not None:
+        named = not isinstance(class_names, str | bytes)
+        if not named or not all(isinstance(each, str) for each in class_names):
+            raise ValueError(f"class_names are {class_names!r:.100}; give a string per class")
+        if repeated := [each for each, count in Counter(class_names).items() if count > 1]:
+            raise ValueError(f"class_names repeat {', '.join(repeated)}; give every class its own")
     known = None if class_names is None else len(class_names)
     splits = _split("train", *train, known), _split("test", *test, known)
     shape, test_shape = (split.images.shape[1:] for split in splits)

@@ -75,18 +75,30 @@ def open_prepared(name: str, folder: Path, image_size: int | None, resize: Resiz
         height = width = image_size or VARYING_SIZE
     size, shape = (width, height), (height, width, 1 if channels == 1 else 3)
     resized = () if old == f"{width}x{height}" else (pictures.resized_note(old, size, resize),)
+    # Pillow decodes to a picture, from which boxes are cut; tfds would decode to an array.
+    encoded = {"image": tfds.decode.SkipDecoding()}
+    in_records = builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD
+
+    def source_of(part: str) -> Any:
+        return builder.as_data_source(split=part, decoders=encoded)
+
     held_out = [part for part in ("test", "validation") if part in splits]
+    unlabelled = []
+    if in_records:
+        with _opening(name, folder):  # tfds's label where there is none, as of ImageNet's test
+            filled = [part for part in held_out if splits[part].num_examples]
+            unlabelled = [part for part in filled if source_of(part)[0]["label"] == -1]
+    held_out = [part for part in held_out if part not in unlabelled]
     parts = ("train", held_out[0]) if held_out else ("train[:90%]", "train[90%:]")
+    untold = tuple(f"{part} has no labels: {parts[1]} is to test on" for part in unlabelled)
     with _opening(name, folder):
         classes, renamed = clean_names(features["label"].names)
         sizes = [splits[part].num_examples for part in parts]
     if not all(sizes):
         raise ValueError(f"{name} has too few examples: {' and '.join(map(str, sizes))}")
-    if builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD:
-        # Pillow decodes to a picture, from which boxes are cut; tfds would decode to an array.
-        encoded = {"image": tfds.decode.SkipDecoding()}
+    if in_records:
         with _opening(name, folder):
-            sources = [builder.as_data_source(split=part, decoders=encoded) for part in parts]
+            sources = map(source_of, parts)
         train, test = (RecordSplit(source, shape, len(classes), resize) for source in sources)
     else:
         train, test = _decoded(folder, parts, shape, len(classes), resize)
@@ -97,7 +109,7 @@ def open_prepared(name: str, folder: Path, image_size: int | None, resize: Resiz
         parts[1],
         classes,
         shape,
-        notes=(*resized, *renamed),
+        notes=(*resized, *renamed, *untold),
         source=f"tfds {builder.info.full_name}: {parts[0]} {sizes[0]}, {parts[1]} {sizes[1]}",
     )
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from experiments import run
 from tests.cli.conftest import SMALL, folder_in, result_in
@@ -29,12 +30,13 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def start(out, devices, *flags, prefix=()):
+def start(out, devices, *flags, prefix=(), cwd=None):
     """A process with so many CPU devices."""
     options = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
         [*prefix, *COMMAND, f"--out={out}", *flags],
-        env={**os.environ, "XLA_FLAGS": options},
+        env={**os.environ, "XLA_FLAGS": options, "PYTHONPATH": os.getcwd()},
+        cwd=cwd,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -138,6 +140,28 @@ def test_another_number_of_processes_than_came_is_one_line_on_each(tmp_path):
     for error in errors:
         (line,) = (line for line in error.splitlines() if "[Gloo]" not in line)
         assert line.startswith("run: error: --processes=3 on process 1: 2 came; give every process")
+
+
+@pytest.mark.slow
+def test_processes_with_other_data_of_the_same_name_are_one_line_on_each(tmp_path):
+    for place, count in (("a", 8), ("b", 7)):
+        for name in ("cat", "dog"):
+            (folder := tmp_path / place / "pics" / name).mkdir(parents=True)
+            for number in range(count):
+                Image.new("L", (8, 8), number).save(folder / f"{number}.png")
+    join = [f"--coordinator=127.0.0.1:{free_port()}", "--processes=2", "--dataset=folder:pics"]
+    join += ["--train_size=8", "--batch_size=4"]
+    statuses, _, errors = finish(
+        *(
+            start(tmp_path, 1, *join, f"--process={n}", cwd=tmp_path / place)
+            for n, place in enumerate("ab")
+        )
+    )
+    assert statuses == [2, 2]
+    for error in errors:
+        (line,) = (line for line in error.splitlines() if "[Gloo]" not in line)
+        assert "process 1 has other data of the name folder:pics" in line
+        assert "give every host the same" in line
 
 
 def listening(port):

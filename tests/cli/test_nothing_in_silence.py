@@ -66,6 +66,19 @@ def test_a_picture_that_is_broken_ends_a_run_before_it_trains(tmp_path, capsys):
     assert run(flags) == 0
 
 
+def test_a_broken_picture_that_is_held_out_ends_a_run_before_it_trains(tmp_path, capsys):
+    """Of those beyond validation, which are read after the last epoch alone."""
+    root = pictures(tmp_path / "pics", count=20)
+    flags = [*of_folder(root, tmp_path / "out"), "--augment=random_resized_crop", "--image_size=8"]
+    flags += ["--train_size=10"]
+    train = from_folder(root).train
+    broken = train.files[take(train, len(train) - 1).indices[-1]]
+    broken.write_bytes(broken.read_bytes()[:50])
+    assert run(flags) == 2
+    assert f"{broken} cannot be read" in capsys.readouterr().err
+    assert not list((tmp_path / "out").glob("*/Normal/seed0/checkpoints/*"))
+
+
 def test_a_run_knows_its_data_whoever_asks(tmp_path, capsys):
     """With another picture, which ones were trained on is not known."""
     root, out = pictures(tmp_path / "pics", count=20), tmp_path / "out"

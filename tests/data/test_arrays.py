@@ -30,6 +30,9 @@ def test_grey_images_gain_a_channel_and_labels_name_themselves():
         (IMAGES[:, :4], LABELS, None, "images of train are"),
         (FIRST, LABELS, None, r"channels first; give images.transpose\(0, 2, 3, 1\)"),
         (FIRST[:, :1], LABELS, None, "channels first"),
+        (IMAGES, LABELS, "cats", "class_names are 'cats'; give a string per class"),
+        (IMAGES, LABELS, [b"a", b"b", b"c"], "class_names are .* give a string per class"),
+        (IMAGES, LABELS, ("a", "b", "a"), "class_names repeat a; give every class its own"),
     ],
 )
 def test_what_does_not_fit_is_named(images, labels, names, message):

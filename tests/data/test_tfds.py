@@ -44,12 +44,21 @@ def examples():
         yield number, {"image": str(root / "x.jpg"), "label": number % 2}
 image = tfds.features.Image(shape=(None, None, 3))
 label = tfds.features.ClassLabel(names=["a", "b\\x1b[2J"])
+def unlabelled():  # as tfds has ImageNet's test split
+    for number, example in examples():
+        yield number, example | {"label": -1}
 for file_format in ("array_record", "tfrecord"):
     tfds.dataset_builders.store_as_tfds_dataset(
         name="mine", version="1.0.0", data_dir=root / file_format, file_format=file_format,
         features=tfds.features.FeaturesDict({"image": image, "label": label}),
         split_datasets={"train": examples()},
     )
+tfds.dataset_builders.store_as_tfds_dataset(
+    name="like_imagenet", version="1.0.0", data_dir=root / "array_record",
+    file_format="array_record",
+    features=tfds.features.FeaturesDict({"image": image, "label": label}),
+    split_datasets={"train": examples(), "validation": examples(), "test": unlabelled()},
+)
 """
 
 
@@ -100,6 +109,13 @@ def test_svhn_from_its_original_files_in_any_order(prepared):
         splits.read(replace(dataset.test, source=records), np.arange(1))
     with pytest.raises(splits.UnreadableExamplesError, match=r"labels go to \d, but 3 classes"):
         splits.read(replace(dataset.test, classes=3), order)
+
+
+def test_a_test_split_without_labels_is_none(prepared):
+    dataset = recipes.load("like_imagenet", prepared[0] / "array_record")
+    assert dataset.test_name == "validation"
+    assert "test has no labels: validation is to test on" in dataset.notes
+    assert set(dataset.test.read(np.arange(20))[1]) == {0, 1}
 
 
 def test_tfrecord_is_array_record_in_the_same_order(prepared, tmp_path, monkeypatch):
@@ -255,6 +271,9 @@ def test_recipes_are_the_papers():
             features = tfds.tfds.builder(recipe.tfds_name, data_dir="/nonexistent").info.features
             assert recipe.image_shape == features["image"].shape
     assert recipes.recipe("eurosat/rgb") == ("eurosat/rgb", 40, 0.5, False, None, None, None)
+    cifar10 = recipes.RECIPES["cifar10"]
+    assert recipes.recipe("cifar10:3.0.2") == cifar10._replace(tfds_name="cifar10:3.0.2")
+    assert recipes.recipe("svhn:3.1.0").tfds_name == "svhn_cropped:3.1.0"
     originals = {original.file_name: original for original in tfds.originals("svhn_cropped")}
     assert set(originals) == {"train_32x32.mat", "test_32x32.mat", "extra_32x32.mat"}
     assert 1.5e9 < sum(original.size for original in originals.values()) < 1.6e9
