@@ -64,6 +64,7 @@ for name in ("results",):
 def _links(app, docname: str, source: list[str]) -> None:
     """On the site, what stands beside docs/ in the repository stands in it."""
     if docname.startswith("notebooks/"):
+        source[0] = source[0].replace("](../../results/", "](../results/")
         return
     source[0] = source[0].replace("](../results/", "](results/")
     source[0] = source[0].replace("](../docs/", "](../")

@@ -70,10 +70,10 @@ def _parser() -> Parser:
     parser = Parser(
         "gradients",
         "Trains networks at their first learning rate and reports, for every convolution, the\n"
-        "norm of the gradient of the loss that it minimises, and by which part of its own norm a\n"
-        "step without momentum moves the kernel: at initialisation and after so many epochs, mean\n"
-        f"over up to {gradients.BATCHES} batches, by seed. Writes OUT/gradients.md, .json and\n"
-        ".png, of runs in OUT/gradients. Finished runs are skipped.",
+        "norm of the gradient of the loss that it minimises, and by what fraction of its own norm\n"
+        "a step without momentum moves the kernel: at initialisation and after so many epochs,\n"
+        f"mean over up to {gradients.BATCHES} batches, by seed. Writes OUT/gradients.md, .json\n"
+        "and .png, of runs in OUT/gradients. Finished runs are skipped.",
         prefix="python -m experiments.",
     )
     add = parser.add_argument
@@ -91,8 +91,8 @@ def _parser() -> Parser:
     add("--name", help="of a record beside the first: OUT/gradients-NAME.md, ...")
     # Always the paper's network, from its own initial parameters.
     decided = ("method", "dataset", "seed", "seeds", "depth", "epochs", "out", "list_layers")
-    decided += ("backbone", "backbone_options", "pretrained", "frozen", "pool")
-    add_config(parser, decided, "the preset's, and no drop of the learning rate", hosts=False)
+    decided += ("backbone", "backbone_options", "pretrained", "frozen", "pool", "recipe")
+    add_config(parser, decided, "the preset's, else the paper's", hosts=False)
     return parser
 
 

@@ -169,8 +169,8 @@ def _workers(text: str) -> int | str:
 def _parser(tables: dict[str, ModuleType]) -> Parser:
     parser = Parser(
         "reproduce",
-        "Trains what a table of the paper needs and reports it beside the paper's figures: OUT/\n"
-        "tableN.md, .json and pictures. OUT/runs.jsonl is the record of all finished runs, which\n"
+        "Trains what a table needs and reports it, beside the paper's figures where it has any:\n"
+        "OUT/NAME.md, .json and pictures. OUT/runs.jsonl is the record of finished runs, which\n"
         "are skipped; one that was interrupted goes on in its folder in OUT/runs. A report holds\n"
         "what its command names, and replaces the one before.",
         "tables:\n"

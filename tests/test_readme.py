@@ -103,6 +103,13 @@ def test_the_layout_names_files_that_are_there():
 
 
 def test_its_links_lead_somewhere():
-    for file in [ROOT / "README.md", *ROOT.glob("docs/*.md"), ROOT / "results" / "README.md"]:
+    pages = [*ROOT.glob("docs/*.md"), *ROOT.glob("docs/notebooks/*.ipynb")]
+    for file in [ROOT / "README.md", *pages, ROOT / "results" / "README.md"]:
         for link in re.findall(r"\]\(([^)#:]+)\)", file.read_text()):
             assert (file.parent / link).exists(), f"{file}: {link}"
+
+
+def test_the_reference_has_every_public_name():
+    named = {*re.findall(r"interflow_jax\.(\w+)", (ROOT / "docs" / "api.md").read_text())}
+    public = {name for name in ij.__all__ if callable(getattr(ij, name))}
+    assert public - named == {"NNXTaps"}  # an alias

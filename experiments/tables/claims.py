@@ -111,11 +111,12 @@ def _judged(
     beside: Difference | None,
     holds: Sequence[str] = ("ahead",),
     role: str = "rival",
+    where: str = "by the control",
 ) -> Answer | None:
     """Answers a claim that some verdicts on a difference confirm.
 
     A control that is a rival explains it as well where it is ahead, too; one whose role is "also"
-    must be ahead as well for the claim to hold.
+    must be ahead as well for the claim to hold; where it is behind, `where` says at what.
     """
     if found is None:
         return None
@@ -127,7 +128,7 @@ def _judged(
         if role == "also" and other != "ahead":
             verdict = f"undecided, as the control is {other or NOT_TRAINED}"
             if other == "behind":
-                verdict = "confirmed, and contradicted by the control"
+                verdict = f"confirmed, and contradicted {where}"
     needed = f" (± {statistics.MARGIN} takes {found.needed:,} runs per row)" if found.needed else ""
     verdict = f"{verdict or 'contradicted'}{needed}"
     return Answer(verdict, f"{words}: {figure(found)}", control and f"{control}: {figure(beside)}")
@@ -151,7 +152,7 @@ def answer(claim: dict[str, Any], tables: Tables) -> Answer | None:
         (_FILE["differences"][name]["words"], tables.difference(name)) if name else ("", None)
         for name in names
     )
-    options = {name: claim[name] for name in ("holds", "role") if name in claim}
+    options = {name: claim[name] for name in ("holds", "role", "where") if name in claim}
     return _judged(words, found, control, beside, **options)
 
 

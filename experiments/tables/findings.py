@@ -39,7 +39,7 @@ _SHOWS = (
 )
 _ON = """\
 On 10,000 images of CIFAR-10, 60 epochs, a plain network of width 1/8; mean test accuracy of the
-last ten epochs, with a simultaneous 95 % interval; *undecided*: the runs do not tell yet."""
+last ten epochs, with a simultaneous 95 % interval; *undecided*: there are too few runs to tell."""
 _SETTING = """\
 Where nothing else is said, networks are trained on 10,000 images of CIFAR-10 for 60 epochs, at
 width 1/8 and a learning rate of 3e-2; the paper has all images, 100 epochs, width 1 and 1e-3. So
@@ -168,16 +168,18 @@ def _elsewhere(tables: Tables) -> str:
     places = {
         "at the paper's 1e-3": "S1 at 1e-3",
         "at 1e-2": "S1 at 1e-2",
-        "on a residual network": "S1 on ResNet",
+        "on a residual network (20 epochs, most of the last ten before its rate drops)": (
+            "S1 on ResNet"
+        ),
         "on a small transformer": "S1 on ViT",
         "at depth 60": "S1 at depth 60",
     }
     told: dict[str, list[str]] = {}
     for place, name in places.items():
         if found := tables.difference(name):
-            told.setdefault(found.verdict, []).append(f"{place}, {figure(found)}")
-    clauses = [f"{verdict} {_listed(figures)}" for verdict, figures in told.items()]
-    return f"Elsewhere S1 against Normal is {'; '.join(clauses) or 'not trained yet'}"
+            told.setdefault(found.verdict, []).append(f"{figure(found)} {place}")
+    clauses = [f"{verdict}: {_listed(figures)}" for verdict, figures in told.items()]
+    return f"Elsewhere, S1 minus Normal is {'; '.join(clauses) or 'not trained yet'}"
 
 
 def _sentences(tables: Tables) -> list[str]:
@@ -194,7 +196,7 @@ def _sentences(tables: Tables) -> list[str]:
         "undecided": "what learning the weights adds is open",
     }.get(_verdict(found("S0 to S1")), "learning the weights is not what helps")
     cause = {
-        "ahead": "fusing the branches of a backbone that the last one alone trains does not do it",
+        "ahead": "fusing branches is not enough where the last one alone trains the backbone",
         "undecided": "whether fusion needs the gradient's short cut is open",
     }.get(_verdict(found("S1 to Detached")), "fusion does not need the gradient's short cut")
     if _verdict(found("S1 to Detached")) == "ahead":  # docs/evidence.md says what would decide
@@ -221,14 +223,14 @@ def _early(tables: Tables) -> str:
     ahead = {name: each for name, each in cells.items() if each.verdict == "ahead"}
     if not cells:
         return "early exits are not compared yet with networks of as many operations"
-    clause = "leaving early is ahead of the best network of as many operations"
+    than = "are early exits ahead of the best ordinary network of as many operations"
     if not ahead:
         behind = sum(each.verdict == "behind" for each in cells.values())
-        count = f"in none of {len(cells)} ways and budgets, and behind in {behind}"
-        return f"{clause} {count}: what it gives is one network for many budgets"
+        told = f"in none of {len(cells)} combinations of method and budget {than}, and in {behind}"
+        return f"{told} they are behind: what they give is one network for many budgets"
     best = max(ahead, key=lambda name: ahead[name].mean)
-    count = f"in {len(ahead)} of {len(cells)} ways and budgets"
-    return f"{clause} {count}, most by {figure(ahead[best])} ({best})"
+    told = f"in {len(ahead)} of {len(cells)} combinations of method and budget {than}"
+    return f"{told}, most by {figure(ahead[best])} ({best})"
 
 
 def _advice(tables: Tables) -> list[str]:
@@ -248,11 +250,12 @@ def _advice(tables: Tables) -> list[str]:
             "behind": "look for the right number of layers first",
             "undecided": "use either; which of the two is better is open",
         }.get(_verdict(found("S1 to nine")), "use branches where you do not know how deep to go")
+    any_of = "S1, or whichever is easiest to implement"
     which = {
         "behind": "Learn the weights (S1)",
         "ahead": "Keep the weights fixed (S0)",
-        "undecided": "S1, or whichever is easiest: which is better is open",
-    }.get(_verdict(found("S0 to S1")), "S1, or whichever is easiest: they do alike")
+        "undecided": f"{any_of}: the runs do not yet tell which is best",
+    }.get(_verdict(found("S0 to S1")), f"{any_of}: they do alike")
     cost = {
         "behind": "branch losses (`--auxiliary_mean=1`) cost accuracy",
         "ahead": "branch losses (`--auxiliary_mean=1`) add accuracy",

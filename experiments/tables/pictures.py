@@ -37,11 +37,19 @@ def entitle(figure: Figure, what: str, runs: Frame) -> None:
     runs, names = finished(runs), ("dataset", "method", "depth", "learning_rate")
     common = [name for name in names if runs[name].nunique() == 1]
     seeds = sorted(set(runs["seed"]))
-    shown = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 6 else ", ".join(map(str, seeds))
+    shown = ", ".join(map(str, seeds)) if len(seeds) < 7 else _stretches(seeds)
     words = [in_words(runs.iloc[0].to_dict(), common), f"seed{'s' * (len(seeds) > 1)} {shown}"]
     figure.suptitle(f"{what}\n{', '.join(filter(None, words))}", fontsize=10)
     if not figure.get_constrained_layout():  # of seaborn, which leaves no room for it
         figure.subplots_adjust(top=figure.subplotpars.top - 0.45 / figure.get_figheight())
+
+
+def _stretches(numbers: Sequence[int]) -> str:
+    """Ascending whole numbers as "0 to 10, 100 to 102"."""
+    starts = [n for n in numbers if n - 1 not in numbers]
+    ends = [n for n in numbers if n + 1 not in numbers]
+    pairs = zip(starts, ends, strict=True)
+    return ", ".join(str(a) if a == b else f"{a} to {b}" for a, b in pairs)
 
 
 def whole_numbers(axes: Axes) -> None:
@@ -131,5 +139,7 @@ def differences(sections: Sequence[Section], runs: Frame, name: str) -> Iterator
         axes.set_title(textwrap.fill(section.title, 40), fontsize=10)
         axes.set(xlabel=label, ylim=(len(rows) - 0.5, -0.5))
     entitle(figure, "Differences", runs)
-    shows = "Differences in accuracy and their simultaneous 95 % intervals; hollow points have "
-    yield Picture(name, f"{shows}none, diamonds are the paper's", figure)
+    shows = "Differences in accuracy and their simultaneous 95 % intervals; hollow points have none"
+    if any(row.get("paper") for section in panels for row in section.rows):
+        shows += ", diamonds are the paper's"
+    yield Picture(name, shows, figure)

@@ -14,7 +14,7 @@ from interflow_jax.cli.folder import RunFolder
 from interflow_jax.config import choices
 from interflow_jax.data.dataset import printable
 from interflow_jax.methods import BASELINES, METHODS, look_up
-from interflow_jax.training_recipe import default_recipe, training_recipe
+from interflow_jax.training_recipe import TrainingRecipe, default_recipe, training_recipe
 
 _CONFIG = "TOML, or a run's config.json, with fields by the names of these flags, which win"
 _TITLES = {
@@ -148,15 +148,17 @@ def add_config(
                 options = _options(field.name, hints[field.name])
                 if field.name != "method" and len(options.get("choices", ())) > 4:
                     about += f", {', '.join(options['choices'])}"
-                shown = decided or unset
+                shown = unset if part == "places" else decided or unset
                 if shown is None and field.default is not None:
                     shown = as_flag(field.default)
+                    if field.name in TrainingRecipe._fields:  # others for pictures of one's own
+                        shown += " by the recipe paper"
                 about += f" (default: {shown})" if shown else ""
             group.add_argument(*flags, default=argparse.SUPPRESS, help=about, **options)
 
 
 def _options(name: str, hint: Any) -> dict[str, Any]:
-    metavar = name.upper().split("_")[-1]
+    metavar = "{none,backbone}" if name == "frozen" else name.upper().split("_")[-1]
     allowed = (*METHODS, *BASELINES) if name == "method" else choices(hint)
     if allowed:
         shown = metavar if len(allowed) > 4 else f"{{{','.join(allowed)}}}"

@@ -110,9 +110,10 @@ def _parser() -> Parser:
     about = "points of held-out accuracy that may be lost (default: those of "
     about += f"{','.join(map(str, POINTS))} that there are images enough to tell from none)"
     add("--points", type=numbers, help=about)
-    about = "most training images, not trained on, half to fit and half to choose with; for p "
-    about += "points, the latter are 1.96^2 (100 - p) / p or more, so that the binomial error of a "
-    about += f"loss of p is no more than p (95 %%), and never fewer than for {COARSEST:g} points"
+    about = "at most so many training images that were not trained on, half to fit and half to "
+    about += "choose with; for p points, the latter are 1.96^2 (100 - p) / p or more, so that the "
+    about += "binomial error of a loss of p is no more than p (95 %%), and never fewer than for "
+    about += f"{COARSEST:g} points"
     add("--held_out", type=int, default=HELD_OUT, help=f"{about} (default: {HELD_OUT})")
     about = "test images that are timed (default: 2048)"
     add("--timed", type=int, default=2048, help=about)

@@ -182,7 +182,7 @@ def _flags(arguments: list[str]) -> Any:
     add = parser.add_argument
     add_run(parser, "folder of a finished run")
     add("--out", help="the file to write (default: explore.html in the run's folder)")
-    add("--pictures", type=int, default=60, help="how many pictures are shown (default: 60)")
+    add("--pictures", type=int, default=60, help=f"to show, at most {_MOST_PICTURES} (default: 60)")
     about = f"as of interflow exits (default: {HELD_OUT})"
     add("--held_out", type=int, default=HELD_OUT, help=about)
     add_data_dir(parser)

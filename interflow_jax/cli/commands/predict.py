@@ -240,7 +240,7 @@ def _flags(arguments: list[str]) -> Any:
     add = parser.add_argument
     add_run(parser, "folder of a finished run")
     add("files", nargs="*", metavar="FILE", help="picture files, folders of them, and globs")
-    add("--images", nargs="+", metavar="FILE", help="the same")
+    add("--images", nargs="+", metavar="FILE", help="picture files, as those above")
     add("--dataset", help="predict a dataset's test split, and measure")
     add_data_dir(parser)
     add("--out", help="CSV file for all classes and probabilities")
