@@ -151,6 +151,10 @@ void Execute(const dnnl::primitive& primitive, const std::unordered_map<int, mem
   stream.wait();
 }
 
+void Reorder(const memory& from, const memory& to) {
+  Execute(dnnl::reorder(from, to), {{DNNL_ARG_FROM, from}, {DNNL_ARG_TO, to}});
+}
+
 void Convolve(const Shape& whole, ffi::ThreadPool& pool, char* x, char* y, char* kernel) {
   const bool sums = whole.pass == Pass::kKernelGradient;
   const int64_t threads = std::max<int64_t>(pool.num_threads(), 1);
@@ -163,7 +167,6 @@ void Convolve(const Shape& whole, ffi::ThreadPool& pool, char* x, char* y, char*
 
   const OneThread one_thread;
   const auto plan = PlanFor(part), last = PlanFor(rest);
-  if (plan->kernel != last->kernel) throw std::runtime_error("oneDNN's layouts of a kernel differ");
   const size_t bytes = memory::data_type_size(whole.type);
   const size_t x_bytes = images * whole.height * whole.width * whole.channels_in * bytes;
   const size_t y_bytes = images * whole.rows() * whole.columns() * whole.channels_out * bytes;
@@ -184,18 +187,27 @@ void Convolve(const Shape& whole, ffi::ThreadPool& pool, char* x, char* y, char*
   if (!sums && !in_place) {
     Execute(plan->reorder, {{DNNL_ARG_FROM, xlas}, {DNNL_ARG_TO, ours}});
   }
+  // For few images oneDNN may choose another layout of the kernel, as on CPUs with AMX.
+  const bool apart = plan->kernel != last->kernel;
+  char* const lasts = apart ? scratch.Allocate(last->kernel.get_size()) : nullptr;
+  if (!sums && apart) Reorder(xlas, memory(last->kernel, Engine(), lasts));
   const int x_name = whole.pass == Pass::kInputGradient ? DNNL_ARG_DIFF_SRC : DNNL_ARG_SRC;
   const int y_name = whole.pass == Pass::kForward ? DNNL_ARG_DST : DNNL_ARG_DIFF_DST;
   const int kernel_name = sums ? DNNL_ARG_DIFF_WEIGHTS : DNNL_ARG_WEIGHTS;
   const auto convolve = [&](int64_t i) {
     const OneThread one_thread;
     const Plan& own = i + 1 == parts ? *last : *plan;
-    char* const own_kernel = kernels + (sums ? place(i) * kernel_bytes : 0);
+    const bool is_apart = apart && i + 1 == parts;
+    char* const shared = kernels + (sums ? place(i) * kernel_bytes : 0);
+    char* const own_kernel = is_apart ? lasts : shared;
     char* const own_scratch = scratches + place(i) * scratch_bytes;
     Execute(own.convolution, {{x_name, memory(own.x, Engine(), x + i * x_bytes)},
                               {y_name, memory(own.y, Engine(), y + i * y_bytes)},
                               {kernel_name, memory(own.kernel, Engine(), own_kernel)},
                               {DNNL_ARG_SCRATCHPAD, memory(own.scratch, Engine(), own_scratch)}});
+    if (sums && is_apart) {
+      Reorder(memory(own.kernel, Engine(), lasts), memory(plan->kernel, Engine(), shared));
+    }
   };
   if (!sums || in_place) return Parallel(pool, parts, convolve);
   auto* const __restrict sum = reinterpret_cast<float*>(kernels);
