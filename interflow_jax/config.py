@@ -17,8 +17,6 @@ from interflow_jax.taps import Taps
 from interflow_jax.vgg import Downsample, Layout, StrideVGG
 
 VGG = "vgg"
-VGG_ONLY = ("depth", "downsample", "dtype", "layout", "width")
-"""Fields of `ModelConfig` that another network does not take."""
 
 Config = TypeVar("Config")
 
@@ -142,6 +140,13 @@ class ModelConfig:
             frozen=self.frozen,
             detached=decided.detached,
         )
+
+
+VGG_ONLY = sorted(
+    {field.name for field in dataclasses.fields(StrideVGG)}
+    & {field.name for field in dataclasses.fields(ModelConfig)} - {"taps"}
+)
+"""Fields of `ModelConfig` that another network does not take."""
 
 
 def build(

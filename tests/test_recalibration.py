@@ -36,7 +36,7 @@ class NNXNorm(nnx.Module):
 class Spectral(nn.Module):
     @nn.compact
     def __call__(self, x, train):
-        x = nn.SpectralNorm(nn.Conv(4, (3, 3)))(x, update_stats=False)
+        x = nn.SpectralNorm(nn.Conv(4, (3, 3)))(x, update_stats=train)
         return [nn.BatchNorm(not train, momentum=0.0)(x)]
 
 
@@ -138,11 +138,11 @@ def test_statistics_that_are_no_means_stay_and_count():
     """Flax's SpectralNorm keeps a vector and a size, which divide the kernel in the pass, too."""
     model = ij.Interflow(Spectral(), 10, ij.Fusion("shared"))
     variables = variables_of(model)
-    for _ in range(2):
-        _, changed = model.apply(variables, IMAGES, train=True, mutable=["batch_stats"])
-        variables |= changed
+    step = jax.jit(partial(model.apply, train=True, mutable=["batch_stats"]))
+    for _ in range(100):  # a power iteration each
+        variables |= step(variables, IMAGES)[1]
     after = ij.recalibrate(model, variables, [IMAGES])
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4), after, variables)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), after, variables)
 
 
 def test_averages_of_weights_are_what_is_recalibrated():

@@ -84,11 +84,11 @@ def open_prepared(name: str, folder: Path, image_size: int | None, resize: Resiz
 
     held_out = [part for part in ("test", "validation") if part in splits]
     unlabelled = []
-    if in_records:
-        with _opening(name, folder):  # tfds's label where there is none, as of ImageNet's test
-            filled = [part for part in held_out if splits[part].num_examples]
-            unlabelled = [part for part in filled if source_of(part)[0]["label"] == -1]
-    held_out = [part for part in held_out if part not in unlabelled]
+    with _opening(name, folder):  # -1 is tfds's label where there is none, as of ImageNet's test
+        while in_records and held_out and splits[held_out[0]].num_examples:
+            if source_of(held_out[0])[0]["label"] != -1:
+                break
+            unlabelled.append(held_out.pop(0))
     parts = ("train", held_out[0]) if held_out else ("train[:90%]", "train[90%:]")
     untold = tuple(f"{part} has no labels: {parts[1]} is to test on" for part in unlabelled)
     with _opening(name, folder):
@@ -98,7 +98,7 @@ def open_prepared(name: str, folder: Path, image_size: int | None, resize: Resiz
         raise ValueError(f"{name} has too few examples: {' and '.join(map(str, sizes))}")
     if in_records:
         with _opening(name, folder):
-            sources = map(source_of, parts)
+            sources = [*map(source_of, parts)]
         train, test = (RecordSplit(source, shape, len(classes), resize) for source in sources)
     else:
         train, test = _decoded(folder, parts, shape, len(classes), resize)
