@@ -8,7 +8,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from experiments.sweep import commands, work
+from experiments.sweep import commands, record, work
 from experiments.tables import gradients, pictures, presets
 from interflow_jax.cli import charts
 from interflow_jax.cli.config import as_flag
@@ -38,8 +38,9 @@ def _body(arguments: list[str], command: str) -> int:
     axes = {"depth": depths, "method": methods, "epochs": epochs, "seed": seeds}
     runs = [commands.placed(run, base / "runs") for run in presets.grid(first, **axes)]
     folders = [RunFolder(run.folder()) for run in runs]
-    bare = [each for each in folders if each.is_finished() and not each.has_checkpoints()]
-    if bare:
+    todo = record.unfinished(runs, record.read(base))
+    done = (each for run, each in zip(runs, folders, strict=True) if run not in todo)
+    if bare := [each for each in done if not each.has_checkpoints()]:
         raise ValueError(
             f"{len(bare)} finished run(s) without the parameters that they trained, as "
             f"{bare[0].path}: move {base} away to train them anew, or give a --name"
@@ -92,7 +93,8 @@ def _parser() -> Parser:
     # Always the paper's network, from its own initial parameters.
     decided = ("method", "dataset", "seed", "seeds", "depth", "epochs", "out", "list_layers")
     decided += ("backbone", "backbone_options", "pretrained", "frozen", "pool", "recipe")
-    add_config(parser, decided, "the preset's, else the paper's", hosts=False)
+    decided += ("coordinator", "processes", "process")
+    add_config(parser, decided, "the preset's, else the paper's")
     return parser
 
 

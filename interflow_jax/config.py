@@ -4,10 +4,11 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, get_args, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 
 from interflow_jax.fusion import Fusion, FusionKind, FusionStart
 from interflow_jax.methods import default_taps, initial_weights, look_up
@@ -101,12 +102,17 @@ class ModelConfig:
         """
         row = look_up(self.method)
         decided = dataclasses.replace(self, **row.options)
-        if num_classes < 2:
-            raise ValueError(f"num_classes is {num_classes}; there must be 2 or more")
+        if not isinstance(num_classes, int | np.integer) or num_classes < 2:
+            raise ValueError(f"num_classes is {num_classes!r}; give a whole number of 2 or more")
         check_choices(self)
         for weight in self.initial_weights or ():
             if not math.isfinite(weight):
                 raise ValueError(f"initial_weights are {self.initial_weights}; give finite numbers")
+        if self.backbone == VGG and self.backbone_options is not None:
+            raise ValueError(
+                f"backbone_options are {self.backbone_options!r}, but the paper's backbone takes "
+                "none: leave them out, or name another backbone"
+            )
         taps, backbone = self.taps, self.backbone
         if network is None and backbone != VGG:
             network = load_network(backbone, self.backbone_options)
@@ -181,10 +187,8 @@ def check_choices(config: Any) -> None:
 def choices(hint: Any) -> tuple[str, ...]:
     """The strings that a type lists, as `Literal["a", "b"] | None` does; () for other types."""
     parts = [hint, *get_args(hint)]
-    return next((tuple(get_args(part)) for part in parts if isinstance(part, _LITERAL)), ())
+    return next((tuple(get_args(part)) for part in parts if get_origin(part) is Literal), ())
 
-
-_LITERAL = type(Literal["a"])
 
 _RENAMED = {"fully_connected": "fc"}  # fields, and what older runs call them
 _WORDS = {"none": False, "backbone": True}  # of `frozen` in older runs

@@ -135,7 +135,7 @@ class FirstMaps(nn.Module):
     def labels(self) -> tuple[Any, ...] | None:
         """The branches' labels, if the backbone has any."""
         labels = getattr(self.backbone, "labels", None)
-        return labels and tuple(labels[: self.maps])
+        return tuple(labels[: self.maps]) if isinstance(labels, list | tuple) else None
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> list[Array]:

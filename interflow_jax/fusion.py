@@ -264,11 +264,7 @@ def cut_fusion(fusion: Fusion, params: Any, branches: int) -> tuple[Fusion, Any]
     Its terms are those of the whole. `geometric` has an ensemble of that many branches, which is
     used; the weights of `attention`, a softmax over the remaining keys, keep their sum. A fixed
     fusion whose first weights are all zero, as where the last branch alone predicts, gives the last
-    remaining branch the weight one.
-
-    Args:
-      params: the whole fusion's, {} for `fixed`.
-      branches: how many remain, from 1 on.
+    remaining branch the weight one. The parameters of `fixed` are {}.
     """
     kind = KINDS[fusion.kind]
     initial = fusion.initial_weights and tuple(fusion.initial_weights[:branches])

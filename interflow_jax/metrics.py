@@ -154,14 +154,8 @@ def soft_targets(
 ) -> Array:
     """Labels as what `cross_entropy` multiplies log-probabilities by: [batch, classes], float32.
 
-    Args:
-      labels: [batch], int.
-      classes: their number.
-      smoothing: the share of a label that goes to all classes alike.
-      class_weights: factors of the losses of examples by their own class, [classes]; () for 1.
-
-    Raises:
-      ValueError: for other than one factor per class, or none.
+    Smoothing and weights are those of `train_step`; raises ValueError for other than one weight per
+    class, or none.
     """
     targets = optax.smooth_labels(jax.nn.one_hot(labels, classes, dtype=jnp.float32), smoothing)
     if not np.size(class_weights):

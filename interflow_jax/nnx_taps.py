@@ -16,11 +16,6 @@ def nnx_outputs(network: Callable[..., Any], images: Array, train: bool) -> dict
     """What every module of an NNX network computes, by its attribute path.
 
     For the compact method of a Linen module, which gets the network's variables, named "network".
-
-    Args:
-      network: as in `Taps`.
-      images: whatever the network takes.
-      train: whether it is in training mode (`nnx.Module.train`) or in evaluation mode.
     """
     linen = _to_linen(network, name="network")
     check = train and not linen.is_initializing()

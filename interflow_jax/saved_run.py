@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -21,7 +21,7 @@ from interflow_jax.config import VGG, ModelConfig, from_record
 from interflow_jax.data.dataset import Dataset
 from interflow_jax.data.folders import PictureSplit
 from interflow_jax.data.picture_files import find_pictures
-from interflow_jax.data.pictures import LARGEST_SIDE, Resize
+from interflow_jax.data.pictures import LARGEST_SIDE, Resize, check_resize
 from interflow_jax.data.preprocessing import Preprocessing, normalize
 from interflow_jax.data.splits import Split, chunks, read, take
 from interflow_jax.depth import truncate
@@ -79,8 +79,7 @@ class TrainedRun:
         if len(shape) != 3 or not all(type(n) is int and 0 < n <= LARGEST_SIDE for n in shape):
             at_most = f"height, width and channels of at most {LARGEST_SIDE}"
             raise ValueError(f"image_shape is {shape!r:.200}, not {at_most}")
-        if not isinstance(self.resize, str) or self.resize not in get_args(Resize):
-            raise ValueError(f"resize is {self.resize!r:.200}, not {', '.join(get_args(Resize))}")
+        check_resize(self.resize)
         if not all(isinstance(name, str) for name in names):
             raise ValueError(f"class_names are {names!r:.200}, not strings")
         for name in ("mean", "deviation"):

@@ -3,7 +3,6 @@
 import math
 import zlib
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -88,24 +87,22 @@ def make_initializer(
     model: nn.Module, optimizer: optax.GradientTransformation, image_shape: tuple
 ) -> Any:
     """`create_state` as a jitted function of the key, for many keys."""
+
+    def create(key: Array) -> TrainState:
+        check_optimizer(optimizer)
+        images = jnp.zeros((1, *image_shape), jnp.float32)
+        with nn.intercept_methods(without_sowing):
+            others = dict(model.init(key, images, **switch_arguments(model, False)))
+        params, batch_stats = others.pop("params", {}), others.pop("batch_stats", {})
+        state = optimizer.init(params)
+        return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, state, others)
+
     options = None
     inside_jit = isinstance(jnp.zeros(()), Tracer)
     if jax.default_backend() == "cpu" and not inside_jit:  # there are no options inside
         # Optimising the code of so many draws takes longer than the rest of the startup.
         options = {"xla_backend_optimization_level": "0"}
-    return jax.jit(partial(_create_state, model, optimizer, image_shape), compiler_options=options)
-
-
-def _create_state(
-    model: nn.Module, optimizer: optax.GradientTransformation, image_shape: tuple, key: Array
-) -> TrainState:
-    check_optimizer(optimizer)
-    images = jnp.zeros((1, *image_shape), jnp.float32)
-    with nn.intercept_methods(without_sowing):
-        others = dict(model.init(key, images, **switch_arguments(model, False)))
-    params, batch_stats = others.pop("params", {}), others.pop("batch_stats", {})
-    state = optimizer.init(params)
-    return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, state, others)
+    return jax.jit(create, compiler_options=options)
 
 
 def train_step(
@@ -312,14 +309,9 @@ def predict_in_batches(
     image_shape: tuple[int, int, int],
     batch_size: int,
 ) -> Prediction:
-    """Predicts any number of images by a program for batches; zeros fill up the last one.
+    """Predicts [images, *image_shape], uint8, by a program for batches; zeros fill up the last one.
 
-    Args:
-      program: predicts [batch_size, *image_shape], uint8.
-      images: [images, *image_shape], uint8.
-
-    Raises:
-      ValueError: for images of another shape or type, or none.
+    Raises ValueError for images of another shape or type, or none.
     """
     if images.shape[1:] != image_shape or images.dtype != np.uint8 or not len(images):
         raise ValueError(

@@ -58,15 +58,8 @@ def apply(
 ) -> tuple[Any, dict[str, Any]]:
     """What a model computes, and its mutable collections after it.
 
-    Args:
-      model: any Linen module that takes images first.
-      variables, images: as it takes them; images are float.
-      train: whether it trains.
-      mutable: the collections that it may change.
-      key: makes a random stream for every name that the model draws from, "dropout" from itself.
-
-    Raises:
-      ValueError: for integer images, or a model that draws without a key.
+    The key makes a random stream for every name that the model draws from, "dropout" from itself.
+    Raises ValueError for integer images, or a model that draws without a key.
     """
     check_images(images)
     arguments = switch_arguments(model, train)

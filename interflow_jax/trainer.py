@@ -149,7 +149,8 @@ class Trainer:
             for name, split in self._splits.items():
                 self._splits[name] = arrays = splits.into_memory(split, progress)
                 check_labels(arrays.labels, len(dataset.class_names), f"{name} labels")
-                self._resident[name] = batches.put(arrays, self.mesh)
+                examples = arrays.images, arrays.labels
+                self._resident[name] = batches.replicate(examples, self.mesh)
         self.dataset = dataset = dataset._replace(**self._splits)
         if preprocessing is None:
             statistics = splits.channel_statistics(dataset.train, progress)
@@ -338,7 +339,9 @@ class Trainer:
         """Pairs each dispatch's steps, from `first` to before `last`, with its batches."""
         chunks = batches.chunks(first, last, batches.steps_per_dispatch())
         if isinstance(split, str) and split in self._resident:
-            yield from batches.resident_batches(self._resident[split], order, chunks, self.mesh)
+            order = batches.replicate(order, self.mesh)
+            source = batches.Resident(*self._resident[split], order)
+            yield from ((steps, source) for steps in chunks)
             return
         examples = self._splits[split] if isinstance(split, str) else split
         name = f"{split} labels" if isinstance(split, str) else "labels"

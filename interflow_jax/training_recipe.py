@@ -1,4 +1,4 @@
-"""How to train: the paper's way (IV-B), or the one measured to be best on small sets."""
+"""How to train: the paper's way (IV-B), or the best of seven on small sets."""
 
 from typing import Literal, NamedTuple, get_args
 
@@ -43,15 +43,10 @@ def default_recipe(name: str, arrays: bool = False) -> RecipeName:
 
 
 def training_recipe(name: RecipeName, epochs: int, batch_size: int | None = None) -> TrainingRecipe:
-    """A recipe for a training of so many epochs.
+    """A recipe, for so many epochs, over the first tenth of which "modern" warms up.
 
-    Args:
-      name: "paper" (IV-B), or "modern".
-      epochs: over the first tenth of which "modern" warms up.
-      batch_size: in proportion to which "modern" scales its rate; None for the recipe's own.
-
-    Raises:
-      ValueError: for another name.
+    That scales its rate in proportion to the batch size; None is the recipe's own. Raises
+    ValueError for another name.
     """
     if name not in get_args(RecipeName):
         raise ValueError(f"recipe is {name!r}; choose one of {', '.join(get_args(RecipeName))}")

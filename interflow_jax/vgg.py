@@ -2,17 +2,15 @@
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, Literal, get_args
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax import Array
 
 from interflow_jax.ops.convolution import Library, conv3x3
 from interflow_jax.ops.normalization import BatchNormRelu
-from interflow_jax.switch import switch_arguments
+from interflow_jax.switch import check_images
 
 Downsample = Literal["first", "last"]
 Layout = Literal["spread", "append"]
@@ -119,7 +117,7 @@ class StrideVGG(nn.Module):
         several = isinstance(self.taps, Sequence) and not isinstance(self.taps, str)
         if not several or not self.taps or list(self.taps) != sorted(set(self.taps)):
             raise ValueError(f"taps are {self.taps}; give one or more convolutions, ascending")
-        lacking = [tap for tap in self.taps if not 1 <= tap <= self.depth]
+        lacking = [tap for tap in self.taps if tap not in range(1, self.depth + 1)]
         if lacking:
             raise ValueError(
                 f"taps are {self.taps}, but depth {self.depth} has no convolution "
@@ -131,14 +129,11 @@ class StrideVGG(nn.Module):
 
 
 def _check_images(images: Array, start: int) -> None:
-    shape, dtype = jnp.shape(images), jnp.result_type(images)
+    check_images(images)
+    shape = jnp.shape(images)
     takes = "StrideVGG takes [batch, height, width, channels], normalised floats"
     if len(shape) != 4:
         raise ValueError(f"images have shape {shape}; {takes}")
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(
-            f"images are {dtype}; {takes}, as `Trainer` and a run's `predict` make of uint8 pixels"
-        )
     _, first, second, third = shape
     if start == 1 and first in (1, 3) and second == third > 3:
         raise ValueError(f"images have shape {shape}, which is channels first; {takes}")
@@ -178,19 +173,16 @@ def convolutions(
     return (layers + appended)[:depth]
 
 
-def forward_flops(backbone: nn.Module, image_shape: tuple[int, ...]) -> float:
-    """Operations of a backbone for one image, two per multiply-add, up to its last tap.
+def forward_flops(backbone: StrideVGG, image_shape: tuple[int, ...]) -> float:
+    """Operations of the backbone for one image, two per multiply-add, up to its last tap.
 
-    For a `StrideVGG`, those of its convolutions, with padding counted as data: its CPU paths would
-    mislead. For others, what XLA counts in the compiled forward pass: without padding, and a loop's
-    body, such as nn.scan's, once.
+    Those of its convolutions, with padding counted as data: what XLA counts, of the paths that a
+    CPU takes, would mislead.
 
     Args:
-      backbone: as in `Interflow`.
+      backbone: whose convolutions are counted.
       image_shape: (height, width, channels).
     """
-    if not isinstance(backbone, StrideVGG):
-        return _compiled_flops(backbone, image_shape)
     height, columns, channels_in = image_shape
     layers = convolutions(backbone.depth, backbone.width, backbone.downsample, backbone.layout)
     total = 0.0
@@ -199,12 +191,3 @@ def forward_flops(backbone: nn.Module, image_shape: tuple[int, ...]) -> float:
         total += 2 * 9 * height * columns * channels_in * channels
         channels_in = channels
     return total
-
-
-def _compiled_flops(backbone: nn.Module, image_shape: tuple[int, ...]) -> float:
-    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    switch = switch_arguments(backbone, False)
-    variables = jax.eval_shape(partial(backbone.init, **switch), jax.random.key(0), images)
-    forward = jax.jit(partial(backbone.apply, **switch))
-    cost: Any = forward.lower(variables, images).compile().cost_analysis()
-    return float(cost["flops"])

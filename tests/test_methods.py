@@ -283,6 +283,9 @@ def test_table_i_is_normal_at_each_depth(key, tiny, depth):
     [
         ({"method": "S10"}, "'S10'; choose one of Normal, S0, S1"),
         ({"method": "S1", "num_classes": 1}, "num_classes is 1"),
+        ({"method": "S1", "num_classes": 10.5}, "num_classes is 10.5; give a whole number"),
+        ({"method": "S1", "num_classes": "10"}, "num_classes is '10'; give a whole number"),
+        ({"method": "S1", "backbone_options": "width=8"}, "the paper's backbone takes none"),
         ({"method": "S1", "depth": 10}, "depth 10 has no convolution 11, 13"),
         ({"method": "S2", "depth": 40}, "S2 gives 4 branch weights, but there are 5 taps"),
         ({"method": "S1", "depth": 15}, "depth 15 has no branches by default"),

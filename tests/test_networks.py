@@ -21,7 +21,6 @@ from safetensors.flax import save
 
 import interflow_jax as ij
 from interflow_jax.networks import read_options, recorded_network, source
-from interflow_jax.vgg import forward_flops
 
 MODULE = """
 import flax.linen as nn
@@ -448,12 +447,3 @@ def test_ours_lives_in_nnx_too():
     loss, gradients = grad(ours)
     np.testing.assert_allclose(loss, logits.sum(), rtol=1e-5)
     assert bool(jnp.any(gradients["fusion"]["weights"].get_value() != 0))
-
-
-def test_operations_of_a_foreign_network_are_xla_s():
-    class Dense(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            return [nn.Dense(5, use_bias=False)(x)]
-
-    assert forward_flops(Dense(), SHAPE) == 2 * 8 * 8 * 3 * 5

@@ -138,6 +138,8 @@ def test_bfloat16_computes_low_and_keeps_parameters_high(key):
         ({"taps": (3,), "depth": 3}, "depth is 3; choose 4 to 200"),
         ({"taps": (3,), "depth": 201}, "depth is 201; choose 4 to 200"),
         ({"taps": (7, 9, 11), "depth": 8}, "depth 8 has no convolution 9, 11; choose taps from 1"),
+        ({"taps": (7, 9.5)}, "has no convolution 9.5"),
+        ({"taps": ("conv7",)}, "has no convolution conv7"),
         ({"taps": ()}, "give one or more convolutions"),
         ({"taps": 13}, "taps are 13; give one or more convolutions"),
         ({"taps": (9, 7)}, "ascending"),
@@ -155,7 +157,7 @@ def test_what_does_not_fit_is_named(options, message):
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (np.zeros((2, 8, 8, 3), np.uint8), "images are uint8; .* normalised floats"),
+        (np.zeros((2, 8, 8, 3), np.uint8), "images are uint8; the model takes floats"),
         (np.zeros((2, 3, 8, 8), np.float32), r"shape \(2, 3, 8, 8\), which is channels first"),
         (np.zeros((8, 8, 3), np.float32), r"shape \(8, 8, 3\); StrideVGG takes \[batch"),
     ],

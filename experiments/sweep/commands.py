@@ -39,13 +39,6 @@ def command(config: RunConfig) -> str:
     return shlex.join(["python", "-m", "interflow_jax", "run", *config.arguments()])
 
 
-def in_words(config: RunConfig) -> str:
-    """A run in a few words, as "S1 of depth 60 on cifar10, seed 0"."""
-    depth = "" if config.model.depth == 13 else f" of depth {config.model.depth}"
-    place = f"{config.model.method}{depth} on {config.data.dataset}"
-    return f"{place}, seed {config.training.seed}"
-
-
 class Paces:
     """What finished runs tell of how long others of the same model, data and batch size train."""
 

@@ -17,7 +17,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from experiments.sweep.commands import in_words
 from interflow_jax.cli.config import RunConfig
 from interflow_jax.cli.folder import RunFolder
 from interflow_jax.cli.main import LOCKED
@@ -72,7 +71,7 @@ def work(
     def end(run: RunConfig, status: int) -> None:
         """Says how a run ended."""
         if status == 0:
-            say(f"{in_words(run)}: finished")
+            say(f"{run.folder()}: finished")
         else:
             reason = _reason(run.folder() / "output.txt", status)
             say(f"  failed: {run.folder()}: {reason}")
@@ -98,7 +97,7 @@ def work(
                         place = run.folder(), RunFolder(run.folder()).newest_checkpoint()
                         deaths[place] += 1
                         if deaths[place] < DEATHS:
-                            say(f"{in_words(run)}: ended by a signal; starting it again")
+                            say(f"{run.folder()}: ended by a signal; starting it again")
                             queue.appendleft(run)
                             continue
                     end(run, status)

@@ -43,7 +43,10 @@ class RayPool:
             raise ValueError(f"no Ray cluster, with RAY_ADDRESS {address}: {reason}") from error
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         taken = share(nodes, cpus, runs_per_gpu)
-        self.at_once = room(nodes, taken)
+        asked = {"GPU": taken["num_gpus"], "CPU": taken["num_cpus"]}
+        whole = ray.cluster_resources()
+        rooms = (whole.get(name, 0) / amount for name, amount in asked.items() if amount)
+        self.at_once = max(1, int(min(rooms)))
         gpu = "a GPU" if runs_per_gpu == 1 else f"1/{runs_per_gpu} of a GPU"
         gpu = f"{gpu} and " if taken["num_gpus"] else ""
         print(f"on Ray; a run takes {gpu}{taken['num_cpus']} CPU(s) and prints to its output.txt")
@@ -96,19 +99,6 @@ def share(
     most = max(int(node.get("CPU", 0)) for node in with_gpus or nodes)
     gpus = 1 / runs_per_gpu if with_gpus else 0
     return {"num_gpus": gpus, "num_cpus": min(asked, most or asked)}
-
-
-def room(nodes: list[dict[str, float]], taken: dict[str, float]) -> int:
-    """How many runs that take `share` of a machine the machines have room for at once, at least 1.
-
-    More of them wait; machines may come and go.
-    """
-    asked = {"GPU": taken["num_gpus"], "CPU": taken["num_cpus"]}
-    count = sum(
-        min(int(node.get(name, 0) / amount + 1e-9) for name, amount in asked.items() if amount)
-        for node in nodes
-    )
-    return max(1, count)
 
 
 def _run(arguments: list[str], output: Path, directory: Path) -> int:

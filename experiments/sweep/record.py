@@ -97,26 +97,26 @@ def _line(folder: Path, runs: Path) -> dict[str, Any]:
     return line
 
 
-_FIGURES: dict[str, Any] = {
-    "dataset": str,
+FIGURES: dict[str, Any] = {
     "test_accuracy": int | float,
     "branch_accuracy": list | None,
     "branches": list,
     "weights": list,
+    "class_names": list,
+    "image_shape": list,
     "device": str,
     "versions": dict,
-    "software": list,
 }
-"""Types of entries that tables compute with."""
+"""What tables need of every run, and its types."""
 
 
 def _check(run: dict[str, Any]) -> None:
-    """Raises TypeError or ValueError for entries of other types than a run records."""
+    """Raises an error for a run without its figures, or with others than a run records."""
     key(recorded_identity(run))
-    for name, kind in _FIGURES.items():
-        if name in run and not isinstance(run[name], kind):
+    for name, kind in FIGURES.items():
+        if not isinstance(run[name], kind):
             raise TypeError(f"{name} is {run[name]!r:.100}")
-    if "branches" in run and not 0 < len(run["branches"]) == len(run.get("weights", ())):
+    if not 0 < len(run["branches"]) == len(run["weights"]):
         raise ValueError("branches and weights are not as many")
 
 

@@ -46,7 +46,10 @@ class Tables:
         """How many of its runs are finished, of those whose rate is known."""
         table, planned = self._planned(name)
         chosen = " at chosen rates" if hasattr(table, "CHOOSE") else ""
-        return f"{len(self.runs(name))} of {len(planned)}{chosen}"
+        measured = ""
+        if column := getattr(table, "MEASURED", None):
+            measured = f", {column} measured of {self.runs(name)[column].count()}"
+        return f"{len(self.runs(name))} of {len(planned)}{chosen}{measured}"
 
     def page(self, name: str) -> str:
         """The name of its page."""
@@ -118,7 +121,7 @@ def _judged(
     A control that is a rival explains it as well where it is ahead, too; one whose role is "also"
     must be ahead as well for the claim to hold; where it is behind, `where` says at what.
     """
-    if found is None:
+    if found is None or found.low is None:
         return None
     verdict = {"undecided": "undecided", "no different": "no difference"}.get(found.verdict)
     if found.verdict in holds:
@@ -129,7 +132,7 @@ def _judged(
             verdict = f"undecided, as the control is {other or NOT_TRAINED}"
             if other == "behind":
                 verdict = f"confirmed, and contradicted {where}"
-    needed = f" (± {statistics.MARGIN} takes {found.needed:,} runs per row)" if found.needed else ""
+    needed = f" (it takes {found.needed:,} runs per row)" if found.needed else ""
     verdict = f"{verdict or 'contradicted'}{needed}"
     return Answer(verdict, f"{words}: {figure(found)}", control and f"{control}: {figure(beside)}")
 
@@ -160,10 +163,14 @@ def _by(low: float, high: float, least: float) -> str:
     return "confirmed" if low > least else "contradicted" if high < least else "undecided"
 
 
-def _most(found: Any, words: str, control: str = "") -> Answer:
+def _most(found: np.ndarray, words: str, control: str = "") -> Answer:
     """Answers a claim on every run, which is confirmed where it holds in most."""
-    share = Share(int(np.sum(found)), len(found))
+    share = _share(found)
     return Answer(_by(*share.ends(), 0.5), f"{words}: {share}", control)
+
+
+def _share(found: np.ndarray) -> Share:
+    return Share(int(np.sum(found)), len(found))
 
 
 def _overfits(tables: Tables, runs: Frame) -> Answer | None:
@@ -174,18 +181,38 @@ def _overfits(tables: Tables, runs: Frame) -> Answer | None:
     gaps = (seen - runs["late_accuracy"]).groupby(runs["method"])
     found = Family(dict(iter(gaps))).to("Normal")
     words = "accuracy while it trains, on crops, minus that on test images, S1's minus Normal's"
-    return _judged(words, found.get("S1"), "Concat's", found.get("Concat"), ("behind",))
+    beside = ", ".join(f"{name}'s: {figure(found.get(name))}" for name in ("Concat", "DSN"))
+    judged = _judged(words, found.get("S1"), "", None, ("behind",))
+    return judged and judged._replace(control=beside)
+
+
+def _with_exits(runs: Frame) -> Frame:
+    """The runs of S1 in which leaving out each branch was measured."""
+    runs = runs.dropna(subset=[EXITS])
+    plain = (runs["method"] == "S1") & (runs["auxiliary_mean"] == 0) & runs["fusion"].isna()
+    return runs[plain & (runs["branches"].str.len() == 4)]
+
+
+def _stages(tables: Tables, runs: Frame) -> Answer | None:
+    runs = _with_exits(runs)
+    if len(runs) < 2:
+        return None
+    costs = np.array([run["fusions"]["own"]["left_out"] for run in runs[EXITS]])
+    least = costs.mean(axis=0).argmin()
+    low, high = statistics.interval(costs[:, least])
+    words = f"what leaving out the branch after {runs['branches'].iloc[0][least]} costs, over "
+    words += f"{len(runs)} runs: {costs[:, least].mean():.2f} ({low:.2f} to {high:.2f})"
+    others = ", ".join(f"{cost:.2f}" for cost in np.delete(costs.mean(axis=0), least))
+    return Answer(_by(low, high, statistics.MARGIN), words, f"the other branches: {others}")
 
 
 def _redundancy(tables: Tables, runs: Frame) -> Answer | None:
-    runs = runs.dropna(subset=[EXITS])
-    plain = (runs["method"] == "S1") & (runs["auxiliary_mean"] == 0) & runs["fusion"].isna()
-    runs = runs[plain & (runs["branches"].str.len() == 4)]
+    runs = _with_exits(runs)
     if len(runs) < 2:
         return None
     ranks = runs.apply(rank_correlation, axis=1).to_numpy()
     low, high = np.clip(statistics.interval(ranks), -1, 1)
-    words = "rank correlation of a weight's size and what leaving its branch out costs, over "
+    words = "rank correlation of a weight's size and what leaving its term out costs, over "
     words += f"{len(ranks)} runs: {ranks.mean():.2f} ({low:.2f} to {high:.2f})"
     verdict, fewer = _by(low, high, 0), tables.difference("nine")
     shares = np.array([sizes(weights)[2:].sum() for weights in runs["weights"]])  # after 11 and 13
@@ -198,18 +225,28 @@ def _redundancy(tables: Tables, runs: Frame) -> Answer | None:
     return Answer(verdict, words, control)
 
 
-def _converge(tables: Tables, runs: Frame) -> Answer:
+def _converge(tables: Tables, runs: Frame) -> Answer | None:
+    if len(runs) < 2:
+        return None
     config, shape = runs["config"].iloc[0], tuple(runs["image_shape"].iloc[0])
-    start = fusion_weights.at_start(config, 2, runs["seed"].tolist(), shape)
-    learned = np.array(runs["weights"].tolist())
     groups = fusion_weights.sharing_groups(config.model.build(2), shape)
-    weights = statistics.with_comparable_signs(learned, groups)
-    patterns = np.hstack([np.sign(weights), np.argsort(np.abs(weights), axis=1)])
-    _, kinds, counts = np.unique(patterns, axis=0, return_inverse=True, return_counts=True)
-    kept = np.sum(np.sign(start) == np.sign(learned))
-    words = "runs of S1 with the commonest signs and order of sizes"
-    control = f"weights that keep the sign that they were drawn with: {kept} of {learned.size}"
-    return _most(kinds.ravel() == counts.argmax(), words, control)
+    weights = statistics.with_comparable_signs(np.array(runs["weights"].tolist()), groups)
+    variances = paper.CELLS["4"]["variance_without_13"]
+    theirs = {int(name): value**0.5 for name, value in variances.items() if name != "accuracy"}
+    ends = {branch: statistics.deviation_interval(weights[:, branch - 1]) for branch in theirs}
+    if all(ends[branch][0] > theirs[branch] for branch in theirs):
+        verdict = "contradicted here"
+    else:
+        confirmed = all(ends[branch][1] <= theirs[branch] for branch in theirs)
+        verdict = "confirmed" if confirmed else "undecided"
+    ours = {branch: weights[:, branch - 1].std(ddof=1) for branch in theirs}
+    told, printed = (
+        ", ".join(f"{value:.2f}" for value in figures.values()) for figures in (ours, theirs)
+    )
+    numbers = ", ".join(map(str, theirs))
+    words = f"standard deviations over {len(runs)} runs of S1, of the weights of branches {numbers}"
+    control = f"the paper's, without the run that it leaves out: {printed}"
+    return Answer(verdict, f"{words}, their signs made comparable: {told}", control)
 
 
 def _largest(runs: Frame) -> np.ndarray:
@@ -220,23 +257,27 @@ def _largest(runs: Frame) -> np.ndarray:
 
 
 def _deepest(tables: Tables, runs: Frame) -> Answer:
-    return _most(_largest(runs) == -1, f"runs of {runs['method'].iloc[0]}")
+    method, control = runs["method"].iloc[0], ""
+    slow = tables.runs("repeated at 1e-3")
+    if method == "S1" and len(slow):
+        control = f"at the paper's rate, 1e-3: {_share(_largest(slow) == -1)}"
+    return _most(_largest(runs) == -1, f"runs of {method}", control)
 
 
 def _first(tables: Tables, runs: Frame) -> Answer | None:
     runs = runs[(runs["method"] == "S1") & (runs["warmup_epochs"] == 0)]
     if runs.empty:
         return None
-    by_depth = [of for _, of in runs.groupby("depth")]
-    first = [_largest(of) == -len(of["branches"].iloc[0]) for of in by_depth]
-    return _most(np.concatenate(first), "runs of S1 at depth 20, 40 and 60")
+    by_depth = {str(depth): of for depth, of in runs.groupby("depth")}
+    first = [_largest(of) == -len(of["branches"].iloc[0]) for of in by_depth.values()]
+    return _most(np.concatenate(first), f"runs of S1 at depth {', '.join(by_depth)}")
 
 
 def _repeats(tables: Tables, runs: Frame) -> Answer | None:
     accuracies = runs["test_accuracy"].to_numpy()
     if len(accuracies) < 2:
         return None
-    theirs = paper.table("7")["cells"]
+    theirs = paper.CELLS["7"]
     printed = np.array([theirs[str(run)]["accuracy"] for run in range(10)])
     (low, high), (least, most) = map(statistics.deviation_interval, (accuracies, printed))
     verdict = "contradicted here" if low > most else "confirmed" if high <= most else "undecided"
@@ -281,6 +322,7 @@ def _early(tables: Tables, runs: Frame) -> Answer | None:
 
 _ANSWERS: dict[str, Callable[[Tables, Frame], Answer | None]] = {
     "overfits": _overfits,
+    "stages": _stages,
     "redundancy": _redundancy,
     "converge": _converge,
     "deepest": _deepest,
@@ -293,16 +335,16 @@ _ANSWERS: dict[str, Callable[[Tables, Frame], Answer | None]] = {
 
 def of_paper() -> dict[str, str]:
     """What the paper's own tables say, by the names that claims.json has for it."""
-    cells = paper.table("3")["cells"]
+    cells = paper.CELLS["3"]
 
     def ahead(*pairs: str, places: tuple[str, ...] = tuple(cells["Normal"])) -> str:
         named = [(first, second) for first, second in map(str.split, pairs)]
         cases = [cells[a][place] > cells[b][place] for place in places for a, b in named]
         return f"{sum(cases)} of {len(cases)}"
 
-    deep = paper.table("6")["cells"].values()
+    deep = paper.CELLS["6"].values()
     sizes = [[abs(row[str(number + 1)]) for number in range(row["branches"])] for row in deep]
-    accuracy = {depth: row["accuracy"] for depth, row in paper.table("1")["cells"].items()}
+    accuracy = {depth: row["accuracy"] for depth, row in paper.CELLS["1"].items()}
     soft = [f"S{number} S0" for number in range(1, 5)]
     return {
         "over_normal": ahead(*(f"S{number} Normal" for number in range(10))),

@@ -131,10 +131,7 @@ def _groups(runs: Frame, names: Sequence[str]) -> Iterator[tuple[dict[str, Any],
 
 def _records(runs: Frame) -> list[dict[str, Any]]:
     """The rows, with None in place of NaN, which a column of words has for it."""
-    rows = runs.to_dict("records")
-    return [
-        {name: None if value != value else value for name, value in row.items()} for row in rows
-    ]
+    return runs.astype(object).where(runs.notna(), None).to_dict("records")
 
 
 def _varied(runs: Frame, names: list[str]) -> list[str]:

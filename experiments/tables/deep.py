@@ -22,7 +22,7 @@ def weights(runs):
         config, shape = inside["config"].iloc[0], tuple(inside["image_shape"].iloc[0])
         start = at_start(config, 2, inside["seed"].tolist(), shape).tolist()
         branches = [str(place) for place in range(1, len(start[0]) + 1)]
-        printed = paper.table("6")["cells"].get(str(config.model.depth), {})
+        printed = paper.CELLS["6"].get(str(config.model.depth), {})
         named = {}
         if printed.get("branches") == len(branches):
             named[f"paper ({DATASET})"] = [printed[branch] for branch in branches]

@@ -27,13 +27,13 @@ def recipes(base):
     base = base.replace(learning_rate=1e-2, layout="append")
     return [
         *grid(base, depth=(20, 40, deep.FAILS), method=("Normal", "S1", "Concat")),
-        *grid(base, depth=(deep.FAILS,), method=("Normal", "S1"), warmup_epochs=(_WARM_UP,)),
+        *grid(
+            base.replace(seeds=SEEDS[:3]),
+            depth=(deep.FAILS,),
+            method=("Normal", "S1"),
+            warmup_epochs=(_WARM_UP,),
+        ),
     ]
-
-
-def most_runs(config):
-    """Three with a warm-up."""
-    return 3 if config.training.warmup_epochs else None
 
 
 def report(runs):

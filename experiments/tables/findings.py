@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from scipy import stats
 
+from experiments.tables import controls
 from experiments.tables.claims import (
     CLAIMS,
     FLAGS,
@@ -25,17 +26,19 @@ from experiments.tables.claims import (
     of_paper,
     table_of,
 )
-from experiments.tables.runs import Frame
-from experiments.tables.statistics import CONFIDENCE, RULE, Difference
+from experiments.tables.compare import compare
+from experiments.tables.runs import Frame, load
+from experiments.tables.statistics import CONFIDENCE, RULE, Difference, Family
 from interflow_jax.cli import charts, markdown
 from interflow_jax.cli.files import write_whole
+from interflow_jax.vgg import VGG_DEPTH
 
 START, END = "<!-- claims -->", "<!-- /claims -->"
 _PICTURE = "claims.png"
 _SHOWS = (
     "Left, test accuracy by learning rate. Right, every run at 3e-2: methods beside networks of "
-    "13, 11, 9 and 7 layers alone. Means of the last ten epochs, with 95 % intervals of each mean: "
-    "those of differences, in the text, are wider"
+    "13 and fewer layers alone. Means of the last ten epochs, with 95 % intervals of each mean "
+    "where there are several runs: those of differences, in the text, are wider"
 )
 _ON = """\
 On 10,000 images of CIFAR-10, 60 epochs, a plain network of width 1/8; mean test accuracy of the
@@ -49,6 +52,7 @@ methods, and the others are controls: *DSN* trains branches and leaves them out 
 output, and *Detached* is S1 without the gradient's short cut to shallower layers."""
 _COMMAND = "python -m experiments.reproduce"
 _WIDTH = 0.125  # of the runs in the figure
+_SHORT = 20  # epochs, below which a run shows the first minutes alone
 
 
 def write(planned: Planned, out: Path) -> str:
@@ -60,7 +64,7 @@ def write(planned: Planned, out: Path) -> str:
     tables, style = Tables(planned), charts.STYLE
     with plt.rc_context(style):
         charts.save(_figure(tables), out / _PICTURE)
-    write_whole(out / "README.md", _page(tables))
+    write_whole(out / "README.md", _page(tables, load(out)))
     readme = out.parent / "README.md"
     text = readme.read_text() if readme.exists() else ""
     if START not in text:
@@ -74,7 +78,7 @@ def write(planned: Planned, out: Path) -> str:
     return f"{out / 'README.md'}, {readme}"
 
 
-def _page(tables: Tables) -> str:
+def _page(tables: Tables, every: Frame) -> str:
     printed, rows, missing = of_paper(), [], []
     for claim in CLAIMS:
         table, found = table_of(claim), answer(claim, tables)
@@ -92,7 +96,7 @@ def _page(tables: Tables) -> str:
         "\n".join(_sentences(tables)),
         _words(["the paper", "its claim", "verdict", "number", "the control beside it"], rows),
         f"{RULE}\nOf a share of runs, the interval is exact; a claim on them is confirmed where it "
-        "holds in most.",
+        f"holds in most.{_by_last_epoch(tables)}",
         f"Every number is computed from `runs.jsonl` or from the paper's own tables by "
         f"`{_COMMAND} --claims --out=results`.",
         "## What is not trained yet",
@@ -100,8 +104,47 @@ def _page(tables: Tables) -> str:
         f"All by `{_COMMAND} --out=results` and:",
         _words(["the paper", "its claim"], missing),
         "\n".join(markdown.table(["", "runs"], progress)).strip(),
+        _others(tables, every),
     ]
     return "\n\n".join(filter(None, lines)) + "\n"
+
+
+def _by_last_epoch(tables: Tables) -> str:
+    """How many verdicts of the controls would be others by the last epoch, as a sentence."""
+    runs = tables.runs("controls")
+    runs = runs[runs["learning_rate"] == RATE]
+    late, last = (
+        [
+            row["difference"].verdict
+            for control in ("Normal", "S1")
+            for section in compare(runs, controls.ROWS, controls.PLACES, control, outcome=outcome)
+            for row in section.rows
+            if row["difference"]
+        ]
+        for outcome in ("late_accuracy", "test_accuracy")
+    )
+    others = [new for old, new in zip(late, last, strict=True) if old != new]
+    if not others:
+        return ""
+    return (
+        f" By the last epoch alone, as in the paper, {len(others)} of {len(late)} verdicts on the "
+        f"controls at {RATE:g} would be others: {_counted(others)}."
+    )
+
+
+def _others(tables: Tables, every: Frame) -> str:
+    """How many runs the record has that no claim uses, as a sentence."""
+    used = {key for name in FLAGS for key in tables.runs(name)["key"]}
+    others = every[~every["key"].isin(used)]
+    short = int((others["epochs"] < _SHORT).sum())
+    return (
+        f"None of these claims uses {len(others)} more runs of `runs.jsonl`, {short} of them of "
+        f"fewer than {_SHORT} epochs."
+    )
+
+
+def _counted(words: list[str]) -> str:
+    return _listed([f"{words.count(word)} {word}" for word in dict.fromkeys(words)])
 
 
 def _words(head: list[str], rows: list[list[str]]) -> str:
@@ -166,7 +209,7 @@ def _weights(tables: Tables) -> str:
 def _elsewhere(tables: Tables) -> str:
     """How S1 compares with Normal in other settings than that of all the rest."""
     places = {
-        "at the paper's 1e-3": "S1 at 1e-3",
+        "at the paper's 1e-3, for an eighth of its steps": "S1 at 1e-3",
         "at 1e-2": "S1 at 1e-2",
         "on a residual network (20 epochs, most of the last ten before its rate drops)": (
             "S1 on ResNet"
@@ -187,7 +230,7 @@ def _sentences(tables: Tables) -> list[str]:
     found = tables.difference
     depth = {
         "ahead": ": branches do more than make superfluous depth harmless",
-        "no different": ": branches do no more than make superfluous depth harmless",
+        "no different": ": branches are worth what leaving four layers out is",
         "behind": ": it is better to leave superfluous layers out",
         "undecided": "; whether branches do more than make superfluous depth harmless is open",
     }[_verdict(found("S1 to nine"))]
@@ -206,13 +249,14 @@ def _sentences(tables: Tables) -> list[str]:
         f"{_told('S1', found('S1'), 'Normal')}, and "
         f"{_told('a network of nine of its thirteen layers', found('nine'), 'Normal')}; "
         f"{_told('S1', found('S1 to nine'), 'nine layers')}"
-        f"{depth if _verdict(found('nine')) == 'ahead' else ''}.",
+        f"{depth if _verdict(found('nine')) == 'ahead' else ''}. On nine layers, "
+        f"{_told('S1', found('S1 at nine'), 'Normal')}.",
         f"{_elsewhere(tables)}.",
         f"{_weights(tables)}: {learned}.",
         f"{_told('S1', found('S1 to Detached'), 'Detached')}, and "
         f"{_told('Detached', found('Detached'), 'Normal')}: {cause}.",
-        f"{_told('DSN', found('DSN'), 'Normal')}; at the paper's learning rate, 1e-3, "
-        f"{_told('it', found('DSN at 1e-3'), 'Normal')}.",
+        f"{_told('DSN', found('DSN'), 'Normal')}; at the paper's learning rate, 1e-3, for an "
+        f"eighth of its steps, {_told('it', found('DSN at 1e-3'), 'Normal')}.",
         f"{_early(tables)}.",
     ]
     return [f"{n}. {_capitalized(each)}" for n, each in enumerate(sentences, 1)]
@@ -225,9 +269,9 @@ def _early(tables: Tables) -> str:
         return "early exits are not compared yet with networks of as many operations"
     than = "are early exits ahead of the best ordinary network of as many operations"
     if not ahead:
-        behind = sum(each.verdict == "behind" for each in cells.values())
-        told = f"in none of {len(cells)} combinations of method and budget {than}, and in {behind}"
-        return f"{told} they are behind: what they give is one network for many budgets"
+        verdicts = _counted([each.verdict for each in cells.values()])
+        told = f"in none of {len(cells)} combinations of method and budget {than} ({verdicts})"
+        return f"{told}: what is sure is that they give one network for many budgets"
     best = max(ahead, key=lambda name: ahead[name].mean)
     told = f"in {len(ahead)} of {len(cells)} combinations of method and budget {than}"
     return f"{told}, most by {figure(ahead[best])} ({best})"
@@ -236,7 +280,7 @@ def _early(tables: Tables) -> str:
 def _advice(tables: Tables) -> list[str]:
     """Three sentences for someone who builds a network: when, which, and with what loss."""
     found = tables.difference
-    s1, nine, losses, slow = map(found, ("S1", "nine", "losses to S1", "DSN at 1e-3"))
+    s1, nine, losses, slow = map(found, ("S1", "nine", "losses to S1", "losses at 1e-3"))
     when = _told("S1, with four branches,", s1, "the same thirteen layers without them")
     if _verdict(s1) != "ahead":
         advice = "do not count on branches for accuracy"
@@ -250,6 +294,7 @@ def _advice(tables: Tables) -> list[str]:
             "behind": "look for the right number of layers first",
             "undecided": "use either; which of the two is better is open",
         }.get(_verdict(found("S1 to nine")), "use branches where you do not know how deep to go")
+        advice += f"; on nine layers, {_told('S1', found('S1 at nine'), 'Normal')}"
     any_of = "S1, or whichever is easiest to implement"
     which = {
         "behind": "Learn the weights (S1)",
@@ -263,8 +308,8 @@ def _advice(tables: Tables) -> list[str]:
     }.get(_verdict(losses), "branch losses (`--auxiliary_mean=1`) cost no accuracy")
     loss = f"{_capitalized(cost)}: {_told('S1 with them', losses, 'S1 without')}"
     if slow and slow.verdict == "ahead":
-        loss += "; at the paper's 1e-3 they help: "
-        loss += _told("DSN, which has nothing else,", slow, "Normal")
+        loss += "; at the paper's 1e-3, for an eighth of its steps, they help: "
+        loss += _told("S1 with them", slow, "Normal")
     return [
         f"**When.** At a learning rate of 3e-2, {when}: {advice}. {_elsewhere(tables)}.",
         f"**Which weights.** {which}. {_capitalized(_weights(tables))}.",
@@ -279,7 +324,7 @@ def _capitalized(clause: str) -> str:
 def _figure(tables: Tables) -> Any:
     names = ("controls", "rates", "exits")
     runs = pd.concat([tables.runs(name) for name in names]).drop_duplicates("key")
-    four = runs["branches"].map(lambda branches: list(branches) == [7, 9, 11, 13])
+    four = runs["branches"].map(lambda branches: list(branches) in ([7, 9, 11, 13], [3, 5, 7, 9]))
     here = (runs["dataset"] == "cifar10") & (runs["width"] == _WIDTH) & (runs["distillation"] == 0)
     runs = runs[here & (four | runs["method"].isin(("Normal", "Scaled")))]
     names = [
@@ -299,15 +344,16 @@ def _name(method: str, depth: int, auxiliary_mean: float, fusion: Any) -> str:
     if method == "Normal":
         return f"{depth} layers alone"
     name = f"{method} with weights that see the image" if fusion == "attention" else method
+    name += f" of {depth} layers" if depth < VGG_DEPTH else ""
     return f"{name} with branch losses" if auxiliary_mean else name
 
 
 def _bars(runs: Frame, by: str) -> Frame:
     """Mean and half a 95 % interval per row, by the deviation that the rows share."""
     groups = runs.groupby(by, sort=False)["late_accuracy"]
-    freedom = len(runs) - groups.ngroups
-    deviation = np.sqrt((groups.var() * (groups.size() - 1)).sum() / freedom) if freedom else np.nan
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * deviation / np.sqrt(groups.size())
+    deviation = Family(dict(iter(groups))).deviation or np.nan
+    quantile = stats.t.ppf((1 + CONFIDENCE) / 2, len(runs) - groups.ngroups)
+    half = quantile * deviation / np.sqrt(groups.size())
     return pd.DataFrame({"mean": groups.mean(), "half": half, "runs": groups.size()})
 
 
@@ -328,7 +374,8 @@ def _by_rate(axes: Axes, runs: Frame) -> None:
 
 def _every_run(axes: Axes, runs: Frame) -> None:
     bars = _bars(runs, "row")
-    layers = [name for depth in (13, 11, 9, 7) if (name := f"{depth} layers alone") in bars.index]
+    layers = [name for name in bars.index if name.endswith(" layers alone")]
+    layers.sort(key=lambda name: -int(name.split()[0]))
     methods = bars.drop(layers).sort_values("mean").index
     order = [*layers[:1], *methods, *layers[1:]]
     for place, name in enumerate(order):

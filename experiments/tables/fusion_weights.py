@@ -20,8 +20,7 @@ from interflow_jax.switch import switch_arguments
 
 _NOTE = """\
 A branch's weight and its fully connected layer may trade their signs, branches that share the layer
-together; *comparable* weights have the deepest of each group positive. Variances are over one less
-than the runs."""
+together; *comparable* weights have the deepest of each group positive."""
 
 
 def at_start(
@@ -83,10 +82,10 @@ def _by_branch(title: str, name: str, runs: Frame, kinds: dict[str, np.ndarray])
     after = [f"after {tap}" for tap in runs["branches"].iloc[0]]
     accuracy = runs["test_accuracy"].to_numpy()
     rows: list[list] = []
-    if _of_paper("S1", runs):
+    if runs["method"].iloc[0] == "S1" and paper.repeated(runs["config"].iloc[0]):
         rows += [
             [f"paper, {name.replace('_', ' ')}", *map(cells.get, ("accuracy", "1", "2", "3", "4"))]
-            for name, cells in paper.table("4")["cells"].items()
+            for name, cells in paper.CELLS["4"].items()
         ]
     with_accuracy = {
         kind: np.column_stack([accuracy, kinds[kind]]) for kind in ("as learned", "comparable")
@@ -102,7 +101,8 @@ def _by_branch(title: str, name: str, runs: Frame, kinds: dict[str, np.ndarray])
             without = [None] * (len(after) + 1 - figures.size)
             rows.append([f"{kind}, {moment}", *without, *figures.tolist()])
     named = [dict(zip(["row", "accuracy", *after], row, strict=True)) for row in rows]
-    yield Section(title, named, "weights", _NOTE, ".4f")
+    note = f"{_NOTE} Variances are over one less than the runs."
+    yield Section(title, named, "weights", note, ".4f")
     chart, panels = plt.subplots(3, 1, figsize=(7.5, 7.5), layout="constrained", sharex=True)
     panels[0].plot(runs["seed"], accuracy, "k.-")
     panels[1].plot(runs["seed"], kinds["as learned"], marker=".", label=after)
@@ -129,8 +129,8 @@ def _by_class(title: str, name: str, runs: Frame, kinds: dict[str, np.ndarray]) 
     note = f"Mean absolute weight over a run's classes, with its 95 % interval over runs. {_NOTE}"
     yield Section(title, rows, "weights", note)
     means = {kind: kinds[kind].mean(axis=0) for kind in ("as learned", "comparable")}
-    if _of_paper("S3", runs):
-        cells = paper.table("5")["cells"].values()
+    if runs["method"].iloc[0] == "S3" and paper.repeated(runs["config"].iloc[0]):
+        cells = paper.CELLS["5"].values()
         means |= {"the paper's, as printed": np.array([[*row.values()] for row in cells])}
     size = (8.5, 2.8 * len(means))  # inches
     chart, panels = plt.subplots(len(means), 1, figsize=size, layout="constrained")
@@ -140,13 +140,6 @@ def _by_class(title: str, name: str, runs: Frame, kinds: dict[str, np.ndarray]) 
         axes.set(title=kind, xlabel="class")
     pictures.entitle(chart, "Mean weights", runs)
     yield Picture(name, f"{title}: heat maps of their means by branch and class", chart)
-
-
-def _of_paper(method: str, runs: Frame) -> bool:
-    """Whether the paper's weights are of the same branches."""
-    config, taps = runs[["config", "branches"]].iloc[0]
-    own = config.model.method == method and paper.repeated(config) is not None
-    return own and taps == [7, 9, 11, 13]
 
 
 def _mean(values: np.ndarray) -> str:

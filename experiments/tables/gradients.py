@@ -95,7 +95,8 @@ def _batches(
 ) -> Iterator[tuple[jax.Array, np.ndarray]]:
     """The first training batches of the first epoch, without augmentation."""
     given = config.data
-    train = data.load(given.dataset, config.places.data_dir, given.image_size).train
+    places, size = config.places, given.image_size
+    train = data.load(given.dataset, places.data_dir, size, resize=given.resize).train
     if given.train_size is not None:
         train = splits.take(train, given.train_size)
     order = batches.training_order(epoch_keys(config.training.seed, 0), len(train))

@@ -12,8 +12,10 @@ CHOOSE = "networks", (0,)
 NOTE = """\
 The networks are those of `experiments/tables/backbones.py`: 16 and 4 million operations an image,
 where the paper's backbone at width 1/8 has 10. The learning rates are those that did best on
-held-out examples with seed 0. The last ten of the residual network's 20 epochs begin before its
-learning rate drops."""
+held-out examples with seed 0, some at an end of the three that were tried. The last ten of the
+residual network's 20 epochs begin before its learning rate drops. Branches read a block's output as
+it is: the transformer's last normalisation, before its own head, is in none, nor in Normal; and its
+branches, of equal width, share one layer."""
 
 
 def recipes(base):

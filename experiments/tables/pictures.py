@@ -15,6 +15,7 @@ from experiments.tables.compare import in_words
 from experiments.tables.report import Picture, Section
 from experiments.tables.runs import Frame, finished
 from interflow_jax.cli.config import RunConfig
+from interflow_jax.config import VGG
 
 LABELS = {
     "depth": "convolutions",
@@ -35,6 +36,7 @@ def stem(*parts: Any) -> str:
 def entitle(figure: Figure, what: str, runs: Frame) -> None:
     """Puts above a figure what it shows, what its runs have in common, and their seeds."""
     runs, names = finished(runs), ("dataset", "method", "depth", "learning_rate")
+    names = names if set(runs["backbone"]) == {VGG} else ("dataset", "method", "learning_rate")
     common = [name for name in names if runs[name].nunique() == 1]
     seeds = sorted(set(runs["seed"]))
     shown = ", ".join(map(str, seeds)) if len(seeds) < 7 else _stretches(seeds)

@@ -67,7 +67,6 @@ def plan(
     for name in wanted.keys() & given.keys():
         raise ValueError(f"--{name} and --{name}s: give one of them")
     configs, chosen = [], {}
-    limit = getattr(table, "most_runs", None) if seeds == table.SEEDS else None
     for dataset in datasets:
         base = presets.base(preset, dataset, **given)
         if getattr(table, "HOLDS_OUT", False):
@@ -84,8 +83,8 @@ def plan(
             recipes, best = _at_best_rates(table, recipes, runs, seeds, unchosen)
             chosen |= {each: columns for each, (_, columns) in best.items()}
         for config in recipes:
-            most = limit(config) if limit else None
-            configs += [config.replace(seed=seed) for seed in seeds[:most]]
+            own = config.places.seeds if seeds == table.SEEDS else None
+            configs += [config.replace(seed=seed, seeds=None) for seed in own or seeds]
     if not configs:
         return match(runs, [base])[:0].assign(chosen=[])
     configs = list(dict.fromkeys(configs))

@@ -48,13 +48,13 @@ def measure(run, dataset):
     """The accuracies of a finished run's probes."""
     trained = take(dataset.train, min(FITTED, run.result["train_size"]))
     splits = [trained, depths.unseen(run, dataset, CHOOSING), dataset.test]
-    layers = zip(*(_features(run, split) for split in splits), strict=True)
-    labels = [_labels(split) for split in splits]
-    return {"accuracies": [probe(features, labels, len(run.class_names)) for features in layers]}
+    layers, labels = zip(*(_read(run, split) for split in splits), strict=True)
+    classes = len(run.class_names)
+    return {"accuracies": [probe(each, labels, classes) for each in zip(*layers, strict=True)]}
 
 
-def _features(run, split):
-    """The pooled features after every convolution, shallow to deep: [images, channels_i] each."""
+def _read(run, split):
+    """The pooled features after every convolution, [images, channels_i] each, and the labels."""
     backbone = run.model.backbone
     backbone = backbone.clone(taps=tuple(range(1, backbone.taps[-1] + 1)))
     variables = {name: part["backbone"] for name, part in run.variables.items()}
@@ -64,12 +64,9 @@ def _features(run, split):
         images = normalize(run.preprocessing, images)
         return tuple(map(pool, backbone.apply(variables, images, train=False)))
 
-    parts = [pooled(read(split, indices)[0]) for indices in chunks(split)]
-    return [np.concatenate(layer) for layer in zip(*parts, strict=True)]
-
-
-def _labels(split):
-    return np.concatenate([read(split, indices)[1] for indices in chunks(split)])
+    batches = (read(split, indices) for indices in chunks(split))
+    parts = [(pooled(images), labels) for images, labels in batches]
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
 
 def probe(features, labels, classes):

@@ -57,7 +57,7 @@ def write(
     report: dict[str, Any] = {
         "table": name,
         **facts,
-        "protocol": protocol(runs),
+        "protocol": protocol(done),
         "machines": [": ".join(filter(None, row)) for row in machines.to_numpy()],
         "pictures": [],
     }
@@ -101,23 +101,15 @@ def reported(file: Path) -> dict[str, str]:
         return {}
 
 
-_PAPER_EPOCHS = {100, 40}  # of CIFAR, and of the others
-
-
 def protocol(runs: Frame) -> str:
     """How runs were trained where the paper's tables do not say it, in words."""
     told = {"method", "dataset", "depth", "seed"}  # by the headings
     given = []
     for name, default in DEFAULT.flat().items():
         values = dict.fromkeys(config.flat()[name] for config in runs["config"])
-        if name == "epochs":
-            epochs = sorted(set(runs["epochs"]))
-            values = (
-                dict.fromkeys(epochs) if {*values} != {None} or {*epochs} - _PAPER_EPOCHS else {}
-            )
-        elif {*values} == {default}:
-            continue
-        if values and name not in told:
+        if name == "epochs" and {*values} != {None}:
+            values = dict.fromkeys(sorted(set(runs["epochs"])))
+        if {*values} != {default} and name not in told:
             given.append(f"--{name}={' or '.join(map(as_flag, values))}")
     papers = "width 1, all examples, 100 epochs on CIFAR and 40 on the others, batch 64"
     return f"{' '.join(given)}; the paper's: {papers}" if given else f"The paper's: {papers}"

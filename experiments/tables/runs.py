@@ -22,8 +22,7 @@ FIELDS = tuple(RunConfig().flat())
 OLDER = "older_branch_accuracy"
 """Marks a line whose branches were measured by an older definition; that is not used."""
 
-_RESULTS = ("run", "test_accuracy", "branch_accuracy", "branches", "weights", "class_names")
-_NEEDED = (*_RESULTS, "image_shape", "device", "versions")
+_NEEDED = ("run", *record.FIGURES)
 _AT_THE_END = ("validation_accuracy", "held_out_accuracy", "recalibrated_accuracy")
 _ACCURACIES = ("test_accuracy", "late_accuracy", *_AT_THE_END)
 _OPTIONAL = (*_AT_THE_END, "history", record.EXITS, record.PROBES, OLDER)
@@ -36,21 +35,12 @@ def load(out: Path) -> Frame:
     Its columns are `FIELDS`, with their defaults where a run is older than the field, and what the
     run measured: `late_accuracy` is the mean test accuracy of its `late_epochs`. Accuracies are in
     percent.
-
-    Raises:
-      ValueError: for a run without one of its figures.
     """
-    rows = [_row(line, out) for line in record.read(out)]
+    rows = [_row(line) for line in record.read(out)]
     return pd.DataFrame(rows, columns=[*FIELDS, *_MEASURED]).drop_duplicates("key", keep="last")
 
 
-def _row(line: dict[str, Any], out: Path) -> dict[str, Any]:
-    for name in _NEEDED:
-        if name not in line:
-            raise ValueError(
-                f"{line['run']} in {out} has no {name}: it is of another version; move its folder "
-                "and its line in runs.jsonl elsewhere, and the run is made again"
-            )
+def _row(line: dict[str, Any]) -> dict[str, Any]:
     row = {**recorded(line).flat(), **{name: line.get(name) for name in (*_NEEDED, *_OPTIONAL)}}
     late = [epoch["test_accuracy"] for epoch in late_epochs(row["history"] or [])]
     row["late_accuracy"] = float(np.mean(late or row["test_accuracy"]))

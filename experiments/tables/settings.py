@@ -28,19 +28,10 @@ _SETTINGS = {  # by dataset: fields, rows, seeds
 def recipes(base):
     settings = _SETTINGS.get(base.data.dataset, (({}, _FOUR, None),))
     return [
-        base.replace(learning_rate=3e-2, **fields, **row)
-        for fields, rows, _ in settings
+        base.replace(learning_rate=3e-2, seeds=most and SEEDS[:most], **fields, **row)
+        for fields, rows, most in settings
         for row in rows
     ]
-
-
-def most_runs(config):
-    """Of the table's seeds, by setting."""
-    values = config.flat()
-    for fields, _, most in _SETTINGS.get(config.data.dataset, ()):
-        if all(values[name] == value for name, value in fields.items()):
-            return most
-    return None
 
 
 def report(runs):

@@ -5,7 +5,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -23,8 +23,8 @@ A difference is in points, of means over runs, which are not paired, of the last
 other pairs, of the variance that all rows share; where Bartlett's test rejects that they share it
 (p below 0.05), Games and Howell's. *Ahead* or *behind*: the interval excludes zero.
 *No different*: it lies within {MARGIN} points of zero. Else *undecided*, with the runs per row at
-which half its width would be {MARGIN} points, by the deviation that all rows share: a smaller
-difference takes more."""
+which half its width would be {MARGIN} points, by the deviation that all rows share, or, where it is
+no more than that already, at which the difference, if it stands, would be one of the others."""
 
 
 @dataclass(frozen=True)
@@ -133,14 +133,19 @@ class Family:
             return self.between([(name, control) for name in others])
         ends = _dunnett([self.rows[name] for name in others], self.rows[control])
         places = zip(others, ends.low, ends.high, strict=True)
-        needed = self._needed(lambda runs: _dunnett_quantile(len(others), runs))
-        return {name: self._judged(name, control, low, high, needed) for name, low, high in places}
+        quantile = partial(_dunnett_quantile, len(others))
+        return {
+            name: self._judged(name, control, low, high, quantile) for name, low, high in places
+        }
 
     def between(self, pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Difference]:
         """By the first of each pair of rows that have runs, it minus the second."""
         known, count = [pair for pair in pairs if {*pair} <= self.rows.keys()], len(self.rows)
-        needed = self._needed(lambda runs: _tukey_quantile(count, count * (runs - 1)))
-        return {pair[0]: self._judged(*pair, *self._tukey(*pair), needed) for pair in known}
+
+        def quantile(runs: int) -> float:
+            return _tukey_quantile(count, count * (runs - 1))
+
+        return {pair[0]: self._judged(*pair, *self._tukey(*pair), quantile) for pair in known}
 
     def _tukey(self, first: Any, second: Any) -> tuple[float, float]:
         """Tukey and Kramer's interval, or Games and Howell's; NaN where nothing gives one."""
@@ -161,26 +166,28 @@ class Family:
         return mean - half, mean + half
 
     def _judged(
-        self, first: Any, second: Any, low: float, high: float, needed: int | None
+        self, first: Any, second: Any, low: float, high: float, quantile: Callable[[int], float]
     ) -> Difference:
         """The verdict on a difference, by its interval as it is printed."""
         mean = float(self.rows[first].mean() - self.rows[second].mean())
         if math.isnan(low):
-            return Difference(mean, None, None, "undecided", needed)
+            return Difference(mean, None, None, "undecided", self._needed(quantile, MARGIN))
         low, high = round(float(low), 2), round(float(high), 2)
         if low > 0 or high < 0:
             return Difference(mean, low, high, "ahead" if low > 0 else "behind", None)
         if low >= -MARGIN and high <= MARGIN:
             return Difference(mean, low, high, "no different", None)
-        return Difference(mean, low, high, "undecided", needed)
+        wide = (high - low) / 2 > MARGIN
+        half = MARGIN if wide else max(abs(mean), MARGIN - abs(mean))
+        return Difference(mean, low, high, "undecided", self._needed(quantile, half))
 
-    def _needed(self, quantile: Callable[[int], float]) -> int | None:
-        """Runs of every row at which an interval would reach `MARGIN` to either side."""
+    def _needed(self, quantile: Callable[[int], float], half: float) -> int | None:
+        """Runs of every row at which an interval would reach so far to either side."""
         if not self.deviation or len(self.rows) < 2:
             return None
         runs = 10
-        for _ in range(4):  # the quantile hardly depends on it
-            runs = math.ceil(2 * (quantile(runs) * self.deviation / MARGIN) ** 2)
+        for _ in range(3):  # the quantile hardly depends on it
+            runs = math.ceil(2 * (quantile(runs) * self.deviation / half) ** 2)
             runs = min(max(2, runs), _MOST_RUNS)
         return runs
 

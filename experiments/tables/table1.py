@@ -3,9 +3,7 @@
 from experiments.tables import paper, pictures
 from experiments.tables.compare import ROW_ABOVE, compare, labelled
 from experiments.tables.presets import grid
-from experiments.tables.report import Section
 from experiments.tables.runs import finished
-from experiments.tables.statistics import Family
 
 TITLE = "Table I: accuracy by depth, without Interflow"
 SEEDS = (0, 1, 2)
@@ -18,7 +16,9 @@ def recipes(base):
 
 def report(runs):
     yield from compare(runs, ("depth",), ("dataset", "downsample", "method"), ROW_ABOVE, _paper)
-    yield from _readings(finished(runs))
+    if finished(runs)["downsample"].nunique() > 1:
+        places = ("dataset", "method", "depth")
+        yield from compare(runs, ("downsample",), places, "last", _paper, key="readings")
     by_reading = labelled(runs, ("downsample",), ("dataset", "method"), along=("depth",))
     yield pictures.by_depth(by_reading, "table1", _paper)
 
@@ -26,15 +26,3 @@ def report(runs):
 def _paper(config):
     of_paper = (config.data.dataset, config.model.method) == ("cifar10", "Normal")
     return paper.value("1", str(config.model.depth), "accuracy") if of_paper else None
-
-
-def _readings(runs):
-    """One reading minus the other at every depth."""
-    for (dataset, method), inside in runs.groupby(["dataset", "method"], sort=False):
-        family = Family(dict(iter(inside.groupby(["downsample", "depth"])["late_accuracy"])))
-        depths = sorted(set(inside["depth"]))
-        apart = family.between([(("first", depth), ("last", depth)) for depth in depths])
-        rows = [{"row": f"depth {place[1]}", "difference": each} for place, each in apart.items()]
-        if rows:
-            title = f"{dataset}, {method}: downsample first minus last"
-            yield Section(title, rows, "readings", str(family))

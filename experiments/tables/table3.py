@@ -4,7 +4,7 @@ from experiments.tables import paper, pictures
 from experiments.tables.compare import compare
 from experiments.tables.presets import grid
 from interflow_jax.config import VGG
-from interflow_jax.methods import BASELINES, METHODS
+from interflow_jax.methods import BASELINES, METHODS, default_taps
 from interflow_jax.vgg import VGG_DEPTH
 
 TITLE = "Table III: accuracy of the methods, and of two baselines"
@@ -42,7 +42,9 @@ def report(runs):
 
 
 def paper_accuracy(config):
-    """The paper's Table III, which is for its own network with 13 convolutions."""
-    if (config.model.backbone, config.model.depth) != (VGG, VGG_DEPTH):
+    """The paper's Table III, which is for its own network with 13 convolutions and its own taps."""
+    model = config.model
+    network = model.backbone, model.depth, model.resolved_taps(), model.fusion
+    if network != (VGG, VGG_DEPTH, default_taps(model.method), None):
         return None
-    return paper.value("3", config.model.method, config.data.dataset)
+    return paper.value("3", model.method, config.data.dataset)

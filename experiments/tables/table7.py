@@ -18,7 +18,7 @@ def report(runs):
     runs = labelled(runs)
     for (section, row), inside in runs.groupby(["section", "row"], sort=False):
         of_paper = inside["method"].iloc[0] == "S3" and paper.repeated(inside["config"].iloc[0])
-        printed = paper.table("7")["cells"] if of_paper else {}
+        printed = paper.CELLS["7"] if of_paper else {}
         ours = dict(zip(map(str, inside["seed"]), inside["test_accuracy"], strict=True))
         if len(inside) > 1:
             ours["variance"] = float(inside["test_accuracy"].var())

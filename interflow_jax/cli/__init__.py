@@ -5,8 +5,7 @@ Each takes a list of flags and returns its exit status, 0 for success; see `inte
 
 from functools import partial
 
+from interflow_jax.cli.main import COMMANDS
 from interflow_jax.cli.main import main as _main
 
-run, predict, exits, explore, export, prepare = (
-    partial(_main, name) for name in ("run", "predict", "exits", "explore", "export", "prepare")
-)
+run, predict, exits, explore, export, prepare = (partial(_main, name) for name in COMMANDS)

@@ -97,7 +97,8 @@ def draw_mistakes(
             axes.axis("off")
         images = read(surest) if len(surest) else ()
         for axes, index, image in zip(np.ravel(grid), surest, images, strict=False):
-            axes.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
+            shown = image[..., 0] if image.shape[-1] == 1 else image
+            axes.imshow(shown, cmap="gray", vmin=0, vmax=255)
             told = (class_names[int(label)] for label in (labels[index], predicted[index]))
             name, true, guess = map(charts.short, (Path(names[int(index)]).name, *told))
             sure = f"{probabilities[index].max():.1%}"

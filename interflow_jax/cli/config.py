@@ -151,7 +151,8 @@ class RunConfig:
         values = {**self.flat(), **vars(self.places)}
         for part in PARTS:
             check_choices(getattr(self, part))
-        for name, (low, high) in BOUNDS.items() | {("warmup_epochs", (0.0, self.epochs()))}:
+        bounds = {**BOUNDS, "warmup_epochs": (0.0, self.epochs())}
+        for name, (low, high) in bounds.items():
             value = values[name]
             if value is not None and not low <= value <= high:
                 most = " on" if high == math.inf else f" to {high:,}"
@@ -162,13 +163,6 @@ class RunConfig:
                 "choose --schedule=step"
             )
         self.make_optimizer(1)
-        if self.places.seeds is not None:
-            if (seed := self.training.seed) != 0:
-                seeds = as_flag(self.places.seeds)
-                raise ValueError(f"--seed={seed} and --seeds={seeds} together: give one")
-            for seed in self.places.seeds:
-                self.replace(seed=seed, seeds=None).check()
-            return
         self._check_backbone()
         self.model.build(num_classes=2)
 
@@ -210,7 +204,7 @@ class RunConfig:
                     "for another --backbone"
                 )
             return
-        for name in {*VGG_ONLY} & self.changes().keys():
+        for name in [name for name in VGG_ONLY if name in self.changes()]:
             raise ValueError(
                 f"--{name}={getattr(model, name)} is for --backbone=vgg; give {model.backbone} "
                 "what it takes by --backbone_options"

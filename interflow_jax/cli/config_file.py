@@ -16,10 +16,7 @@ def read(file: str, given: Container[str]) -> list[str]:
     """The flags that a file stands for.
 
     TOML has the flags' names, at the top or in tables that are named as the parts of `RunConfig`.
-
-    Args:
-      file: its path.
-      given: names of flags that are given beside it.
+    Flags that are `given` beside it win.
 
     Raises:
       ValueError: for a file that is neither, a name that is no flag, or a network of one's own,
@@ -77,7 +74,7 @@ def _move_up(file: str, values: dict[str, Any], part: str) -> None:
 
 
 def _of_toml(file: str, values: dict[str, Any], given: Container[str]) -> list[str]:
-    known = sorted(name for part in PARTS for name in fields(part))
+    known = sorted(["fc", *(name for part in PARTS for name in fields(part))])
     flags = []
     for name, value in values.items():
         if name not in known:
@@ -91,6 +88,6 @@ def _of_toml(file: str, values: dict[str, Any], given: Container[str]) -> list[s
             continue
         if isinstance(value, list):
             value = tuple(value)
-        if value is not False or name == "frozen":
+        if value is not False or name not in ("detached", "list_layers"):
             flags.append(flag(name, value))
     return flags

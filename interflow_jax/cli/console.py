@@ -123,8 +123,6 @@ def _epochs(result: dict[str, Any]) -> str:
 
 def stopped(error: StoppedError, command: str) -> str:
     """After a signal: whether the state is saved, and how to continue."""
-    if not error.training:
-        return f"stopped before training; to begin, run the same command again: {command}"
     if error.unsaved is not None:
         return f"stopped, but {error.unsaved}: {command}"
     return f"stopped and saved; to go on, run the same command again: {command}"

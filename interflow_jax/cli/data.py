@@ -40,24 +40,20 @@ def load(
 def check(name: str, data_dir: str | None) -> None:
     """Checks a name without downloading anything; raises ValueError."""
     with _folders_told(name):
-        _check(name, data_dir)
-
-
-def _check(name: str, data_dir: str | None) -> None:
-    try:
-        if name == "fashion_mini" or name.startswith("folder:"):
-            _open(name, data_dir, None, "squash")
-        else:
-            recipes.find(name, data_dir)
-    except ImportError as error:
-        raise ValueError(str(error)) from error
-    except NotPreparedError:
-        from interflow_jax.data import tfds  # what else is trained on needs no tfds
-
         try:
-            tfds.originals(recipes.recipe(name).tfds_name)
-        except ValueError as error:
-            raise ValueError(f"{error}; choose another version, or leave it out") from error
+            if name == "fashion_mini" or name.startswith("folder:"):
+                _open(name, data_dir, None, "squash")
+            else:
+                recipes.find(name, data_dir)
+        except ImportError as error:
+            raise ValueError(str(error)) from error
+        except NotPreparedError:
+            from interflow_jax.data import tfds  # what else is trained on needs no tfds
+
+            try:
+                tfds.originals(recipes.recipe(name).tfds_name)
+            except ValueError as error:
+                raise ValueError(f"{error}; choose another version, or leave it out") from error
 
 
 @contextlib.contextmanager
@@ -109,7 +105,7 @@ def prepare(name: str, data_dir: str | None) -> None:
     total = sum(original.size for original in originals)
     size = f"{total / 1e9:.2f} GB" if total >= 1e9 else f"{total / 1e6:.1f} MB"
     if not originals:
-        size = "of a size that tfds has not registered"
+        size = "files of a size that tfds has not registered"
     manual = tfds.download_dir(tfds_name, folder) / "manual"
     print(f"{name} is not prepared in {folder}: downloading {size}", flush=True)
     try:

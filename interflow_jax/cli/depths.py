@@ -161,8 +161,7 @@ class Depths:
     def cuts(self, kind: str) -> list[dict[str, Any]]:
         """A row per branch: the model that ends there, and the branch in the whole.
 
-        Args:
-          kind: the kind of fusion fitted for `refit_accuracy` and `refit_left_out`.
+        A fusion of the kind is fitted for `refit_accuracy` and `refit_left_out`.
         """
         own = self.correct(OWN)
         minus_whole, error = zip(*(difference(each, own[:, -1]) for each in own.T), strict=True)
@@ -291,7 +290,7 @@ def unseen(run: TrainedRun, dataset: Dataset, most: int, points: float = COARSES
       ValueError: for fewer, or none, as of a run that was trained on all training images.
     """
     examples, total = held_out(run, dataset, most), len(dataset.train)
-    rest = total - run.seen_size if dataset.validation is None else most
+    rest = total - run.seen_size
     least = 2 * enough(COARSEST)
     again = f"train again with --train_size={total - max(least, total // 10)} or less"
     again = again if total > 2 * least else f"get more images: it takes {least} apart from training"

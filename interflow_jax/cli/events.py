@@ -20,10 +20,6 @@ class Events:
 
     A killed run may have written events of an epoch that it then repeats. tensorboardX's
     SummaryWriter is not used: a full disk kills its thread, and its callers then wait forever.
-
-    Attributes:
-      options: the run's, shown beside its accuracy.
-      class_names: those of weights by class.
     """
 
     def __init__(self, folder: Path, options: dict[str, Any], class_names: Sequence[str]):

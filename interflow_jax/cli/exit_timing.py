@@ -1,7 +1,7 @@
 """How long cut models, early exits and other networks take on the same images, in turns."""
 
 import statistics
-import time
+import timeit
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -66,15 +66,9 @@ def seconds(calls: dict[Any, Callable[[], Any]]) -> dict[Any, float]:
     counts = {}
     for name, call in calls.items():
         call()
-        counts[name] = max(1, int(SECONDS_PER_TURN / _mean(call, 1)))
+        counts[name] = max(1, int(SECONDS_PER_TURN / timeit.timeit(call, number=1)))
     turns = [
-        {name: _mean(call, counts[name]) for name, call in calls.items()} for _ in range(TURNS)
+        {name: timeit.timeit(call, number=counts[name]) for name, call in calls.items()}
+        for _ in range(TURNS)
     ]
-    return {name: statistics.median(turn[name] for turn in turns) for name in calls}
-
-
-def _mean(call: Callable[[], Any], count: int) -> float:
-    start = time.perf_counter()
-    for _ in range(count):
-        call()
-    return (time.perf_counter() - start) / count
+    return {name: statistics.median(turn[name] for turn in turns) / counts[name] for name in calls}

@@ -7,6 +7,7 @@ import os
 import socket
 import stat
 import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,29 +32,24 @@ def write_whole(path: Path, content: str | bytes) -> None:
         path.write_bytes(content)
         return
     path = path.resolve()
-    descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=_DRAFT)
+    draft = path.with_name(f"{_DRAFT}{uuid.uuid4().hex}")
     try:
-        with open(descriptor, "wb") as stream:
+        with draft.open("xb") as stream:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
-        os.chmod(draft, path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask())
+        if path.exists():
+            os.chmod(draft, path.stat().st_mode & 0o777)
         os.replace(draft, path)
     except BaseException:
         with contextlib.suppress(OSError):
-            os.unlink(draft)
+            draft.unlink()
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:
         os.close(folder)
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
 
 
 def writable(folder: Path) -> None:
@@ -82,22 +78,12 @@ def output_file(name: str) -> Path:
         raise ValueError(
             f"--out={name} cannot be written ({error.strerror}); give another file"
         ) from error
-    made = [place for place in path.parents if not place.exists()]
-    try:
-        writable(path.parent)
-    finally:
-        for place in made:
-            with contextlib.suppress(OSError):
-                place.rmdir()
+    writable(next(place for place in path.parents if place.exists()))
     return path
 
 
 def read_json(path: Path, remedy: str) -> dict[str, Any]:
-    """Reads an object; raises ValueError with the file and what to do, whatever is wrong with it.
-
-    Args:
-      remedy: what to do, at the end of the error.
-    """
+    """Reads an object; an error names the file, and ends with the remedy."""
     with reading(path, remedy):
         content = json.loads(path.read_text())
         if not isinstance(content, dict):

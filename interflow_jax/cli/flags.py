@@ -45,7 +45,7 @@ class TrainingConfig:
     """How a run trains.
 
     Attributes:
-      recipe: paper (IV-B), or modern, which measured best on small sets; for the flags of training,
+      recipe: paper (IV-B), or modern, the best of seven on small sets; for the flags of training,
         augmentation and regularisation that are not given; None for modern with folder:PATH, else
         paper.
       seed: of the initial parameters, the order of examples, the augmentation.

@@ -5,13 +5,15 @@ import csv
 import io
 import json
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from interflow_jax.cli.config import recorded_identity
 from interflow_jax.cli.events import flat
 from interflow_jax.cli.files import locked, read_json, writable, write_whole
+from interflow_jax.saved_run import reading
+
+_APART = "give another --out, or move that folder away"
 
 
 class RunFolder:
@@ -31,15 +33,10 @@ class RunFolder:
         """Checks that any work in the folder is of the same configuration."""
         if not self.has_work():
             return
-        stored = self._config().get("configuration")
-        try:
-            if not stored:
-                raise ValueError("it has no configuration")
+        stored = self.fact("configuration")
+        with reading(self.path / "config.json", _APART):
+            stored["method"]  # every run recorded one; a list or a word has none
             stored = recorded_identity(stored)
-        except (TypeError, ValueError, AttributeError) as error:
-            raise ValueError(
-                f"{self.path / 'config.json'} is not a run's ({error}); {self._apart()}"
-            ) from error
         difference = ", ".join(
             f"{name} {stored.get(name)!r} there, {identity.get(name)!r} asked for"
             for name in sorted({*stored, *identity})
@@ -47,11 +44,8 @@ class RunFolder:
         )
         if difference:
             raise ValueError(
-                f"{self.path} was made by another configuration ({difference}); {self._apart()}"
+                f"{self.path} was made by another configuration ({difference}); {_APART}"
             )
-
-    def _apart(self) -> str:
-        return "give another --out, or move that folder away"
 
     def claim(self, identity: dict[str, Any], facts: dict[str, Any]) -> None:
         """Writes config.json, unless there is work of the same configuration."""
@@ -78,16 +72,11 @@ class RunFolder:
 
     def statistics(self) -> dict[str, tuple[float, ...]]:
         """The channels' mean and deviation that the folder's work, if any, began with."""
-        stored = self._config().get("statistics", {}) if self.has_work() else {}
-        try:
-            if stored:
-                return {name: tuple(map(float, stored[name])) for name in ("mean", "deviation")}
+        stored = self.fact("statistics") if self.has_work() else None
+        if not stored:
             return {}
-        except (TypeError, ValueError, LookupError) as error:
-            raise ValueError(
-                f"{self.path / 'config.json'} has statistics {stored!r:.100}, not a mean and a "
-                f"deviation; restore it, or {self._apart()}"
-            ) from error
+        with reading(self.path / "config.json", f"restore it, or {_APART}"):
+            return {name: tuple(map(float, stored[name])) for name in ("mean", "deviation")}
 
     def keep(self, **facts: Any) -> None:
         """Adds facts to config.json, unless it has them."""
@@ -103,7 +92,7 @@ class RunFolder:
         elif stored not in (None, digest):
             raise ValueError(
                 f"{self.path} was trained on other data of the same name (digest {stored}, now "
-                f"{digest}: files, labels, classes or their versions differ); {self._apart()}"
+                f"{digest}: files, labels, classes or their versions differ); {_APART}"
             )
         self.keep(data=digest)
 
@@ -112,7 +101,7 @@ class RunFolder:
         return self._config().get(name)
 
     def _config(self) -> dict[str, Any]:
-        return read_json(self.path / "config.json", f"restore it, or {self._apart()}")
+        return read_json(self.path / "config.json", f"restore it, or {_APART}")
 
     def has_work(self) -> bool:
         """Whether a run began here: there are checkpoints, or its result."""
@@ -129,10 +118,6 @@ class RunFolder:
         except OSError:
             return -1
         return max((int(name) for name in names if name.isdigit()), default=-1)
-
-    def locked(self) -> AbstractContextManager[None]:
-        """Keeps other processes from training in the folder (see `files.locked`)."""
-        return locked(self.path)
 
     def is_finished(self) -> bool:
         return (self.path / "result.json").exists()

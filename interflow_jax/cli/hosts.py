@@ -140,12 +140,7 @@ class _LastWords:
 def joined(places: Places, detect: bool) -> Iterator[None]:
     """Joins this process to those that train the same run, if there are any.
 
-    Args:
-      places: `coordinator`, `processes` and `process` are used.
-      detect: without those flags, whether to look for a cluster such as Slurm's.
-
-    Raises:
-      ValueError: for invalid flags, or a number of processes that differs from the others'.
+    Without flags that say so, `detect` looks for a cluster, such as Slurm's, that started it.
     """
     _check(places)
     if places.processes == 1 or (places.processes is None and not detect):

@@ -51,12 +51,7 @@ def main(command: str, arguments: list[str] | None = None) -> int:
 
 
 def guarded(command: str, line: str, body: Any) -> int:
-    """Calls a command's body; returns its exit status (see `main`).
-
-    Args:
-      command: its name, in front of errors.
-      line: the command line that repeats it.
-    """
+    """Calls a command's body; returns its exit status (see `main`). `line` repeats it."""
     from interflow_jax.cli import machine, stopping
     from interflow_jax.cli.console import stopped
     from interflow_jax.cli.files import LockedError
@@ -71,7 +66,7 @@ def guarded(command: str, line: str, body: Any) -> int:
     except SystemExit as end:  # of argparse
         return end.code if isinstance(end.code, int) else int(bool(end.code))
     except KeyboardInterrupt:
-        print(stopped(stopping.StoppedError(2, training=False), line), flush=True)
+        print(f"stopped before training; to begin, run the same command again: {line}", flush=True)
         return 130
     except stopping.StoppedError as error:
         print(stopped(error, line), flush=True)

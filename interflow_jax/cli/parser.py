@@ -18,9 +18,6 @@ from interflow_jax.training_recipe import TrainingRecipe, default_recipe, traini
 
 _CONFIG = "TOML, or a run's config.json, with fields by the names of these flags, which win"
 _TITLES = {
-    "model": "model",
-    "data": "data",
-    "training": "training",
     "regularization": "regularisation",
     "selection": "evaluation and stopping",
     "places": "places and hosts",
@@ -37,7 +34,7 @@ def one_line(text: str) -> str:
     return text if len(text) <= 2 * half else f"{text[:half]} ... {text[-half:]}"
 
 
-def _parse_list(kind: Callable[[str], Any], example: str, repeats: bool = False) -> Callable:
+def _parse_list(kind: Callable[[str], Any], repeats: bool = False) -> Callable:
     def parse(text: str) -> tuple[Any, ...]:
         parts = text.split(",")
         try:
@@ -45,7 +42,7 @@ def _parse_list(kind: Callable[[str], Any], example: str, repeats: bool = False)
                 raise ValueError("an empty part")
             values = tuple(map(kind, parts))
         except ValueError as error:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a list as {example}") from error
+            raise argparse.ArgumentTypeError(f"{text!r} is not a list as 1,2 or a,b") from error
         for value in values if not repeats else ():
             if values.count(value) > 1:
                 raise argparse.ArgumentTypeError(f"{text!r} has {value} more than once")
@@ -54,9 +51,9 @@ def _parse_list(kind: Callable[[str], Any], example: str, repeats: bool = False)
     return parse
 
 
-integers = _parse_list(int, "7,9,11")
-numbers = _parse_list(float, "1e-3,1e-2")
-names = _parse_list(str, "S1,S3")
+integers = _parse_list(int)
+numbers = _parse_list(float)
+names = _parse_list(str)
 
 
 def taps(text: str) -> tuple[Any, ...]:
@@ -72,7 +69,7 @@ def _frozen(text: str) -> bool:
 
 _PARSERS: dict[str, Callable[[str], Any]] = {
     "taps": taps,
-    "initial_weights": _parse_list(float, "0.2,0.2,0.6", repeats=True),
+    "initial_weights": _parse_list(float, repeats=True),
     "seeds": integers,
     "frozen": _frozen,
 }
@@ -122,23 +119,19 @@ class Parser(argparse.ArgumentParser):
         return flags
 
 
-def add_config(
-    parser: Parser, left_out: Sequence[str] = (), decided: str | None = None, hosts: bool = True
-) -> None:
+def add_config(parser: Parser, left_out: Sequence[str] = (), decided: str | None = None) -> None:
     """Adds the fields of `RunConfig` as flags, a group per part; only given ones are parsed.
 
     Args:
       left_out: fields that are no flags of this command.
       decided: in words, what decides a field that is not given; None for its default.
-      hosts: whether the command runs on several hosts.
     """
-    leave = {*left_out, *(() if hosts else ("coordinator", "processes", "process"))}
     for part in PARTS:
         default = getattr(DEFAULT, part)
-        group = parser.add_argument_group(_TITLES[part])
+        group = parser.add_argument_group(_TITLES.get(part, part))
         hints, meanings = get_type_hints(type(default)), _meanings(type(default))
         for field in dataclasses.fields(default):
-            if field.name in leave:
+            if field.name in left_out:
                 continue
             about, unset = meanings[field.name]
             flags = [f"--{field.name}", *_ALIASES.get(field.name, [])]
@@ -221,13 +214,13 @@ def parse_run(arguments: Sequence[str]) -> RunConfig:
     parser.add_argument("--config", metavar="FILE", help=_CONFIG)
     add_config(parser)
     given = vars(parser.parse_args(list(arguments)))
-    if "seed" in given and "seeds" in given:
-        seeds = as_flag(given["seeds"])
-        parser.error(f"--seed={given['seed']} and --seeds={seeds} together: give one")
     if file := given.pop("config"):
         flags = config_file.read(file, given)
         given = vars(parser.parse_args([*flags, *arguments]))
         given.pop("config")
+    if "seed" in given and "seeds" in given:
+        seeds = as_flag(given["seeds"])
+        parser.error(f"--seed={given['seed']} and --seeds={seeds} together: give one")
     return _with_recipe(given)
 
 
@@ -254,7 +247,6 @@ def _with_recipe(given: dict[str, Any]) -> RunConfig:
         recorded = told or recorded
         batch_size = given.get("batch_size")
         values = training_recipe(recorded, config.epochs(), batch_size)._asdict()
-        values = values if recorded == "modern" else {}
     if values and given.get("optimizer", values["optimizer"]) != values["optimizer"]:
         # Another optimizer's rate and decay would be out of all proportion.
         of_its_own = ("learning_rate", "momentum", "weight_decay")

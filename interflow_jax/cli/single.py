@@ -1,7 +1,7 @@
 """One configuration's runs: checked, prepared, trained."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -15,12 +15,14 @@ from interflow_jax.checkpoints import fingerprint
 from interflow_jax.cli import charts, console, data, hosts, machine
 from interflow_jax.cli.answers import Answers
 from interflow_jax.cli.config import RunConfig, recorded
+from interflow_jax.cli.files import locked
 from interflow_jax.cli.folder import RunFolder
 from interflow_jax.cli.stopping import StopSignals, memory_errors
 from interflow_jax.cli.training import TrainingRun
 from interflow_jax.config import VGG
 from interflow_jax.data import splits
 from interflow_jax.data.dataset import Dataset
+from interflow_jax.data.listing import some
 from interflow_jax.data.preprocessing import Preprocessing, imagenet_preprocessing
 from interflow_jax.model import Interflow
 from interflow_jax.networks import source
@@ -29,9 +31,7 @@ from interflow_jax.pretrained import read_pretrained, taken
 from interflow_jax.saved_run import load_run
 from interflow_jax.steps import predict
 from interflow_jax.trainer import Trainer
-from interflow_jax.vgg import VGG_DEPTH, forward_flops
-
-_NAMED = 10  # classes, in a sentence
+from interflow_jax.vgg import VGG_DEPTH
 
 
 class Runs:
@@ -44,15 +44,11 @@ class Runs:
     """
 
     def __init__(self, config: RunConfig, command: str):
-        """Checks all that can be checked without the data; makes no folder.
-
-        Raises:
-          ValueError: for what `RunConfig.check` refuses, a batch size that the devices do not
-            share, or a folder of another configuration.
-        """
+        """Checks all that can be checked without the data; makes no folder."""
         self.config, self.command = config, command
         with hosts.everywhere():
-            config.check()
+            for each in config.by_seed():
+                each.check()
             devices, batch_size = jax.device_count(), config.training.batch_size
             if batch_size % devices:
                 raise ValueError(
@@ -172,12 +168,7 @@ class Runs:
         return trainer
 
     def _claim(self, digest: str | None = None) -> None:
-        """Writes the configuration of every seed into its folder.
-
-        Args:
-          digest: of the data, which work in a folder must have been done on; None before there is
-            any.
-        """
+        """Writes every seed's configuration into its folder, and on what data, once known."""
         facts: dict[str, Any] = {
             "command": self.command,
             "versions": machine.versions(),
@@ -215,7 +206,7 @@ class Runs:
     ) -> dict[str, Any]:
         """Trains one seed to the end, from where it stopped if it did; returns its result."""
         with contextlib.ExitStack() as lock, StopSignals() as stop:
-            hosts.once(lambda: lock.enter_context(folder.locked()))
+            hosts.once(lambda: lock.enter_context(locked(folder.path)))
             if result := hosts.once(folder.result):  # another command has finished it meanwhile
                 return result
             print(
@@ -259,13 +250,8 @@ def _contents(dataset: Dataset) -> str:
     height, width, _ = dataset.image_shape
     return (
         f"{len(dataset.train):,} pictures to train on and {len(dataset.test):,} to test on, taken "
-        f"at {width}x{height}, of {len(dataset.class_names)} classes: {_some(dataset.class_names)}"
+        f"at {width}x{height}, of {len(dataset.class_names)} classes: {some(dataset.class_names)}"
     )
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return f"{', '.join(names[:_NAMED])}{more}"
 
 
 def _say_what_is_trained_on(trainer: Trainer, config: RunConfig) -> None:
@@ -275,7 +261,7 @@ def _say_what_is_trained_on(trainer: Trainer, config: RunConfig) -> None:
         counts = splits.class_counts(dataset.train, len(dataset.class_names))
         names = zip(dataset.class_names, counts, strict=True)
         if absent := [name for name, count in names if not count]:
-            print(f"no image is trained on of {len(absent)} class(es): {_some(absent)}", flush=True)
+            print(f"no image is trained on of {len(absent)} class(es): {some(absent)}", flush=True)
     if dataset.validation is not None and (selection.keep == "best" or selection.patience):
         print(f"{len(dataset.validation):,} held-out training images choose the epoch", flush=True)
 
@@ -308,11 +294,7 @@ def check_sizes(config: RunConfig, examples: int) -> None:
 
 
 def check_held_out(config: RunConfig, examples: int, seen: int = 0) -> None:
-    """Checks that there are held-out images of so many training examples, if any are needed.
-
-    Args:
-      seen: how many of the first ones what it begins from was trained on.
-    """
+    """Checks that there are held-out images, if any are needed, beside the `seen` ones."""
     selection, size = config.selection, config.data.train_size or examples
     if max(size, seen) == examples and (selection.keep == "best" or selection.patience is not None):
         asked = f"patience={selection.patience}" if selection.keep == "last" else "keep=best"
@@ -374,7 +356,8 @@ def _pretrained(
     if run.class_names != dataset.class_names:
         params = {"backbone": params["backbone"]}
     elif model.labels != run.labels:  # then only layers that branches share mean the same
-        params = {name: part for name, part in params.items() if not _of_one_branch(name)}
+        shared = [name for name in params if name != "fusion" and "_branch_" not in name]
+        params = {name: params[name] for name in shared}
     variables = {**run.variables, "params": params}
     parts, new = taken(init(), variables)
     print(f"from {given}: {', '.join(parts)}; new: {', '.join(new) or 'nothing'}", flush=True)
@@ -387,10 +370,6 @@ def _pretrained(
             flush=True,
         )
     return variables, seen
-
-
-def _of_one_branch(name: str) -> bool:
-    return name == "fusion" or "_branch_" in name
 
 
 def _branch_norms(training: TrainingRun) -> list[float]:
@@ -440,7 +419,6 @@ def _result(
         "test_split": dataset.test_name,
         "test_examples": len(dataset.test),
         "validation_examples": dataset.validation and len(dataset.validation),
-        "forward_flops": forward_flops(trainer.model.backbone, dataset.image_shape),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(parameters)),
         "fingerprint": fingerprint(parameters),
         "class_names": list(dataset.class_names),

@@ -14,12 +14,12 @@ from interflow_jax.checkpoints import UnreadableError, UnwritableError
 class StoppedError(Exception):
     """A signal, given by its number, asked the run to stop.
 
-    `unsaved` is why the state could not be saved, None if it was; before training there is none.
+    `unsaved` is why the state could not be saved, None if it was.
     """
 
-    def __init__(self, signal: int, unsaved: str | None = None, training: bool = True):
-        super().__init__(signal, unsaved, training)
-        self.signal, self.unsaved, self.training = signal, unsaved, training
+    def __init__(self, signal: int, unsaved: str | None = None):
+        super().__init__(signal, unsaved)
+        self.signal, self.unsaved = signal, unsaved
 
 
 class NonFiniteLossError(RuntimeError):

@@ -334,10 +334,6 @@ class TrainingRun:
         Of the training images and of all those that no run trains on; where these are more than a
         tenth of the images that training visits, and than `LEAST_MEASURED`, of as many of them: it
         is to take a few percent of the training's time.
-
-        Args:
-          held_out: the training images that were not trained on.
-          recalibrated: whether to measure the test images with recalibrated statistics, too.
         """
         trainer, between = self.trainer, partial(_check, stop)
         late = [record["test_accuracy"] for record in late_epochs(self.position.history)]

@@ -1,10 +1,12 @@
 """Batches where the step runs: from splits that the devices hold, or read ahead from the host."""
 
+import contextlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise, repeat
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -14,9 +16,8 @@ from jax import Array
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from interflow_jax.data.memory import host_memory
 from interflow_jax.data.preprocessing import EpochKeys
-from interflow_jax.data.splits import ArraySplit, Split, read
+from interflow_jax.data.splits import Split, read
 
 PREFETCHED_WINDOWS = 2  # read ahead of the device while streaming
 _MOST_AT_ONCE = 16  # examples that a thread reads before it takes others
@@ -71,6 +72,18 @@ def own_examples(mesh: Mesh, batch_size: int) -> np.ndarray:
     return np.sort(np.concatenate([np.arange(batch_size)[part] for part in parts]))
 
 
+def host_memory() -> int:
+    """This host's memory in bytes, or less under a container or batch system limit (cgroup v2)."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    with contextlib.suppress(OSError):  # only Linux has such a file
+        group = Path("/proc/self/cgroup").read_text().rpartition("0::")[2].strip()
+        place = Path("/sys/fs/cgroup") / group.lstrip("/")
+        for folder in (place, *place.parents):
+            with contextlib.suppress(OSError, ValueError):  # a limit may be "max"
+                limits.append(int((folder / "memory.max").read_text()))
+    return min(limits)
+
+
 def fits(nbytes: int) -> bool:
     """Whether every device may hold data of `nbytes`, which each host reads first.
 
@@ -101,11 +114,6 @@ def steps_per_dispatch() -> int:
     return 1 if jax.default_backend() == "cpu" else 32
 
 
-def put(split: ArraySplit, mesh: Mesh) -> tuple[Array, Array]:
-    """Puts a split's images and labels on every device."""
-    return replicate((split.images, split.labels), mesh)
-
-
 def chunks(first: int, last: int, size: int) -> list[np.ndarray]:
     """The steps from `first` to before `last`, int32, in dispatches of at most `size`.
 
@@ -113,15 +121,6 @@ def chunks(first: int, last: int, size: int) -> list[np.ndarray]:
     """
     bounds = [first, *range((first // size + 1) * size, last, size), last]
     return [np.arange(a, b, dtype=np.int32) for a, b in pairwise(bounds) if a < b]
-
-
-def resident_batches(
-    examples: tuple[Array, Array], order: np.ndarray, steps: list[np.ndarray], mesh: Mesh
-) -> Iterator[tuple[np.ndarray, Resident]]:
-    """Pairs every dispatch's steps with the source of their batches, a split on the devices."""
-    source = Resident(*examples, replicate(order, mesh))
-    for chunk in steps:
-        yield chunk, source
 
 
 def streamed_batches(
@@ -133,7 +132,7 @@ def streamed_batches(
     draws: Callable[[int], np.ndarray] | None = None,
     readers: int | None = None,
 ) -> Iterator[tuple[np.ndarray, Window]]:
-    """Like `resident_batches`, from a split that stays on the host, read ahead in threads.
+    """Pairs every dispatch's steps with their batches, read ahead from the host in threads.
 
     A process reads only the examples that its own devices take. Decoding pictures releases the GIL,
     so threads are about as fast as processes, and start at once.

@@ -83,15 +83,9 @@ _UNPRINTABLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # Unicode's controls, formats, su
 
 
 def check_labels(labels: np.ndarray, classes: int | None, what: str) -> np.ndarray:
-    """Labels as [examples], int32.
+    """Labels, integers from 0 to below `classes`, if that is known, as [examples], int32.
 
-    Args:
-      labels: [examples], integers of any type, from 0 to below `classes`.
-      classes: None where nothing says how many there are.
-      what: names the labels in errors, as "train labels".
-
-    Raises:
-      ValueError: for other shapes or types, and labels out of range.
+    Raises ValueError, by the name `what`, for other shapes or types, and labels out of range.
     """
     labels = np.asarray(labels)
     if labels.ndim != 1 or labels.dtype.kind not in "iu":

@@ -1,6 +1,7 @@
 """Which files in a folder of folders are pictures, of which class, to train on or to test on."""
 
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,7 +47,7 @@ def list_pictures(root: Path) -> Listing:
     if train and (held_out or len(folders) == 1 or _holds_folders_alone(train)):
         unread[root] += files
         if others := [place.name for place in folders if place not in (train, held_out)]:
-            notes.append(f"beside {train.name}, folders that are not read: {_some(others)}")
+            notes.append(f"beside {train.name}, folders that are not read: {some(others)}")
         in_train = _classes(train, unread)
     else:
         if train:
@@ -60,10 +61,10 @@ def list_pictures(root: Path) -> Listing:
     notes += not_read(unread, root)
     _check(root, listing)
     if untested := [name for name in listing.train if not listing.test.get(name)]:
-        notes.append(f"classes without test pictures: {_some(untested)}")
+        notes.append(f"classes without test pictures: {some(untested)}")
     capitals = Counter(name.casefold() for name in listing.train)
     if alike := [name for name in listing.train if capitals[name.casefold()] > 1]:
-        notes.append(f"classes that differ in capitals alone: {_some(alike)}")
+        notes.append(f"classes that differ in capitals alone: {some(alike)}")
     return listing
 
 
@@ -80,8 +81,8 @@ def _as_classes(root: Path, folders: list[Path], for_testing: list[Path]) -> lis
     below = next(iter(inside.values()), set())
     alike = len(folders) > 1 and below and all(names == below for names in inside.values())
     if alike and not any(_is_picture(file) for folder in folders for file in _visible(folder)[1]):
-        upper = _some([folder.name for folder in folders])
-        notes.append(f"{upper} are the classes, each with {_some(sorted(below))} inside")
+        upper = some([folder.name for folder in folders])
+        notes.append(f"{upper} are the classes, each with {some(sorted(below))} inside")
     return notes
 
 
@@ -103,16 +104,16 @@ def _hold_out(files: Files, notes: list[str]) -> Listing:
 def _check(root: Path, listing: Listing) -> None:
     train, test = listing.train, listing.test
     if len(train) < 2:
-        has = f"one class, {_some([*train])}" if train else "no folders of pictures"
+        has = f"one class, {some([*train])}" if train else "no folders of pictures"
         raise ValueError(f"{root} has {has}; give two or more classes, a folder of pictures each")
     if empty := [name for name, files in train.items() if not files]:
         raise ValueError(
             f"{root} has no pictures ({', '.join(ENDINGS)}) to train on in the class "
-            + "; ".join([_some(empty), *listing.notes])
+            + "; ".join([some(empty), *listing.notes])
         )
     if unknown := sorted(set(test) - set(train)):
         raise ValueError(
-            f"{root} has in {listing.test_name} the class {_some(unknown)}, which train lacks"
+            f"{root} has in {listing.test_name} the class {some(unknown)}, which train lacks"
         )
     if not any(test.values()):
         raise ValueError(
@@ -140,11 +141,7 @@ def pictures_below(folder: Path, unread: list[Path]) -> list[Path]:
 
 
 def not_read(unread: Unread, root: Path | None = None) -> list[str]:
-    """As "30 files in cat are not read (.svg)", of a few folders, or of all together.
-
-    Args:
-      root: the folder of these, relative to which they are named.
-    """
+    """As "30 files in cat are not read (.svg)", relative to a root; of all where they are many."""
     endings = {
         _name(folder, root): Counter(place.suffix.lower() or "no ending" for place in places)
         for folder, places in unread.items()
@@ -154,7 +151,7 @@ def not_read(unread: Unread, root: Path | None = None) -> list[str]:
         endings = {f"{len(endings)} folders": sum(endings.values(), Counter())}
     return [
         f"{kinds.total()} file{'s' * (kinds.total() > 1)} in {printable(name)} "
-        f"{'are' if kinds.total() > 1 else 'is'} not read ({_some(sorted(kinds))})"
+        f"{'are' if kinds.total() > 1 else 'is'} not read ({some(sorted(kinds))})"
         for name, kinds in endings.items()
     ]
 
@@ -184,7 +181,7 @@ def _is_picture(file: Path) -> bool:
     return file.suffix.lower() in ENDINGS
 
 
-def _some(names: list[str]) -> str:
+def some(names: Sequence[str]) -> str:
     """A few of the names, and how many more there are."""
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(map(printable, names[:_NAMED])) + more

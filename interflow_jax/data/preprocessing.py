@@ -70,13 +70,7 @@ def crop_draws(keys: EpochKeys, batch_size: int, step: int) -> np.ndarray:
 def for_training(
     preprocessing: Preprocessing, images: Array, keys: EpochKeys, step: Array
 ) -> Array:
-    """Augments, if asked to, and normalises a training batch.
-
-    Args:
-      images: [batch, height, width, channels], uint8; the result is float32.
-      keys: the epoch's.
-      step: of the epoch, counted from 0.
-    """
+    """Augments, if asked to, and normalises images of a step, counted from the epoch's start."""
     if preprocessing.augment:
         augment = flip if preprocessing.resized_crop else crop_and_flip
         images = augment(jax.random.fold_in(keys.steps, step), images)

@@ -21,21 +21,17 @@ class Recipe(NamedTuple):
     epochs: int
     drop_after: float  # fraction of the epochs; the paper's learning rate drops for the last 20
     augment: bool  # by random crops and flips
-    train_examples: int | None = None  # None where unknown, as what follows
-    test_examples: int | None = None
-    image_shape: tuple[int, int, int] | None = None
+    train_examples: int | None = None  # None where unknown
 
-
-_GREY, _COLOUR = (28, 28, 1), (32, 32, 3)
 
 RECIPES: dict[str, Recipe] = {
-    "fashion_mini": Recipe("fashion_mnist", 3, 0.5, False, 6_000, 1_000, _GREY),
-    "cifar10": Recipe("cifar10", 100, 0.8, True, 50_000, 10_000, _COLOUR),
-    "cifar100": Recipe("cifar100", 100, 0.8, True, 50_000, 10_000, _COLOUR),
-    "svhn": Recipe("svhn_cropped", 40, 0.5, False, 73_257, 26_032, _COLOUR),
-    "mnist": Recipe("mnist", 40, 0.5, False, 60_000, 10_000, _GREY),
-    "kmnist": Recipe("kmnist", 40, 0.5, False, 60_000, 10_000, _GREY),
-    "fashion_mnist": Recipe("fashion_mnist", 40, 0.5, False, 60_000, 10_000, _GREY),
+    "fashion_mini": Recipe("fashion_mnist", 3, 0.5, False, 6_000),
+    "cifar10": Recipe("cifar10", 100, 0.8, True, 50_000),
+    "cifar100": Recipe("cifar100", 100, 0.8, True, 50_000),
+    "svhn": Recipe("svhn_cropped", 40, 0.5, False, 73_257),
+    "mnist": Recipe("mnist", 40, 0.5, False, 60_000),
+    "kmnist": Recipe("kmnist", 40, 0.5, False, 60_000),
+    "fashion_mnist": Recipe("fashion_mnist", 40, 0.5, False, 60_000),
 }
 
 

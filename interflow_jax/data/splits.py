@@ -112,7 +112,11 @@ def into_memory(split: Split, progress: Progress = iter) -> ArraySplit:
 
 
 def class_counts(split: Split, classes: int) -> np.ndarray:
-    """How many examples of a split every class has, [classes]."""
+    """How many examples of a split every class has, [classes]; reads those without `labels`."""
+    whole = split.split if isinstance(split, Subset) else split
+    if (known := getattr(whole, "labels", None)) is not None:
+        known = known[split.indices] if isinstance(split, Subset) else known
+        return np.bincount(known, minlength=classes)
     labels = (read(split, chunk)[1] for chunk in chunks(split))
     return np.sum([np.bincount(part, minlength=classes) for part in labels], axis=0)
 

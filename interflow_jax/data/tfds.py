@@ -117,6 +117,7 @@ def run_with_tensorflow(*arguments: object) -> None:
         stdout=subprocess.PIPE,
         text=True,
         check=False,
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
     )
     if child.returncode:
         lines = child.stdout.splitlines() or [f"the child ended with {child.returncode}"]

@@ -7,7 +7,6 @@ standard output, with exit status 1.
 """
 
 import io
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -57,23 +56,8 @@ def decode(folder: str, split: str, target: str, resize: Any, *shape: str) -> No
                 raise
 
 
-def _import_tensorflow_quietly() -> None:
-    """Mutes TensorFlow's greeting on stderr, printed below Python before it can be disabled."""
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    sys.stderr.flush()
-    stderr = os.dup(2)
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        import tensorflow  # noqa: F401
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
-
-
 if __name__ == "__main__":
     try:
-        _import_tensorflow_quietly()
         {"prepare": prepare, "decode": decode}[sys.argv[1]](*sys.argv[2:])
     except (Exception, KeyboardInterrupt) as error:
         print(f"{type(error).__name__}: {' '.join(str(error).split())}")

@@ -87,11 +87,7 @@ def equally_varying(*arrays: Array) -> list[Array]:
 
 
 def _primitive(name: str, output: Callable[..., Any]) -> Primitive:
-    """An operation with an implementation of this name per platform.
-
-    Args:
-      output: makes the type of its output from those of its inputs.
-    """
+    """An operation with an implementation of this name per platform, and the type of its output."""
     primitive = define(f"conv3x3_{name}", output, ("stride", "size", "library"))
     batching.primitive_batchers[primitive] = partial(_batch, primitive, name)
     by_xla = getattr(xla_convolution, name)

@@ -85,17 +85,9 @@ def onednn_pays(
     stride: int,
     fast_bfloat16: bool = False,
 ) -> bool:
-    """Whether oneDNN, where it is installed, is faster for a pass.
+    """Whether oneDNN, where it is installed, is faster for a pass, by its times in float32.
 
-    By the times in float32; by the same in bfloat16, unless the CPU multiplies that faster.
-
-    Args:
-      name: "forward", "input_gradient" or "kernel_gradient".
-      x_shape: of the convolution's input.
-      kernel_shape: of its kernel.
-      stride: 1 or 2.
-      fast_bfloat16: whether it is in bfloat16, on a CPU that multiplies it twice as fast: our paths
-        compute in float32.
+    By the same in bfloat16, unless the CPU multiplies that twice as fast: our paths take float32.
     """
     channels = kernel_shape[2:]
     size = -(-max(x_shape[1:3]) // stride)

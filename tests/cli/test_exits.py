@@ -136,7 +136,7 @@ def test_budgets_are_kept_and_their_figures_are_real(finished, report):
     assert policy["ranking"][policy["measure"]] == max(policy["ranking"].values()) > 0.5
     (plain,) = report["baselines"]
     assert plain["accuracy"] == result_in(finished)["test_accuracy"]
-    assert plain["name"] == "S3, depth 5, width 0.0625, epochs 2"
+    assert plain["name"] == "--method=S3 --depth=5 --width=0.0625 --epochs=2"
 
 
 def test_the_exits_of_the_report_are_those_that_really_run(folder, report):

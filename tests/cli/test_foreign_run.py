@@ -48,9 +48,6 @@ def test_it_trains_resumes_predicts_and_refuses_another_source(network, tmp_path
     folder = out / "fashion_mini" / "S1" / "seed0"
     result = json.loads((folder / "result.json").read_text())
     assert result["branches"] == ["first", "second_norm"]
-    # 28 x 28 to 7 x 7 to 2 x 2. XLA leaves out padding, and counts norm and relu.
-    by_hand = 2 * 9 * (7 * 7 * 4 + 2 * 2 * 4 * 4)
-    assert 0.5 * by_hand < result["forward_flops"] < 1.5 * by_hand
     config = json.loads((folder / "config.json").read_text())
     assert config["backbone_source"]["file"] == str(network)
     assert (folder / "pictures" / "branch_accuracy.png").exists()

@@ -147,6 +147,10 @@ def test_a_file_of_flags_says_what_the_flags_say(tmp_path):
     assert parse(["--epochs=6", f"--config={file}"]) == parse([*told, "--epochs=6"])
     file.write_text("seeds = [1, 2]")
     assert parse([f"--config={file}", "--seed=0"]) == parse(["--seed=0"])
+    file.write_text('dataset = "cifar10"\naugment = false\nfc = "separate"\ndetached = false')
+    assert parse([f"--config={file}"]) == parse(
+        ["--dataset=cifar10", "--augment=none", "--fc=separate"]
+    )
 
 
 def test_a_run_s_own_configuration_is_one_of_another_method_or_seed(finished, tmp_path):
@@ -170,6 +174,8 @@ def test_a_run_s_own_configuration_is_one_of_another_method_or_seed(finished, tm
     [
         ("epoch = 3", ["'epoch'", "did you mean epochs?", "label_smoothing"]),
         ("epochs = 'many'", ["--epochs", "many"]),
+        ("label_smoothing = false", ["--label_smoothing"]),
+        ("seed = 1\nseeds = [1, 2]", ["--seed=1 and --seeds=1,2 together"]),
         ("optimizer = 'adam'", ["'adam'", "did you mean adamw?"]),
         ("epochs = ", ["cannot be read"]),
         ("{}", ["it has no configuration"]),

@@ -19,7 +19,7 @@ from experiments import predict, run
 from interflow_jax import optimizer, trainer
 from interflow_jax.checkpoints import Checkpoints, UnwritableError
 from interflow_jax.cli import charts, data, single
-from interflow_jax.cli.files import LockedError
+from interflow_jax.cli.files import LockedError, locked
 from interflow_jax.cli.folder import RunFolder
 from interflow_jax.cli.main import LOCKED
 from interflow_jax.cli.stopping import StoppedError, StopSignals
@@ -466,7 +466,7 @@ def test_a_run_is_held_until_its_result_is_written(tmp_path, monkeypatch):
     folder, draw = RunFolder(folder_in(tmp_path)), charts.draw
 
     def beside_another(*arguments):
-        with pytest.raises(LockedError), folder.locked():
+        with pytest.raises(LockedError), locked(folder.path):
             pass
         with pytest.raises(LockedError):
             folder.claim({}, {})
@@ -479,11 +479,11 @@ def test_a_run_is_held_until_its_result_is_written(tmp_path, monkeypatch):
 def test_one_process_at_a_time_trains_in_a_folder(tmp_path, capsys):
     folder = folder_in(tmp_path)
     folder.mkdir(parents=True)
-    with RunFolder(folder).locked():
+    with locked(folder):
         assert run.main([*SMALL, f"--out={tmp_path}"]) == LOCKED
     said = capsys.readouterr().err
     assert f"process {os.getpid()} on {socket.gethostname()} is training in {folder}" in said
-    with RunFolder(folder).locked():
+    with locked(folder):
         pass
 
 

@@ -21,13 +21,13 @@ SPLIT = ArraySplit(
 @pytest.mark.parametrize("split", [SPLIT, Subset(SPLIT, np.arange(49, -1, -2))])
 def test_streamed_batches_are_the_resident_ones(split):
     mesh = batches.device_mesh()
-    resident_split = batches.put(ArraySplit(*split.read(np.arange(len(split)))), mesh)
     order = batches.training_order(KEYS, len(split))
     chunks = batches.chunks(0, len(split) // BATCH, 2)
-    resident = batches.resident_batches(resident_split, order, chunks, mesh)
+    examples = (*split.read(np.arange(len(split))), order)
+    whole = batches.Resident(*batches.replicate(examples, mesh))
     streamed = batches.streamed_batches(split, order, chunks, mesh, BATCH)
     seen = []
-    for (steps, whole), (same_steps, window) in zip(resident, streamed, strict=True):
+    for steps, (same_steps, window) in zip(chunks, streamed, strict=True):
         np.testing.assert_array_equal(steps, same_steps)
         for step in steps:
             for a, b in zip(whole.batch(step, BATCH), window.batch(step, BATCH), strict=True):

@@ -23,6 +23,20 @@ def test_a_subset_is_part_of_a_larger_one_and_the_rest_none_of_it():
             splits.take(SPLIT, size)
 
 
+def test_classes_are_counted_by_labels_that_are_known():
+    """Of pictures in files, which would otherwise be decoded for that; of records by reading."""
+
+    class Records:
+        read, __len__ = SPLIT.read, SPLIT.__len__
+
+    counts = np.bincount(SPLIT.labels, minlength=3001)
+    unreadable = ArraySplit(None, SPLIT.labels)
+    for split in (unreadable, Records()):
+        np.testing.assert_array_equal(splits.class_counts(split, 3001), counts)
+    some = splits.class_counts(splits.take(unreadable, 10), 3000)
+    assert sorted(np.flatnonzero(some)) == sorted(splits.take(SPLIT, 10).indices)
+
+
 def test_reading_whole_keeps_the_order():
     whole = splits.into_memory(splits.Subset(SPLIT, np.arange(2999, -1, -1)))
     np.testing.assert_array_equal(whole.labels, np.arange(2999, -1, -1))

@@ -268,9 +268,7 @@ def test_recipes_are_the_papers():
             assert recipe.epochs == (100 if name.startswith("cifar") else 40)
             np.testing.assert_allclose(recipe.epochs * (1 - recipe.drop_after), 20)  # the last 20
             assert recipe.augment == name.startswith("cifar")
-            features = tfds.tfds.builder(recipe.tfds_name, data_dir="/nonexistent").info.features
-            assert recipe.image_shape == features["image"].shape
-    assert recipes.recipe("eurosat/rgb") == ("eurosat/rgb", 40, 0.5, False, None, None, None)
+    assert recipes.recipe("eurosat/rgb") == ("eurosat/rgb", 40, 0.5, False, None)
     cifar10 = recipes.RECIPES["cifar10"]
     assert recipes.recipe("cifar10:3.0.2") == cifar10._replace(tfds_name="cifar10:3.0.2")
     assert recipes.recipe("svhn:3.1.0").tfds_name == "svhn_cropped:3.1.0"
@@ -283,8 +281,8 @@ def test_recipes_are_the_papers():
 
 def test_the_sample_that_ships_here(tmp_path):
     dataset, recipe = recipes.load("fashion_mini"), recipes.recipe("fashion_mini")
-    assert dataset.image_shape == recipe.image_shape == dataset.train.images.shape[1:]
-    assert (recipe.train_examples, recipe.test_examples) == (6_000, 1_000)
+    assert dataset.image_shape == dataset.train.images.shape[1:] == (28, 28, 1)
+    assert recipe.train_examples == 6_000
     np.testing.assert_array_equal(np.bincount(dataset.train.labels), [600] * 10)
     np.testing.assert_array_equal(np.bincount(dataset.test.read(np.arange(1000))[1]), [100] * 10)
     # Fashion-MNIST's files begin with these labels; none of the ten is cut this early.

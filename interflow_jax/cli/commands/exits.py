@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from interflow_jax.cli import exit_report, exit_timing, machine
-from interflow_jax.cli.config import as_flag, recorded
+from interflow_jax.cli.config import recorded
 from interflow_jax.cli.depths import (
     COARSEST,
     OWN,
@@ -76,7 +76,7 @@ def main(arguments: list[str]) -> int:
         "cuts": depths.cuts(exits.policy["refit"]),
         "curve": exits.curve(),
         "budgets": budgets,
-        "baselines": [_baseline(each, run) for each in baselines],
+        "baselines": list(map(_baseline, baselines)),
     }
     print("timing ...", flush=True)
     count = min(flags.timed, len(dataset.test))
@@ -157,21 +157,13 @@ def _check(flags: Any, first: float) -> None:
         )
 
 
-def _baseline(run: TrainedRun, beside: TrainedRun) -> dict[str, Any]:
-    """A run to compare with, named by how it differs from the paper's, and from another."""
-    changes, others = recorded(run.result).changes(), recorded(beside.result).flat()
-    always = ("depth", "width", "fully_connected", "fusion")
-    left_out = ("method", "taps", "seed")
-    named = [
-        f"{name} {as_flag(value)}"
-        for name, value in changes.items()
-        if name in always or (name not in left_out and value != others[name])
-    ]
+def _baseline(run: TrainedRun) -> dict[str, Any]:
+    """A run to compare with, named by the flags in which it can differ."""
+    shared = ("--dataset=", "--train_size=", "--image_size=", "--taps=", "--seed=")
+    named = [each for each in recorded(run.result).arguments() if not each.startswith(shared)]
     return {
-        "name": ", ".join([run.result["method"], *named]),
+        "name": " ".join(named),
         "accuracy": run.result["test_accuracy"],
-        "seed": run.result["seed"],
-        "command": run.result["command"],
         "parameters": parameters(run.variables),
         "operations": operations(run.model, run.variables, run.image_shape),
     }

@@ -171,7 +171,8 @@ def _packed(numbers: np.ndarray, kind: str) -> str:
 
 
 def _image(pixels: np.ndarray) -> str:
-    picture, stream = Image.fromarray(pixels.squeeze()), io.BytesIO()
+    shown = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
+    picture, stream = Image.fromarray(shown), io.BytesIO()
     picture.thumbnail((_SIDE, _SIDE))
     picture.save(stream, "PNG")
     return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"

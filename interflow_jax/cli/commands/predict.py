@@ -179,8 +179,8 @@ def _dataset(run: TrainedRun, given: Any) -> Predictions:
     """Predicts and measures a test split."""
     height, width, channels = shape = run.image_shape
     # The run's own dataset as the run took it; any other one at the run's size, if that is square.
-    same = given.dataset in (run.result["dataset"], "fashion_mini") or height != width
-    size = run.result["image_size"] if same else height
+    own, square = run.result["image_size"], height == width and given.dataset != "fashion_mini"
+    size = own if given.dataset == run.result["dataset"] else height if square else None
     dataset = data.load(given.dataset, given.data_dir, size, resize=run.resize)
     if dataset.image_shape != shape or len(dataset.class_names) != len(run.class_names):
         raise ValueError(

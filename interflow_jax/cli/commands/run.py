@@ -12,12 +12,7 @@ from interflow_jax.vgg import StrideVGG
 
 
 def main(arguments: list[str], detect: bool = False) -> int:
-    """Runs the command.
-
-    Args:
-      arguments: its flags.
-      detect: whether a cluster may have started this very process, which then joins the others.
-    """
+    """Runs the command; `detect` is that of `hosts.joined`."""
     config = parse_run(arguments)
     if config.places.list_layers:
         _print_layers(config)
@@ -39,7 +34,6 @@ def _print_layers(config: RunConfig) -> None:
         network = StrideVGG(
             (model.depth,), model.depth, model.width, model.downsample, model.layout
         )
-        network.check()
         rows = {layer.path.removeprefix("conv"): layer for layer in network_layers(network, shape)}
         rows = {name: layer for name, layer in rows.items() if name.isdigit()}
     else:

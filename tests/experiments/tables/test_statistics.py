@@ -124,6 +124,21 @@ def test_with_the_runs_that_an_undecided_verdict_names_the_half_width_is_the_mar
     assert wide.high == pytest.approx(statistics.MARGIN, abs=0.02)
 
 
+def test_of_a_narrow_undecided_interval_the_runs_are_those_at_which_the_difference_decides():
+    around = np.resize([-1.0, 1.0], 6) / 3
+    compared = Family({"a": around, "b": around + 0.2})
+    found = compared.to("a")["b"]
+    assert found.verdict == "undecided"
+    assert found.high - found.low < 2 * statistics.MARGIN
+    # 0.3 to either side of 0.2 is within the margin; with fewer runs it is not.
+    verdicts = []
+    for runs in (found.needed - 2, found.needed):
+        values = np.resize([-1.0, 1.0], runs)
+        values = compared.deviation * (values - values.mean()) / values.std(ddof=1)
+        verdicts.append(Family({"a": values, "b": values + 0.195}).to("a")["b"].verdict)
+    assert verdicts == ["undecided", "no different"]
+
+
 def test_nothing_tells_the_deviation_of_single_runs():
     found = Family({"a": [1.0], "b": [2.0], "c": []}).to("a")
     assert found == {"b": Difference(1.0, None, None, "undecided", None)}
