@@ -1,7 +1,5 @@
 """Leaving a model early: by the examples that are sure, and exact."""
 
-from functools import partial
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -124,17 +122,6 @@ def test_a_backbone_s_own_segments_run_one_by_one(count):
         carry = IMAGES, jnp.zeros((len(IMAGES), number, 10))
         text = program.lower(exits._variables[number], carry).as_text()
         assert text.count("stablehlo.convolution") == 1
-
-
-def test_segments_of_a_stride_vgg_are_the_backbone():
-    model, variables = trained("vgg")
-    variables = {collection: parts["backbone"] for collection, parts in variables.items()}
-    x, maps = IMAGES, jax.jit(partial(model.backbone.apply, train=False))(variables, IMAGES)
-    for segment, expected in zip(model.backbone.segments(), maps, strict=True):
-        (x,) = jax.jit(partial(segment.apply, train=False))(variables, x)
-        np.testing.assert_array_equal(x, expected)
-    with pytest.raises(ValueError, match="start is 3; choose 1 to the first tap, 2"):
-        model.backbone.clone(start=3).check()
 
 
 def test_programs_are_compiled_for_few_batch_sizes():

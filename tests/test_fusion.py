@@ -197,27 +197,6 @@ def test_the_loss_is_convex_in_the_weights(examples, kind, shape):
     assert jnp.all(losses((a + b) / 2) <= (losses(a) + losses(b)) / 2 + 1e-5)
 
 
-@pytest.mark.parametrize("kind", LEARNED)
-@pytest.mark.parametrize("branches", [1, 2, 4])
-def test_a_cut_fusion_has_the_terms_of_the_whole(branch_logits, kind, branches):
-    fusion = Fusion(kind)
-    params = moved(fusion, branch_logits)
-    logits, weights, ensembles = fuse(fusion, params, branch_logits)
-    if kind == "geometric":
-        expected = ensembles[:, branches - 1]
-    else:
-        terms = jax.nn.log_softmax(branch_logits) if kind == "softmax" else branch_logits
-        scale = jnp.exp(params["log_scale"]) if kind == "softmax" else 1.0
-        expected = scale * (terms * weights.reshape(1, 4, -1))[:, :branches].sum(1)
-    cut, params = cut_fusion(fusion, params, branches)
-    first = branch_logits[:, :branches]
-    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, init(cut, first))
-    cut_logits, *_ = fuse(cut, params, first)
-    np.testing.assert_allclose(cut_logits, expected, rtol=1e-5, atol=1e-5)
-    if branches == 4:
-        np.testing.assert_allclose(cut_logits, logits, rtol=1e-5, atol=1e-5)
-
-
 def test_a_cut_fixed_fusion_keeps_its_weights_or_lets_the_last_branch_predict():
     assert cut_fusion(Fusion("fixed", GIVEN), {}, 2)[0].initial_weights == (0.1, 0.2)
     last_alone = Fusion("fixed", (0.0, 0.0, 0.0, 1.0))
@@ -274,22 +253,6 @@ def test_attention_starts_as_the_mean_and_equal_keys_give_it(branch_logits, feat
     np.testing.assert_allclose(attend(params, branch_logits, equal)[0], mean, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("branches", [1, 2, 4])
-def test_a_cut_attention_shares_its_weights_out_among_the_first_keys(
-    branch_logits, features, branches
-):
-    params = moved_attention(branch_logits, features)
-    _, weights, _ = attend(params, branch_logits, features)
-    fusion, cut = cut_fusion(Fusion("attention"), params, branches)
-    assert set(cut) == {"query", "log_scale", *(f"key_{n + 1}" for n in range(branches))}
-    given = branch_logits[:, :branches], features[:branches]
-    logits, its, _ = fuse(fusion, cut, *given)
-    first = weights[:, :branches]
-    expected = first * jnp.exp(params["log_scale"]) / first.sum(1, keepdims=True)
-    np.testing.assert_allclose(its, expected, rtol=1e-5)
-    np.testing.assert_allclose(logits, (given[0] * expected).sum(1), rtol=1e-4, atol=1e-5)
-
-
 def test_attention_under_vmap_has_the_weights_of_each_member(branch_logits, features):
     params = moved_attention(branch_logits, features)
     members = jax.tree.map(lambda x: jnp.stack([x, -x, 0 * x]), params)
@@ -305,13 +268,14 @@ def test_attention_is_fitted_to_features_that_tell_which_branch_knows(examples):
     """Every image is known to one of two branches, which its features tell: no constant does."""
     _, labels = examples
     knows = jax.random.bernoulli(jax.random.key(7), shape=(400, 1))
-    scores = 4 * jax.nn.one_hot(labels, 3)
-    branch_logits = jnp.stack([jnp.where(knows, scores, -scores), jnp.where(knows, 0, scores)], 1)
+    right, wrong = (4 * jax.nn.one_hot((labels + n) % 3, 3) for n in (0, 1))
+    branch_logits = jnp.stack([jnp.where(knows, right, wrong), jnp.where(knows, wrong, right)], 1)
     features = tuple(2.0 * knows - 1 + jnp.zeros((400, channels)) for channels in (2, 5))
     fusion, params = fit_fusion(branch_logits, labels, "attention", features)
     loss = cross_entropy(fuse(fusion, params, branch_logits, features)[0], labels)
     constant, its = fit_fusion(branch_logits, labels, "class")
-    assert loss.mean() < 0.1 * loss_of(constant, (branch_logits, labels), its)
+    assert loss.mean() < 0.1
+    assert loss_of(constant, (branch_logits, labels), its) > 0.5
     with pytest.raises(ValueError, match="features are missing for 2 branches"):
         fit_fusion(branch_logits, labels, "attention")
 

@@ -42,19 +42,6 @@ def initialized(model, **options):
     return jax.jit(init)(jax.random.key(0), IMAGES)
 
 
-def test_branches_of_equal_channels_share_a_layer():
-    prediction, variables = initialized(Interflow(ResidualNetwork(), 5, Fusion("class")))
-    assert prediction.logits.shape == (2, 5)
-    assert prediction.branch_logits.shape == (2, 3, 5)
-    assert prediction.weights.shape == (3, 5)
-    params = variables["params"]
-    shapes = {name: params[name]["kernel"].shape for name in params if name.startswith("fully")}
-    assert shapes == {
-        "fully_connected_channels_8": (8, 5),
-        "fully_connected_channels_16": (16, 5),
-    }
-
-
 def test_a_branch_is_pooling_and_a_fully_connected_layer():
     """Of maps, tokens and vectors alike; `fusion` may be the name of a kind."""
     model = Interflow(Kinds(), 5, "shared")  # pyright: ignore

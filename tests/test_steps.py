@@ -127,18 +127,6 @@ def test_a_state_is_a_pure_function_of_its_key(tiny):
     assert shapes == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), states[0])
 
 
-def test_loss_is_that_of_the_fused_logits_alone(images, labels):
-    """Paper, IV-B. Branches of weight zero do not touch what only they use."""
-    model, optimizer = maps(), ij.make_optimizer(0.1)
-    state = weighing(start(model, optimizer), 0.0, 0.0, 1.0)
-    after, metrics = stepped(model, state, images, labels, optimizer)
-    decayed = state.params[ONLY_SHALLOW]["kernel"] * (1 - 0.1 * 5e-4)
-    close(after.params[ONLY_SHALLOW]["kernel"], decayed)
-    apply = jax.jit(partial(model.apply, train=True, mutable=["batch_stats"]))
-    logits = apply(state.variables, images)[0].logits
-    close(metrics.loss_sum, -jax.nn.log_softmax(logits)[jnp.arange(6), labels].sum())
-
-
 @pytest.mark.parametrize(("method", "softmaxes"), [("Aux", 2), ("DSN", 2), ("S0", 1)])
 def test_baselines_minimise_the_weighted_sum_of_all_branches_losses(
     images, labels, method, softmaxes

@@ -123,7 +123,8 @@ def test_layers_are_listed_and_outputs_the_network_s_own_bit_for_bit(block, trai
 def test_what_lies_after_the_last_tap_is_neither_made_nor_computed(block):
     backbone = ij.Taps(Network(block), ("block0", "block1/conv1"))
     model, optimizer = ij.Interflow(backbone, 10, ij.Fusion("shared")), ij.make_optimizer(1e-2)
-    state = ij.create_state(model, optimizer, KEY, IMAGES.shape[1:])
+    create = partial(ij.create_state, model, optimizer, image_shape=IMAGES.shape[1:])
+    state = jax.jit(create)(KEY)
     network = state.params["backbone"]["network"]
     assert {name: set(part) for name, part in network.items()} == {
         "block0": {"conv1", "norm1", "conv2"},

@@ -132,31 +132,6 @@ def test_what_stands_beside_the_program_is_the_runs(finished, flags, tmp_path):
     assert ij.load_exported(tmp_path / "model.stablehlo")[0].platforms == ("cpu",)
 
 
-def test_a_cut_run_is_smaller_and_predicts_as_truncate_says(finished, flags, tmp_path):
-    branches = 2
-    file = tmp_path / "model.stablehlo"
-    assert export.main(flags) == 0
-    whole = file.stat().st_size
-    assert export.main([*flags, f"--branches={branches}"]) == 0
-    assert file.stat().st_size < whole
-    program, about = ij.load_exported(file)
-    original = ij.load_run(folder_in(finished))
-    cut = original.cut(branches)
-    model, variables = ij.truncate(original.model, original.variables, branches)
-    assert cut.model == model
-    assert about["branches"] == list(original.labels[:branches])
-    assert about["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-    images = some_images(3)
-    for ours, theirs in zip(program.call(images), probabilities(cut, images), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
-
-    flags = [flags[0], f"--out={tmp_path / 'cut.safetensors'}", "--format=safetensors"]
-    assert export.main([*flags, f"--branches={branches}"]) == 0
-    loaded = ij.load_safetensors(tmp_path / "cut.safetensors")
-    assert (loaded.model, loaded.labels) == (model, cut.labels)
-    np.testing.assert_array_equal(loaded.predict(images).logits, cut.predict(images).logits)
-
-
 @pytest.mark.parametrize(
     ("way", "mean"),  # above zero, the branches count as supervised
     [("", 0.0), ("refit", 0.0), ("alone", 0.0), ("alone", 1.0)],
@@ -184,6 +159,12 @@ def test_a_cut_is_measured_and_opens_bit_for_bit(finished, tmp_path, capsys, way
         program.call(images[:64]), probabilities(cut, images[:64]), strict=True
     ):
         np.testing.assert_array_equal(theirs, expected)
+    if not way:
+        model, variables = ij.truncate(run.model, run.variables, 2)
+        assert cut.model == model
+        assert about["branches"] == list(run.labels[:2])
+        size = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+        assert about["parameters"] == size < result["parameters"]
     made = run.cut(2, data if way == "refit" else None, way == "refit", way == "alone")
     assert (made.model, made.labels) == (cut.model, cut.labels)
     np.testing.assert_array_equal(made.predict(images).logits, ours.logits)

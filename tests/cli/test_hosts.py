@@ -177,7 +177,7 @@ def listening(port):
 def test_a_process_that_no_other_joins_says_so_and_listened_where_it_was_told():
     program = (
         "import sys; from experiments import run; from interflow_jax.cli import hosts; "
-        "hosts.START_SECONDS = 4; sys.exit(run.main(sys.argv[1:]))"
+        "hosts.START_SECONDS = 1; sys.exit(run.main(sys.argv[1:]))"
     )
     port = free_port()
     flags = [f"--coordinator=127.0.0.1:{port}", "--processes=2", "--process=0"]
@@ -192,7 +192,7 @@ def test_a_process_that_no_other_joins_says_so_and_listened_where_it_was_told():
     assert {place.partition(":")[0] for place in places} <= {*local}
     assert process.returncode != 0
     line = error.splitlines()[-1]
-    assert line.startswith("run: stopped: not all processes came within 4 s")
+    assert line.startswith("run: stopped: not all processes came within 1 s")
     assert "start one on every host" in line
 
 

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 import interflow_jax as ij
-from experiments import predict, run
+from experiments import predict
 from interflow_jax.data import recipes
-from tests.cli.conftest import SMALL, folder_in, result_in
+from tests.cli.conftest import folder_in, result_in
 
 
 @pytest.fixture
@@ -140,14 +140,6 @@ def test_a_run_is_opened_with_the_library_alone(finished):
     assert loaded.labels == (3, 4, 5)
     with pytest.raises(ValueError, match=r"give one or more, uint8 of \[images, 28, 28, 1\]"):
         loaded.predict(images[:, :20])
-
-
-def test_a_run_of_another_optimizer_is_opened_as_well(tmp_path):
-    flags = ["--optimizer=adamw", "--schedule=cosine", "--warmup_epochs=0.5", "--augment=crop_flip"]
-    assert run.main([*SMALL, *flags, f"--out={tmp_path}"]) == 0
-    loaded = ij.load_run(folder_in(tmp_path))
-    assert loaded.result["optimizer"] == "adamw"
-    assert set(loaded.variables) == {"params", "batch_stats"}
 
 
 def test_a_run_without_its_last_checkpoint_says_how_to_remake_it(finished, tmp_path, capsys):

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from experiments import run
-from interflow_jax.cli.training import StoppedError, StopSignals
+from interflow_jax.cli.training import StoppedError, StopSignals, TrainingRun
 from tests.cli.conftest import folder_in, result_in
 
 # An augmenting dataset would need a network; every draw of augmentation is of (seed, epoch, step)
@@ -110,13 +110,21 @@ def test_killed_at_twenty_random_moments(never_stopped, tmp_path, capsys):
     assert resumed >= 12
 
 
-def test_a_signal_saves_and_says_how_to_go_on(never_stopped, tmp_path, capsys):
-    process = start(tmp_path)
-    a_checkpoint_is_there(tmp_path)(process)
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate()
-    assert process.returncode == 128 + signal.SIGTERM, output
-    assert "to go on, run the same command again: python -m interflow_jax run" in output
+def test_a_signal_saves_and_says_how_to_go_on(never_stopped, tmp_path, capsys, monkeypatch):
+    save, sent = TrainingRun.save, []
+
+    def signalled(self, say):
+        save(self, say)
+        if not sent:  # a second one would end this process
+            sent.append(os.kill(os.getpid(), signal.SIGTERM))
+
+    with monkeypatch.context() as once:
+        once.setattr(TrainingRun, "save", signalled)
+        assert run.main([*FLAGS, f"--out={tmp_path}"]) == 128 + signal.SIGTERM
+    assert (
+        "stopped and saved; to go on, run the same command again: python -m interflow_jax run"
+        in capsys.readouterr().out
+    )
     assert run.main([*FLAGS, f"--out={tmp_path}"]) == 0
     assert "taking up" in capsys.readouterr().out
     assert result_in(tmp_path, "S1")["fingerprint"] == never_stopped["fingerprint"]

@@ -59,7 +59,8 @@ def test_what_the_end_measures_is_that_of_the_model(finished):
     for name, split in (("train_eval", seen), ("held_out", splits.take(unseen, 1000))):
         logits, _, labels, _ = run.predict_split(split)
         accuracy = 100 * np.mean(logits.argmax(-1) == labels)
-        assert result[f"{name}_accuracy"] == pytest.approx(accuracy, abs=0.5)
+        an_image = 110 / len(split)  # which may round otherwise
+        assert result[f"{name}_accuracy"] == pytest.approx(accuracy, abs=an_image)
     assert "recalibrated_accuracy" not in result  # not deep
     weights, params = np.array(result["weights"]), run.variables["params"]
     kernels = [params[f"fully_connected_channels_{n}"]["kernel"] for n in (8, 8, 16)]
@@ -67,6 +68,7 @@ def test_what_the_end_measures_is_that_of_the_model(finished):
     np.testing.assert_allclose(result["branch_norms"], norms, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_deep_run_is_measured_with_recalibrated_statistics_too(tmp_path, monkeypatch):
     """Deeper than VGG; here a shallow one passes for it, whose programs are there."""
     assert single.VGG_DEPTH == 13
@@ -84,8 +86,9 @@ def test_a_deep_run_is_measured_with_recalibrated_statistics_too(tmp_path, monke
     assert result["recalibrated_accuracy"] == pytest.approx(accuracy, abs=0.5)
 
 
+@pytest.mark.usefixtures("quick")
 def test_attention_s_weights_are_recorded_reported_predicted_and_exported(
-    tmp_path, capsys, default_fusions
+    tmp_path, capsys, default_fusions, monkeypatch
 ):
     flags = [*SMALL, "--method=S1", "--fusion=attention", "--learning_rate=0.2"]
     assert run.main([*flags, f"--out={tmp_path}"]) == 0
@@ -119,6 +122,7 @@ def test_attention_s_weights_are_recorded_reported_predicted_and_exported(
     sample = ij.data.load("fashion_mini")
     del trained.result["data"]  # as of a run that is older: of the sample, fewer images will do
     few = sample._replace(test=splits.take(sample.test, 64), train=splits.take(sample.train, 300))
+    monkeypatch.setattr("interflow_jax.fusion._FIT_STEPS", 2)
     cut = trained.cut(2, few, refit=True)
     assert (cut.result["cut_fusion"], set(cut.variables["params"]["fusion"])) == (
         "attention",
@@ -198,9 +202,17 @@ def test_events_have_the_run_s_options_and_pictures(finished):
     values = [value for event in read_events(file) for value in event.summary.value]
     images = {value.tag: value.image for value in values if value.HasField("image")}
     drawn = {f"pictures/{file.stem}" for file in (folder_in(finished) / "pictures").iterdir()}
-    assert images.keys() == drawn >= {"pictures/learning_curves", "pictures/fusion_weights"}
+    assert (
+        images.keys()
+        == drawn
+        >= {f"pictures/{name}" for name in ("learning_curves", "branch_accuracy", "fusion_weights")}
+    )
     for tag, image in images.items():
-        assert image.encoded_image_string == (folder_in(finished) / f"{tag}.png").read_bytes()
+        file = folder_in(finished) / f"{tag}.png"
+        assert image.encoded_image_string == file.read_bytes()
+        with Image.open(file) as picture:
+            assert min(picture.size) > 200
+            assert picture.convert("L").getextrema() == (0, 255)
     options = [value.metadata.plugin_data for value in values if value.tag.startswith("_hparams_")]
     assert {each.plugin_name for each in options} == {"hparams"}
     for name in (b"learning_rate", b"label_smoothing", b"test_accuracy"):
@@ -219,14 +231,6 @@ def read_events(file):
         position += 12 + length + 4
 
 
-@pytest.mark.parametrize("name", ["learning_curves", "branch_accuracy", "fusion_weights"])
-def test_pictures_are_drawn(finished, name):
-    with Image.open(folder_in(finished) / "pictures" / f"{name}.png") as picture:
-        assert min(picture.size) > 200
-        extremes = picture.convert("L").getextrema()
-    assert extremes == (0, 255)
-
-
 def test_a_finished_run_returns_at_once(finished, monkeypatch, capsys):
     monkeypatch.setattr(single, "Trainer", None)
     assert run.main([*SMALL, f"--out={finished}"]) == 0
@@ -234,6 +238,7 @@ def test_a_finished_run_returns_at_once(finished, monkeypatch, capsys):
     assert f"{accuracy:.2f}% of 1,000 test images" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("quick")
 def test_metrics_that_a_kill_left_unwritten_are_written(finished, tmp_path):
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     folder = folder_in(tmp_path)
@@ -263,6 +268,7 @@ def test_another_configuration_is_refused_with_the_difference(finished, capsys):
     assert (folder_in(finished) / "config.json").read_text() == before
 
 
+@pytest.mark.usefixtures("quick")
 def test_seeds_run_one_after_the_other_and_skip_the_finished(
     finished, tmp_path, capsys, monkeypatch
 ):
@@ -294,16 +300,7 @@ def test_baselines_train_on_the_losses_of_all_branches_and_predict_from_the_last
     assert results[0]["fingerprint"] != results[1]["fingerprint"]
 
 
-def test_streaming_trains_as_data_on_the_device_does(finished, tmp_path, monkeypatch):
-    monkeypatch.setattr(batches, "fits", lambda nbytes: False)
-    assert run.main([*SMALL, f"--out={tmp_path}"]) == 0
-    streamed, resident = result_in(tmp_path), result_in(finished)
-    assert streamed["mean"] == resident["mean"]
-    np.testing.assert_allclose(streamed["train_loss"], resident["train_loss"], rtol=1e-4)
-    np.testing.assert_allclose(streamed["weights"], resident["weights"], atol=1e-4)
-
-
-def test_a_resumed_run_reads_no_split_for_its_statistics(tmp_path, monkeypatch):
+def test_a_resumed_run_reads_no_split_for_its_statistics(finished, tmp_path, monkeypatch):
     monkeypatch.setattr(batches, "fits", lambda nbytes: False)
     evaluate = trainer.Trainer.evaluate
 
@@ -315,7 +312,7 @@ def test_a_resumed_run_reads_no_split_for_its_statistics(tmp_path, monkeypatch):
     monkeypatch.setattr(trainer.Trainer, "evaluate", evaluate)
     monkeypatch.setattr(splits, "channel_statistics", None)
     assert run.main([*SMALL, f"--out={tmp_path}"]) == 0
-    assert result_in(tmp_path)["mean"] == [pytest.approx(0.286, abs=0.02)]
+    assert result_in(tmp_path)["mean"] == result_in(finished)["mean"]
 
 
 @pytest.mark.parametrize(
@@ -335,18 +332,13 @@ def test_too_little_memory_is_told_as_such(error, place, tmp_path, monkeypatch, 
     assert "delete" not in line
 
 
-def test_held_out_examples_are_only_measured(finished, tmp_path, monkeypatch):
+def test_held_out_examples_are_measured(finished):
     result = result_in(finished)
     assert result["validation_examples"] == 25  # a tenth of 256
     assert 0 <= result["validation_accuracy"] <= 100
-    sample = ij.data.load("fashion_mini")
-    few = sample._replace(train=splits.take(sample.train, 256))
-    monkeypatch.setattr(data, "load", lambda *_: few)
-    assert run.main([*SMALL, f"--out={tmp_path}"]) == 0
-    whole = result_in(tmp_path)
-    assert (whole["validation_accuracy"], whole["validation_examples"]) == (None, None)
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_run_begun_before_validation_was_measured_goes_on_without(
     finished, tmp_path, monkeypatch
 ):
@@ -406,6 +398,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     assert result_in(tmp_path)["fingerprint"] == result_in(finished)["fingerprint"]
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_disk_that_is_full_for_a_while_loses_nothing(finished, tmp_path, monkeypatch, capsys):
     out = f"--out={tmp_path}"
     with monkeypatch.context() as full:
@@ -422,6 +415,7 @@ def test_a_disk_that_is_full_for_a_while_loses_nothing(finished, tmp_path, monke
     assert result_in(tmp_path)["fingerprint"] == result_in(finished)["fingerprint"]
 
 
+@pytest.mark.usefixtures("quick")
 def test_events_that_a_full_disk_refuses_are_written_later(finished, tmp_path, monkeypatch, capsys):
     write, refused = EventsWriter.write_event, []
 
@@ -462,6 +456,7 @@ def test_a_signal_whose_state_cannot_be_saved_says_so(tmp_path, monkeypatch, cap
     assert "stopped and saved" not in said
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_run_is_held_until_its_result_is_written(tmp_path, monkeypatch):
     folder, draw = RunFolder(folder_in(tmp_path)), charts.draw
 

@@ -20,15 +20,14 @@ from interflow_jax.data.preprocessing import Preprocessing
 from interflow_jax.metrics import cross_entropy
 
 
-@pytest.mark.parametrize("auxiliary_loss", [0.0, 0.3])
-def test_norms_are_those_of_the_kernels_shallow_to_deep(auxiliary_loss):
+def test_norms_are_those_of_the_kernels_shallow_to_deep():
     model = ij.build("S1", 10, depth=5, width=1 / 16, taps=(3, 5))
     optimizer = ij.make_optimizer(1e-3)
     create = partial(ij.create_state, model, optimizer, image_shape=(8, 8, 1))
     state = jax.jit(create)(jax.random.key(0))
     images = jax.random.normal(jax.random.key(1), (4, 8, 8, 1))
     labels = jnp.arange(4)
-    of_model = partial(report_of.kernel_gradient_norms, model, auxiliary_loss=auxiliary_loss)
+    of_model = partial(report_of.kernel_gradient_norms, model, auxiliary_loss=0.3)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     norms = jax.jit(of_model)(variables, images, labels)
 
@@ -41,7 +40,7 @@ def test_norms_are_those_of_the_kernels_shallow_to_deep(auxiliary_loss):
         }
         prediction = model.apply(variables, images, train=True, mutable=["batch_stats"])[0]
         loss = cross_entropy(prediction.logits, labels).mean()
-        return loss + auxiliary_loss * cross_entropy(prediction.branch_logits[:, 0], labels).mean()
+        return loss + 0.3 * cross_entropy(prediction.branch_logits[:, 0], labels).mean()
 
     gradient = jax.jit(jax.grad(loss_of))(state.params["backbone"]["conv2"]["kernel"])
     assert norms.shape == (5,)
@@ -89,10 +88,13 @@ def test_a_relative_step_is_that_of_training(key):
 
 
 def test_the_command_in_small(tmp_path, capsys, monkeypatch):
-    """Its sweep trains here, not in processes of its own as that of test_reproduce.py."""
-    monkeypatch.setattr(
-        pool, "work", lambda runs, *_: [each for each in runs if run(each.arguments())]
-    )
+    """Its sweep trains here, both seeds at once, not in processes as that of test_reproduce.py."""
+
+    def train(runs, *_):
+        both = (each.replace(seed=0, seeds=(0, 1)) for each in runs[::2])
+        return [each for each in both if run(each.arguments())]
+
+    monkeypatch.setattr(pool, "work", train)
     arguments = ["--dataset=fashion_mini", "--depths=4", "--methods=Normal,S1", "--taps=4"]
     arguments += ["--width=0.0625", "--train_size=128", "--seeds=0,1", "--epochs=1"]
     arguments += [f"--out={tmp_path}"]

@@ -12,6 +12,7 @@ from jax import lax
 import interflow_jax as ij
 from interflow_jax import conv3x3, cpu_compiler_options
 from interflow_jax.ops import cpu_convolution, onednn
+from interflow_jax.ops.normalization import BatchNormRelu
 
 # Height, width, channels in and out, stride: one for each path on a CPU.
 PATHS = {
@@ -266,20 +267,20 @@ def test_no_element_is_what_xla_makes_of_it(x, channels, stride):
         np.testing.assert_array_equal(array, right)
 
 
-def test_nothing_changes_where_jit_is_disabled(tiny, key):
+def test_nothing_changes_where_jit_is_disabled(key):
     """As JAX's users debug; a primitive that compiles itself must not call itself."""
-    model, images = tiny("S1", depth=4, taps=(2, 4)), jax.random.normal(key, (2, 8, 8, 3))
-    variables = model.init(key, images, train=False)
+    x, kernel = jax.random.normal(key, (2, 4, 4, 3)), jax.random.normal(key, (3, 3, 3, 4))
+    norm = BatchNormRelu()
+    variables = norm.init(key, jnp.zeros((1, 4, 4, 4)), train=False)
 
-    def loss(params):
-        given = {**variables, "params": params}
-        out, _ = model.apply(given, images, train=True, mutable=["batch_stats"])
-        return (out.logits**2).sum()
+    def loss(x, kernel):
+        maps = norm.apply(variables, ij.conv3x3(x, kernel), train=True, mutable=["batch_stats"])[0]
+        return (maps**2).sum()
 
-    expected = jax.grad(loss)(variables["params"])
+    expected = jax.grad(loss, (0, 1))(x, kernel)
     with jax.disable_jit():
-        gradient = jax.grad(loss)(variables["params"])
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), gradient, expected)
+        gradients = jax.grad(loss, (0, 1))(x, kernel)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), gradients, expected)
 
 
 def test_scan_and_remat():

@@ -183,7 +183,9 @@ def test_words_follow_verdicts(accuracies, verdicts, sentences, tmp_path):
 def test_without_runs_all_is_to_be_trained_and_a_readme_without_marker_stays(tmp_path, capsys):
     page = written(tmp_path, {}, "# Title\n")
     missing = page.partition("What is not trained yet")[2].splitlines()
-    assert sum(line.startswith(("| I", "| Table", "| not the")) for line in missing) == len(claims.CLAIMS)
+    assert sum(line.startswith(("| I", "| Table", "| not the")) for line in missing) == len(
+        claims.CLAIMS
+    )
     assert not [line for line in page.splitlines() if "(+" in line or "(-" in line]
     assert (tmp_path / "README.md").read_text() == "# Title\n"
     assert f"has no {findings.START}" in capsys.readouterr().out
