@@ -140,23 +140,32 @@ class Family:
 
     def between(self, pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Difference]:
         """By the first of each pair of rows that have runs, it minus the second."""
-        known, count = [pair for pair in pairs if {*pair} <= self.rows.keys()], len(self.rows)
+        differences = {}
+        for pair in (pair for pair in pairs if {*pair} <= self.rows.keys()):
+            low, high = self._tukey(*pair)
+            quantile = partial(self._tukey_of_so_many, self._variances(*pair))
+            differences[pair[0]] = self._judged(*pair, low, high, quantile)
+        return differences
 
-        def quantile(runs: int) -> float:
-            return _tukey_quantile(count, count * (runs - 1))
+    def _variances(self, first: Any, second: Any) -> np.ndarray:
+        """That of all rows, twice, or where they differ each one's own; NaN where nothing tells."""
+        if self._is_equal:
+            return np.full(2, math.nan if self.deviation is None else self.deviation**2)
+        samples = self.rows[first], self.rows[second]
+        return np.array([values.var(ddof=1) if values.size > 1 else math.nan for values in samples])
 
-        return {pair[0]: self._judged(*pair, *self._tukey(*pair), quantile) for pair in known}
+    def _tukey_of_so_many(self, variances: np.ndarray, runs: int) -> float:
+        """Half an interval's width, in standard errors by the shared deviation, of so many runs."""
+        rows = len(self.rows)
+        freedom = rows if self._is_equal else variances.sum() ** 2 / (variances**2).sum()
+        scale = math.sqrt(variances.mean()) / (self.deviation or math.nan)
+        return scale * _tukey_quantile(rows, float(freedom * (runs - 1)))
 
     def _tukey(self, first: Any, second: Any) -> tuple[float, float]:
         """Tukey and Kramer's interval, or Games and Howell's; NaN where nothing gives one."""
         samples = self.rows[first], self.rows[second]
         counts, freedom = np.array([values.size for values in samples]), float(self._freedom)
-        if self._is_equal:
-            variances = np.full(2, math.nan if self.deviation is None else self.deviation**2)
-        else:
-            known = [values.var(ddof=1) if values.size > 1 else math.nan for values in samples]
-            variances = np.array(known)
-        parts = variances / counts
+        parts = self._variances(first, second) / counts
         if not self._is_equal and parts.sum() > 0:
             freedom = float(parts.sum() ** 2 / (parts**2 / (counts - 1)).sum())  # Welch's
         half = math.sqrt(parts.sum())
@@ -187,8 +196,10 @@ class Family:
             return None
         runs = 10
         for _ in range(3):  # the quantile hardly depends on it
-            runs = math.ceil(2 * (quantile(runs) * self.deviation / half) ** 2)
-            runs = min(max(2, runs), _MOST_RUNS)
+            exact = 2 * (quantile(runs) * self.deviation / half) ** 2
+            if math.isnan(exact):  # one of two rows whose deviations differ has a single run
+                return None
+            runs = min(max(2, math.ceil(exact)), _MOST_RUNS)
         return runs
 
 

@@ -139,6 +139,18 @@ def test_of_a_narrow_undecided_interval_the_runs_are_those_at_which_the_differen
     assert verdicts == ["undecided", "no different"]
 
 
+def test_where_deviations_differ_the_runs_are_by_those_of_the_two():
+    around = np.resize([-1.0, 1.0], 10)
+    rows = {"a": around, "b": 0.1 * around + 0.1, "c": 0.1 * around}
+    found = Family(rows).to("a")["b"]
+    assert (found.verdict, found.high - found.low > 2 * statistics.MARGIN) == ("undecided", True)
+    assert found.needed > 10
+    around = np.resize([-1.0, 1.0], found.needed)
+    around /= around.std(ddof=1) / rows["a"].std(ddof=1)
+    enough = Family({"a": around, "b": 0.1 * around, "c": 0.1 * around}).to("a")["b"]
+    assert enough.high == pytest.approx(statistics.MARGIN, abs=0.02)
+
+
 def test_nothing_tells_the_deviation_of_single_runs():
     found = Family({"a": [1.0], "b": [2.0], "c": []}).to("a")
     assert found == {"b": Difference(1.0, None, None, "undecided", None)}
