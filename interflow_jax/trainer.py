@@ -339,8 +339,8 @@ class Trainer:
         """Pairs each dispatch's steps, from `first` to before `last`, with its batches."""
         chunks = batches.chunks(first, last, batches.steps_per_dispatch())
         if isinstance(split, str) and split in self._resident:
-            order = batches.replicate(order, self.mesh)
-            source = batches.Resident(*self._resident[split], order)
+            orders = batches.replicate(order, self.mesh)
+            source = batches.Resident(*self._resident[split], orders)
             yield from ((steps, source) for steps in chunks)
             return
         examples = self._splits[split] if isinstance(split, str) else split
