@@ -149,8 +149,7 @@ class Trainer:
             for name, split in self._splits.items():
                 self._splits[name] = arrays = splits.into_memory(split, progress)
                 check_labels(arrays.labels, len(dataset.class_names), f"{name} labels")
-                examples = arrays.images, arrays.labels
-                self._resident[name] = batches.replicate(examples, self.mesh)
+                self._resident[name] = batches.replicate((arrays.images, arrays.labels), self.mesh)
         self.dataset = dataset = dataset._replace(**self._splits)
         if preprocessing is None:
             statistics = splits.channel_statistics(dataset.train, progress)
