@@ -143,3 +143,6 @@ def test_the_command_in_small(tmp_path, capsys, monkeypatch):
         in said
     )
     assert said.count("\n") == 1
+    shutil.rmtree(checkpoints.parent)  # of which the record still has the line
+    assert gradients.main(arguments) == 2
+    assert "1 finished run(s) without the parameters" in capsys.readouterr().err

@@ -47,8 +47,8 @@ def record_lines():
     return [*map(json.loads, (ROOT / "results" / "runs.jsonl").read_text().splitlines())]
 
 
-def raw(method, depth=13, fusion=None, auxiliary_mean=0.0):
-    """The late accuracies of a row of the table of controls at 3e-2, from the record's lines."""
+def raw(method, depth=13, fusion=None, auxiliary_mean=0.0, epochs=10):
+    """Mean accuracies of a row of the controls at 3e-2, over epochs, from the record's lines."""
     fields = {
         "dataset": "cifar10",
         "backbone": "vgg",
@@ -56,7 +56,7 @@ def raw(method, depth=13, fusion=None, auxiliary_mean=0.0):
         "train_size": 10_000,
         "epochs": 60,
         "learning_rate": 3e-2,
-        "taps": [depth] if method == "Normal" else [7, 9, 11, 13],
+        "taps": [depth] if method == "Normal" else TAPS[depth],
         "method": method,
         "depth": depth,
         "fusion": fusion,
@@ -65,11 +65,12 @@ def raw(method, depth=13, fusion=None, auxiliary_mean=0.0):
         "fully_connected": "separate" if method == "Concat" else "shared",
     }
     seeds = {*range(7), 100, 101, 102}
-    if method in ("Normal", "S1", "Concat") and not fusion and not auxiliary_mean:
+    precise = method in ("Normal", "Concat") or (method, depth) == ("S1", 13)
+    if precise and not fusion and not auxiliary_mean:
         seeds |= {7, 8, 9, 10}
     older = {"learning_rate": 1e-3, "auxiliary_mean": 0.0, "fusion": None}  # than these fields
     late = [
-        [epoch["test_accuracy"] for epoch in run["history"][-10:]]
+        [epoch["test_accuracy"] for epoch in run["history"][-epochs:]]
         for run in (older | {"fully_connected": line.get("fc")} | line for line in record_lines())
         if run["seed"] in seeds
         and all(run.get(name, value) == value for name, value in fields.items())
@@ -88,7 +89,9 @@ ROWS = {
     "Detached to S1": ("Detached",),
     "attention to S1": ("S1", 13, "attention"),
     "losses to S1": ("S1", 13, None, 1.0),
+    "S1 of nine layers": ("S1", 9),
 }
+TAPS = {13: [7, 9, 11, 13], 9: [3, 5, 7, 9]}
 
 
 def test_intervals_beside_s1_are_scipy_s_of_the_record_s_lines(tables):
@@ -104,10 +107,49 @@ def test_intervals_beside_s1_are_scipy_s_of_the_record_s_lines(tables):
         ends = [games_howell(values, control, len(rows) + 1) for values in rows.values()]
     assert freedom > 0
     for (name, values), (low, high) in zip(rows.items(), ends, strict=True):
-        if name != "Normal":
+        if name not in ("Normal", "S1 of nine layers"):  # which claims.json has not beside S1
             found = tables.difference(name)
             assert found.mean == pytest.approx(values.mean() - control.mean())
             assert (found.low, found.high) == pytest.approx((low, high), abs=0.02)
+
+
+def verdicts(control, epochs):
+    """Of all rows at 3e-2 against one, by Dunnett's intervals; their deviations do not differ."""
+    rows = {name: raw(*row, epochs=epochs) for name, row in ROWS.items()}
+    against = rows.pop(control)
+    assert stats.bartlett(against, *rows.values()).pvalue >= 0.05
+    test = stats.dunnett(*rows.values(), control=against, rng=np.random.default_rng(7))
+    for low, high in np.round(np.transpose(test.confidence_interval(0.95)), 2):
+        near = "no different" if low >= -0.5 and high <= 0.5 else "undecided"
+        yield "ahead" if low > 0 else "behind" if high < 0 else near
+
+
+def test_what_weights_and_the_last_epoch_say_is_by_the_record_s_lines(tables):
+    """By hand: signs that branches share, the cheapest branch, verdicts by the last epoch."""
+    runs = tables.runs("repeated")
+    weights = np.array(runs["weights"].tolist())
+    # At width 1/8 the first branch has a layer of its own, the others one together.
+    turned = np.hstack([abs(weights[:, :1]), weights[:, 1:] * np.sign(weights[:, 3:])])
+    deviations = ", ".join(f"{turned[:, n].std(ddof=1):.2f}" for n in (0, 2, 3))
+    answered = claims._converge(tables, runs)
+    assert answered.figure.endswith(f": {deviations}")
+    assert answered.control.endswith(": 0.02, 0.02, 0.07")  # roots of 0.0003, 0.0003 and 0.0049
+    exits = [
+        line["exits_by_fusion"]["fusions"]["own"]["left_out"]
+        for line in record_lines()
+        if "exits_by_fusion" in line
+        and (line["method"], line["branches"]) == ("S1", TAPS[13])
+        and line["learning_rate"] == 3e-2  # which the table chose
+        and not line.get("auxiliary_mean")
+        and line.get("fusion") is None
+    ]
+    costs = np.mean(exits, axis=0)
+    told = claims._stages(tables, tables.runs("exits"))
+    assert f"after {[7, 9, 11, 13][costs.argmin()]} costs, over {len(exits)} runs" in told.figure
+    assert f": {costs.min():.2f} (" in told.figure
+    late, last = ([*verdicts("Normal", epochs), *verdicts("S1", epochs)] for epochs in (10, 1))
+    changed = sum(old != new for old, new in zip(late, last, strict=True))
+    assert f" {changed} of {len(late)} verdicts on the" in findings._by_last_epoch(tables)
 
 
 def games_howell(first, second, rows):
